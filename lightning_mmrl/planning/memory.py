@@ -211,9 +211,13 @@ class _Rank:
         return {
             "gathered weights": weights + root + unit,
             "activations": self.kept("text", self.tokens()) + towers,
-            # Five wider copies: scaled, log-softmax, and three for the entropy.
-            "logits": tile * (precision.computed + 5 * max(precision.computed, SINGLE)),
+            "logits": tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE)),
         }
+
+    def wide_copies(self) -> int:
+        """Wider copies of a tile of logits: the scaled ones and their log-softmax, and one or three for the entropy."""
+        algorithm = self.stage.algorithm
+        return 5 if algorithm is not None and algorithm.entropy.coefficient else 3
 
     def reduction(self) -> int:
         """Weights and gradient of the root, and the copies that are sent and received."""

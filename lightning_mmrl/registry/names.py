@@ -25,6 +25,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "backbone": tuple(backbone for backbone, _ in FAMILIES.values()),
     "encoder": tuple(encoder for _, encoder in FAMILIES.values()),
     "model builder": (
+        "lightning_mmrl.models.smollm2.build_smollm2_135m",
         "lightning_mmrl.models.tiny.build_tiny_omni",
         *_of(
             "lightning_mmrl.models.tiny_qwen",
@@ -50,6 +51,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         f"{SYNTHETIC}.counting.COUNTING",
         f"{SYNTHETIC}.geometry.GEOMETRY",
         f"{SYNTHETIC}.motion.MOTION",
+        f"{SYNTHETIC}.extremes.synthesize_extremes",
         f"{SYNTHETIC}.tones.TONES",
     ),
     "generator setting": (

@@ -1,5 +1,6 @@
 """Accuracy reward for mathematics: math-verify decides whether the answer equals the sample's solution."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,6 +12,7 @@ from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
 from lightning_mmrl.prompts.answers import doubts, question_of
+from lightning_mmrl.prompts.prose import prose_answer
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
@@ -21,6 +23,7 @@ _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
 """Units are read here, since math-verify drops any `m`; it gets only LaTeX, since it reads only parts of other text."""
 _NUM_REMEMBERED = 4096
+_NUMBER = re.compile(r"-?[0-9]+(?:[.,][0-9]+)*")
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
 
@@ -51,6 +54,10 @@ class MathAnswer:
     math-verify, the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7, and units are
     dropped.
 
+    With `prose`, a completion without any tag is read as well: its last sentence is the answer, unless the length limit
+    ended it. So a model that was never taught tags can be judged. Where the solution is a number, the answer must then
+    end with one: `5 - 2 = 3` is right, and `5 - 2` is the question again.
+
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
     >>> reward(sample, Completion(text="<think>2 / 4</think><answer>0.5</answer>", num_tokens=9, truncated=False))
@@ -61,6 +68,7 @@ class MathAnswer:
 
     timeout_s: int = 2
     max_characters: int = 256
+    prose: bool = False
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
         """Scores one completion.
@@ -74,7 +82,7 @@ class MathAnswer:
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which math-verify cannot read; "
                 "write a number or an expression, also in LaTeX"
             )
-        answer = scan(completion.text).answer
+        answer = prose_answer(completion) if self.prose else scan(completion.text).answer
         if answer is None or len(answer) > self.max_characters:
             return 0.0
         named = Named(question=question_of(sample), solution=sample.solution or "")
@@ -84,7 +92,16 @@ class MathAnswer:
             stated = None if point is None else read_mathematics(point, named)
         if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
             stated = (verbatim(answer),)
-        return float(stated is not None and _same(wanted, stated, self.timeout_s))
+        if stated is None or (self.prose and not _is_worked_out(wanted, stated)):
+            return 0.0
+        return float(_same(wanted, stated, self.timeout_s))
+
+
+def _is_worked_out(solution: Sequence[Quantity], stated: Sequence[Quantity]) -> bool:
+    """False if the solution has only numbers, and the last side of an answer is a calculation."""
+    if not all(_NUMBER.fullmatch(each.formula) for each in solution):
+        return True
+    return all(_NUMBER.fullmatch(each.formula.rpartition("=")[2].strip()) for each in stated)
 
 
 def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:

@@ -150,7 +150,7 @@ class RewardSettings:
     """Named reward functions and their weights; `num_workers` > 0 runs them in killable processes."""
 
     components: dict[str, Any] = setting()
-    """Name to the `_target_` of a reward function."""
+    """Name to the `_target_` of a reward function; null leaves one out, with its weight."""
     weights: dict[str, float] = setting()
     """Name to the factor of the component in the sum; with 0 the component is only recorded."""
     pass_component: str = "label"
@@ -167,3 +167,8 @@ class RewardSettings:
     """Megabytes a process may take beyond its size at the start (on Linux); null: no limit."""
     max_invalid_rate: float = setting(0.5, at_least=0, at_most=1)
     """The run stops if a larger share of the scores of an iteration is invalid; 1: never."""
+
+    def __post_init__(self) -> None:
+        left_out = {name for name, node in self.components.items() if node is None}
+        self.components = {name: node for name, node in self.components.items() if name not in left_out}
+        self.weights = {name: weight for name, weight in self.weights.items() if name not in left_out}

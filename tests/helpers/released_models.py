@@ -155,6 +155,12 @@ RELEASED = {
         family=Qwen2, config=text_config(TEXT["7B"], False), num_parameters=7_615_616_512, tied=False
     ),
     "llama3_2_1b": Released(family=Llama, config=llama_config(LLAMA, True), num_parameters=1_235_814_400, tied=True),
+    "smollm2_135m": Released(
+        family=Llama,
+        config=LlamaConfig(**text_sizes(576, 30, 9, 3, 1536, 49152), tie_word_embeddings=True),
+        num_parameters=134_515_008,
+        tied=True,
+    ),
     # The hub's total for Qwen3-1.7B counts its tied head a second time.
     "qwen3_1_7b": Released(
         family=Qwen3, config=text_3_config(TEXT_3["1.7B"], True), num_parameters=1_720_574_976, tied=True

@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning_mmrl.data.synthetic.arithmetic import ARITHMETIC
 from lightning_mmrl.data.synthetic.counting import COUNTING
 from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
+from lightning_mmrl.data.synthetic.extremes import synthesize_extremes
 from lightning_mmrl.data.synthetic.folder import Progress
 from lightning_mmrl.data.synthetic.geometry import GEOMETRY
 from lightning_mmrl.data.synthetic.motion import MOTION
@@ -36,5 +37,6 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "tones": TONES,
     "motion": MOTION,
     "arithmetic": ARITHMETIC,
+    "extremes": synthesize_extremes,
 }
 """Maps names to generators, which are called with (directory, *, seed, scale, workers, overwrite, on_progress)."""

@@ -9,6 +9,7 @@ from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.guarded import GuardedJudge, Judge
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Task
+from lightning_mmrl.prompts.prose import prose_answer
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -19,7 +20,8 @@ class Mathematics(Task):
 
     The verifier runs in a process of its own, which is killed if it takes longer than `deadline_s` seconds for an
     answer. If the verifier gives no value, the answer counts as wrong; `unjudged` is the share of such answers.
-    `unparseable` is the share of completions without one unambiguous `<answer>`.
+    `unparseable` is the share of completions without one unambiguous `<answer>`. With `prose`, for a verifier that
+    reads prose too, it is the share of completions that state no answer at all, and all others have a valid format.
 
     Raises:
         ConfigError: The deadline is not positive.
@@ -27,6 +29,7 @@ class Mathematics(Task):
 
     verifier: Judge
     deadline_s: float = 8.0
+    prose: bool = False
 
     kind: ClassVar[str] = "mathematics"
     title: ClassVar[str] = "Mathematics by stage"
@@ -64,17 +67,18 @@ class Mathematics(Task):
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges format and answer; an answer without a verdict is wrong."""
         scanned = scan(completion.text)
+        answer = prose_answer(completion) if self.prose else scanned.answer
         verdict = self.guarded(sample, completion)
         return Judgement(
             sample_id=sample.id,
             speaker=sample.speaker,
             truth=sample.solution or "",
-            predicted=scanned.answer,
-            valid_format=scanned.valid,
+            predicted=answer,
+            valid_format=answer is not None if self.prose else scanned.valid,
             text=completion.text,
             scores={
                 "accuracy": float(verdict.value is not None and verdict.value >= 1),
-                "unparseable": float(scanned.answer is None),
+                "unparseable": float(answer is None),
                 "unjudged": float(verdict.value is None),
             },
         )

@@ -8,7 +8,7 @@ from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.math_answer import MathAnswer
 from lightning_mmrl.rewards.pool import RewardPool
 from lightning_mmrl.settings.algorithm import RewardSettings
-from lightning_mmrl.types.records import Completion, Sample
+from lightning_mmrl.types.records import Completion, Message, Sample
 
 
 def posed(solution):
@@ -109,3 +109,50 @@ def test_an_answer_that_overruns_is_invalid_and_costs_only_itself():
     assert [score.valid for score in scores] == [False, True, True]
     assert "needed more than 1 s" in scores[0].reason
     assert [score.total for score in scores] == [0.0, 1.0, 0.0]
+
+
+STORY = Sample(
+    id="story",
+    messages=(Message(role="user", content="Mia had 10 coins and lost 7. How many coins are left?"),),
+    solution="3",
+)
+
+
+def told(text, prose=True, truncated=False):
+    return MathAnswer(prose=prose)(STORY, Completion(text=text, num_tokens=9, truncated=truncated))
+
+
+@pytest.mark.parametrize(
+    ("text", "earned"),
+    [
+        ("Mia has 10 - 7 = 3 coins left.", 1.0),
+        ("Mia had 10 coins and lost 7, so 10 - 7 = 3 coins are left.", 1.0),
+        ("There are 3 coins left.", 1.0),
+        ("10 - 7 = 3", 1.0),
+        ("<think>10 - 7</think><answer>3</answer>", 1.0),
+        ("Mia has 10 - 7 = 2 coins left.", 0.0),
+        ("Mia has 10 - 7 coins left.", 0.0),
+        ("10 - 7", 0.0),
+        ("It is 3. I hope this helps!", 0.0),
+        ("Mia has 3 or 4 coins left.", 0.0),
+        ("Mia has about 3 coins left.", 0.0),
+        ("It is not 3.", 0.0),
+        ("It is 3. <answer>4</answer>", 0.0),
+        ("<answer>10 - 7</answer>", 0.0),
+        ("1, 2, 3, 4", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_prose_earns_what_its_last_sentence_states(text, earned):
+    assert told(text) == earned
+
+
+def test_prose_must_be_asked_for_and_have_an_end():
+    assert told("It is 3.", prose=False) == 0.0
+    assert told("It is 3", truncated=True) == 0.0
+
+
+def test_only_a_number_must_be_worked_out():
+    sample = Sample(id="term", messages=(), solution="$x + 1$")
+    assert MathAnswer(prose=True)(sample, Completion(text="It is $1 + x$.", num_tokens=9, truncated=False)) == 1.0
+    assert MathAnswer()(STORY, answered("10 - 7")) == 1.0, "in tags alone, a calculation is a value"

@@ -41,6 +41,22 @@ def test_verdicts_by_hand(task, text, predicted, valid_format, scores):
     assert (found.scores["accuracy"], found.scores["unparseable"], found.scores["unjudged"]) == (*scores, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "predicted", "scores"),
+    [
+        ("Half. It is 0.5.", "It is 0.5.", (1.0, 0.0)),
+        ("It is 2.", "It is 2.", (0.0, 0.0)),
+        ("<answer>0.5</answer>", "0.5", (1.0, 0.0)),
+        ("It is 0.5. <answer>", None, (0.0, 1.0)),
+        ("", None, (0.0, 1.0)),
+    ],
+)
+def test_prose_by_hand(text, predicted, scores):
+    found = judged(Mathematics(verifier=MathAnswer(prose=True), prose=True), text)
+    assert (found.predicted, found.valid_format) == (predicted, predicted is not None)
+    assert (found.scores["accuracy"], found.scores["unparseable"], found.scores["unjudged"]) == (*scores, 0.0)
+
+
 def test_metrics_by_hand(task):
     texts = ("<think>x</think><answer>0.5</answer>", "<answer>1/2</answer>", "<think>x</think><answer>3</answer>", "")
     values = task.metrics([judged(task, text) for text in texts])
