@@ -169,6 +169,8 @@ class RewardSettings:
     """The run stops if a larger share of the scores of an iteration is invalid; 1: never."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.components, str) or isinstance(self.weights, str):
+            return  # required keys without a value yet
         left_out = {name for name, node in self.components.items() if node is None}
         self.components = {name: node for name, node in self.components.items() if name not in left_out}
         self.weights = {name: weight for name, weight in self.weights.items() if name not in left_out}
