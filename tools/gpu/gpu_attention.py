@@ -3,8 +3,8 @@
 The bound on the error of an operation, in the largest entry and in root mean square, is twice the error of torch's own
 `scaled_dot_product_attention` on the same inputs in the same dtype, plus the rounding of a merge, at the size of the
 result. Torch's own attention rounds probabilities and outputs as ours does, and twice its error leaves room for another
-order of sums. A merge rounds its result once, a unit of the dtype. It weighs parts by exp of their float32 log-sum-exps,
-which are about log(M) + 1/2 for M keys with scores of unit variance, and as many float32 units off.
+order of sums. A merge rounds its result once, a unit of the dtype. It weighs parts by exp of their log-sum-exps in
+float32, which are about log(M) + 1/2 for M keys with scores of unit variance, and as many float32 units off.
 """
 
 import math
@@ -72,7 +72,9 @@ def run(setup: Setup, record: Record) -> None:
         record.skip(f"time of attention over {LONG} tokens", "a CPU says nothing about the kernels of a GPU")
 
 
-def ratios(setup: Setup, tree: Sequence[tuple[int, Sequence[int]]], shape: Shape, dtype: torch.dtype) -> dict[str, float]:
+def ratios(
+    setup: Setup, tree: Sequence[tuple[int, Sequence[int]]], shape: Shape, dtype: torch.dtype
+) -> dict[str, float]:
     """Errors over their bounds; at most 1 if attention is right."""
     tiles, seen = tiles_of(setup, tree), visible(tree).to(setup.device)
     outcome = compare(tiles, seen, inputs_of(setup, len(seen), shape, dtype))
@@ -208,14 +210,16 @@ def decoding_ratio(setup: Setup, lengths: Sequence[int], shape: Shape, dtype: to
         copies = shape.heads // shape.key_heads
         wide = (each.to(precision).repeat_interleave(copies, dim=1) for each in (keys, values))
         mask = ~hidden[:, None, None]
-        return scaled_dot_product_attention(rows.to(precision).unsqueeze(2), *wide, attn_mask=mask, scale=scale)[:, :, 0]
+        return scaled_dot_product_attention(rows.to(precision).unsqueeze(2), *wide, attn_mask=mask, scale=scale)[
+            :, :, 0
+        ]
 
     merging = _rounding_of_merge(dtype, longest + own_tokens)
     return _over_bound(ours, dense(dtype), dense(torch.float64), merging)
 
 
 def _times(setup: Setup, record: Record) -> None:
-    """Milliseconds for 16k tokens in bfloat16: one causal run beside torch's own kernel, and a tree of three prompts."""
+    """Milliseconds for 16k tokens in bfloat16: a causal run beside torch's own kernel, and a tree of three prompts."""
     shape = Shape(16, 2, 128)
     scale = shape.width**-0.5
     for name, tiles in ("causal", prompt_tiles([LONG], setup.device)[0]), ("tree", tiles_of(setup, LONG_TREE)):

@@ -62,9 +62,7 @@ def write_released(folder: Path, *, named_end: bool) -> Path:
     weights |= {f"{part}.head.weight": torch.ones(4, 4) for part in ("talker", "token2wav")}
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
-    shards = {
-        f"model-0000{number}-of-00002.safetensors": names[number - 1 :: 2] for number in (1, 2)
-    }
+    shards = {f"model-0000{number}-of-00002.safetensors": names[number - 1 :: 2] for number in (1, 2)}
     for shard, own in shards.items():
         save_file({name: weights[name].contiguous() for name in own}, folder / shard, metadata={"format": "pt"})
     places = {name: shard for shard, own in shards.items() for name in own}
@@ -97,9 +95,7 @@ def _items(encoder: OmniEncoder) -> list[EncodedSample]:
     return items
 
 
-def _sft(
-    setup: Setup, record: Record, encoder: OmniEncoder, policy: Policy, optimizer: torch.optim.Optimizer
-) -> None:
+def _sft(setup: Setup, record: Record, encoder: OmniEncoder, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """One step on targets, after which their loss is lower."""
     batch = collate_targets(_items(encoder), encoder.pad_token_id).to(setup.device)
     scoring = ScoringBatch(
@@ -117,7 +113,9 @@ def _sft(
         after = float(loss())
     record.figure("sft_loss_before", float(before.detach()))
     record.figure("sft_loss_after", after)
-    record.expect(after < float(before.detach()), f"an SFT step takes the loss from {float(before.detach())} to {after}")
+    record.expect(
+        after < float(before.detach()), f"an SFT step takes the loss from {float(before.detach())} to {after}"
+    )
 
 
 def _logprobs(setup: Setup, policy: Policy, batch: ScoringBatch) -> Tensor:

@@ -51,7 +51,9 @@ def run(setup: Setup, record: Record) -> None:
         ("loss", "gradient norm"), (LOSS_TOLERANCE, NORM_TOLERANCE), zip(*outcomes, strict=True), strict=True
     ):
         first, last = values[0], values[-1]
-        record.expect(abs(first - last) <= tolerance * abs(first), f"recomputation changes the {name}: {first} to {last}")
+        record.expect(
+            abs(first - last) <= tolerance * abs(first), f"recomputation changes the {name}: {first} to {last}"
+        )
     if setup.on_gpu and len(outcomes) == 2:
         kept, recomputed = (record.figures[f"{name}_peak_gib"] for name in ("kept", "recomputed"))
         record.expect(recomputed < kept, f"recomputation does not lower the peak: {kept:.1f} to {recomputed:.1f} GiB")
@@ -86,9 +88,7 @@ def loss_of(policy: Policy, batch: ScoringBatch) -> Tensor:
     """The clipped loss, token by token, for advantages that differ by completion."""
     logprobs, mask = policy(batch).logprobs, batch.completion_mask
     advantages = torch.linspace(-1, 1, len(mask), device=mask.device)[:, None].expand_as(mask)
-    inputs = LossInputs(
-        logprobs=logprobs, old_logprobs=logprobs.detach(), advantages=advantages, completion_mask=mask
-    )
+    inputs = LossInputs(logprobs=logprobs, old_logprobs=logprobs.detach(), advantages=advantages, completion_mask=mask)
     aggregation = TokenMean()
     return aggregation.reduce(PPOClip()(inputs).token_losses, mask, aggregation.denominator(mask))
 

@@ -65,11 +65,10 @@ def share_moved(setup: Setup, policy: Policy) -> float:
         if step in (0, STEPS - 1):
             for parameter, seen in zip(parameters, reached, strict=True):
                 if parameter.grad is not None:
-                    seen |= parameter.grad != 0
+                    seen.logical_or_(parameter.grad != 0)
         optimizer.step()
     moved = sum(
-        int(((parameter != old) & seen).sum())
-        for parameter, old, seen in zip(parameters, before, reached, strict=True)
+        int(((parameter != old) & seen).sum()) for parameter, old, seen in zip(parameters, before, reached, strict=True)
     )
     return moved / sum(int(seen.sum()) for seen in reached)
 

@@ -47,7 +47,9 @@ def encode(setup: Setup, record: Record, policy: Policy, count: int, grid: tuple
     patches = count * grid[0] * grid[1] * grid[2]
     visual: Any = policy.model.get_submodule("model.visual")
     calls: list[int] = []
-    handle = visual.register_forward_pre_hook(lambda module, args, kwargs: calls.append(_rows(args, kwargs)), with_kwargs=True)
+    handle = visual.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(_rows(args, kwargs)), with_kwargs=True
+    )
     setup.wait()
     before = _allocated(setup)
     start = time.perf_counter()
