@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from gpu_record import Record, Setup
-from gpu_worlds import PAD, policy_of, text_prompts
+from gpu_worlds import PAD, policy_of, spread, text_prompts
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -52,7 +52,7 @@ class Clock:
 def run(setup: Setup, record: Record) -> None:
     """Samples all rows once, then scores some of them."""
     dtype = setup.choose(toy=torch.float32, large=torch.bfloat16)
-    policy = policy_of(setup, dtype=dtype)
+    policy = spread(setup, policy_of(setup, dtype=dtype))
     lengths = setup.choose(toy=[40 - row for row in range(8)], large=[3000 - 12 * row for row in range(32)])
     group = setup.choose(toy=4, large=8)
     prompts = text_prompts(setup, policy, lengths)

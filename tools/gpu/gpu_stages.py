@@ -11,13 +11,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpu_record import GIB, Record, Setup
-from torch import Tensor
+from gpu_record import Record, Setup
+from torch import Tensor, nn
 
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.cli.main import main
 
+MIB = 2**20
 OVERRIDES = ("experiment=task_arithmetic", "debug=fast", "order=[cold_start,reason]", "trainer.strategy=fsdp2")
 BEGINNINGS = 5
 """The base's evaluation, then each of two stages and its evaluation."""
@@ -40,15 +41,15 @@ def run(setup: Setup, record: Record) -> None:
     if not setup.on_gpu:
         record.skip("memory that CUDA allocated", "a CPU keeps no count; tensors that Python still reaches are summed")
     weights = sum(path.stat().st_size for path in sorted(setup.folder.rglob("01-*/handoff/model.safetensors")))
-    record.figure("weights_mib", weights / 2**20)
+    record.figure("weights_mib", weights / MIB)
     for name, size in held:
-        record.figure(f"held_before_{name}_mib", size / 2**20)
+        record.figure(f"held_before_{name}_mib", size / MIB)
     for name, size in held[1:]:
         kept = size - held[0][1]
         record.expect(
             kept <= MOST_KEPT * weights,
-            f"{kept / GIB:.3f} GiB more are held before {name} than at the start, and the weights take "
-            f"{weights / GIB:.3f}",
+            f"{kept / MIB:.1f} MiB more are held before {name} than at the start, and the weights take "
+            f"{weights / MIB:.1f}",
         )
 
 
@@ -76,6 +77,7 @@ def held_bytes(setup: Setup) -> int:
     """Bytes of tensors that are alive: CUDA's own count, or the storages that Python's collector still reaches."""
     if setup.on_gpu:
         return torch.cuda.memory_allocated()
-    tensors = (found for found in gc.get_objects() if isinstance(found, Tensor))
-    storages = {found.untyped_storage().data_ptr(): found.untyped_storage().nbytes() for found in tensors}
+    # Shards wrap plain tensors, which are found themselves.
+    tensors = (found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter))
+    storages = {found.untyped_storage()._cdata: found.untyped_storage().nbytes() for found in tensors}
     return sum(storages.values())

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from gpu_record import GIB, Record, Setup
-from gpu_worlds import Sizes, clip_prompts, policy_of
+from gpu_worlds import Sizes, clip_prompts, policy_of, spread
 from torch import Tensor
 
 from lightning_mmrl.models.policy import Policy
@@ -25,7 +25,7 @@ Kernels for other sizes add in another order, over 32 blocks that each round to 
 def run(setup: Setup, record: Record) -> None:
     """Encodes fewer and more clips, and compares the last clip with itself alone."""
     dtype = setup.choose(toy=torch.float32, large=torch.bfloat16)
-    policy = policy_of(setup, dtype=dtype, sizes=Sizes(layers=1))
+    policy = spread(setup, policy_of(setup, dtype=dtype, sizes=Sizes(layers=1)))
     policy.freeze(["vision"])
     grid, counts = setup.choose(toy=(TOY_GRID, TOY_CLIPS), large=(GRID, CLIPS))
     policy.media.encode(clip_prompts(setup, policy, 1, grid))  # a warm-up

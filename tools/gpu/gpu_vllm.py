@@ -17,7 +17,7 @@ from lightning_mmrl.rollout.vllm.settings import VLLMSettings
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch
 
-PROMPT, TOKENS = 120, 150
+PROMPT, TOKENS = 126, 150
 FEW, MANY = 2, 16
 """Rows of a prompt that fit the cache together, and rows that do not."""
 CACHE_TOKENS = 1024

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_models import RELEASED_3B, SEED
+from bench_models import RELEASED_3B, SEED, SPREAD
 from gpu_record import Setup
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -69,6 +69,16 @@ def policy_of(setup: Setup, *, dtype: torch.dtype, sizes: Sizes | None = None) -
     return Policy(Qwen25VL(model), banned_token_ids=banned).to(setup.device)
 
 
+def spread(setup: Setup, policy: Policy) -> Policy:
+    """Wider weights at toy size, where attention and positions would else hardly matter; returns the policy."""
+    factor = setup.choose(toy=SPREAD, large=1.0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+    return policy
+
+
 def _config(setup: Setup, sizes: Sizes) -> Qwen2_5_VLConfig:
     base: Any = TOY if setup.scale == "toy" else RELEASED_3B
     text, vision = dict(base["text"]), dict(base["vision"])
@@ -98,7 +108,7 @@ def text_prompts(setup: Setup, policy: Policy, lengths: Sequence[int]) -> Prompt
 
 
 def clip_prompts(setup: Setup, policy: Policy, num_clips: int, grid: tuple[int, int, int]) -> PromptBatch:
-    """Prompts of one clip each with this many patches in time, height and width, all of noise."""
+    """Prompts of one clip each with this many patches in time, height and width."""
     config: Any = policy.model.config
     span = layout(config, "previous_maximum").clip(grid, SECONDS_PER_PATCH)
     kinds = (None, *span.kinds, None)
@@ -109,11 +119,18 @@ def clip_prompts(setup: Setup, policy: Policy, num_clips: int, grid: tuple[int, 
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     torch.manual_seed(SEED)
     tensors = {
-        VIDEO_PIXELS: torch.randn(num_clips * patches, width, device=setup.device),
+        VIDEO_PIXELS: _own_patch(num_clips, patches, width, setup.device),
         VIDEO_GRID: torch.tensor([grid] * num_clips),
     }
     counts = {VIDEO_PIXELS: (patches,) * num_clips, VIDEO_GRID: (1,) * num_clips}
     return replace(batch, media=MediaInputs(tensors=tensors, counts=counts)).to(setup.device)
+
+
+def _own_patch(num_clips: int, patches: int, width: int, device: torch.device) -> Tensor:
+    """Pixels of clips, each a patch of its own with noise, so that attention to another clip's patches would show."""
+    pixels = torch.randn(num_clips * patches, width, device=device)
+    pixels.unflatten(0, (num_clips, patches)).add_(2 * torch.randn(num_clips, 1, width, device=device))
+    return pixels
 
 
 def _encoded(number: int, ids: Tensor, positions: Tensor, following: int) -> EncodedSample:
