@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,7 @@ def cannot_run() -> str | None:
             found = version(name)
         except PackageNotFoundError:
             return f"the package {name} is not installed; install it with: pip install '{name}>={wanted}'"
-        if tuple(int(part) for part in found.split(".")[:2]) < oldest:
+        if tuple(int(digits) for digits in re.findall(r"\d+", found)[:2]) < oldest:
             return f"{name} is {found}, and this check needs {wanted} or newer: pip install '{name}>={wanted}'"
     return None
 
@@ -124,6 +125,9 @@ def check(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     machine = machine_facts()
     scale = options.scale or ("3b" if machine["gpu"] else "toy")
+    if scale == "3b" and not machine["gpu"]:
+        print("gpu_check: torch sees no GPU, and --scale 3b needs one; mmrl doctor says why", file=sys.stderr)
+        return 2
     print(
         f"{machine['gpu'] or 'no GPU'}, torch {machine['torch']}, transformers {machine['transformers']}, scale {scale}"
     )

@@ -46,6 +46,7 @@ def run(setup: Setup, record: Record) -> None:
             if name == "recomputed":
                 raise
             policy.zero_grad()
+            torch.cuda.empty_cache()
             record.skip("a microbatch that keeps its activations", "it does not fit this device")
     for name, tolerance, values in zip(
         ("loss", "gradient norm"), (LOSS_TOLERANCE, NORM_TOLERANCE), zip(*outcomes, strict=True), strict=True

@@ -22,6 +22,8 @@ LEAST_MOVED = 0.99
 """Share of the weights with a gradient that float32 masters must move."""
 MOST_MOVED = 0.5
 """More moved bfloat16 weights than this would mean that the count is wrong: a plain optimizer moves a few percent."""
+POSITION, MOST_ROTATED = 3000, 0.01
+"""A position, and the radians that a frequency may be off there: float32 is off by 2e-4, bfloat16 by a radian."""
 TOY_SIZES = Sizes(layers=1, depth=1, vocabulary=256)
 SIZES = Sizes(layers=2, depth=1, vocabulary=8192)
 """The widths of the 3B model with few layers: the share does not depend on their number, the time does."""
@@ -42,7 +44,9 @@ def run(setup: Setup, record: Record) -> None:
     record.expect(found == {"bfloat16"}, f"under autocast in bfloat16, attention gets {' and '.join(sorted(found))}")
 
     policy = policy_of(setup, dtype=torch.bfloat16, sizes=sizes)
-    record.figure("inv_freq_rotation_error_rad", rotation_error(policy))
+    error = rotation_error(policy)
+    record.figure("inv_freq_rotation_error_rad", error)
+    record.expect(error <= MOST_ROTATED, f"rotary angles at position {POSITION} are {error:.2f} rad off")
     for name, types in frequency_types(policy).items():
         record.expect(types == torch.float32, f"{name} is {types} in a model that was loaded in bfloat16, not float32")
 
@@ -101,8 +105,8 @@ def frequency_types(policy: nn.Module) -> dict[str, torch.dtype]:
     return {name: buffer.dtype for name, buffer in policy.named_buffers() if name.endswith("inv_freq")}
 
 
-def rotation_error(policy: Policy, position: int = 3000) -> float:
-    """The largest error in radians that the decoder's rotary frequencies make at a position.
+def rotation_error(policy: Policy) -> float:
+    """The largest error in radians that the decoder's rotary frequencies make at `POSITION`.
 
     Frequency i is theta ** (-2 i / d), here in float64 (arXiv:2104.09864, section 3.2.2). Rounded to bfloat16 the
     error is a radian and more.
@@ -112,4 +116,4 @@ def rotation_error(policy: Policy, position: int = 3000) -> float:
     exact = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     buffers = dict(policy.model.named_buffers())
     (name,) = (name for name in buffers if "language_model" in name and name.endswith("rotary_emb.inv_freq"))
-    return float((position * (buffers[name].double().cpu() - exact)).abs().max())
+    return float((POSITION * (buffers[name].double().cpu() - exact)).abs().max())
