@@ -127,10 +127,11 @@ class World:
         else:
             torch.manual_seed(SEED)
             with torch.device(self.device):
-                model = Qwen2_5_VLForConditionalGeneration._from_config(self._released_config(), dtype=self.dtype)
+                model = Qwen2_5_VLForConditionalGeneration._from_config(self.released_config(), dtype=self.dtype)
         return model.train()
 
-    def _released_config(self) -> Qwen2_5_VLConfig:
+    def released_config(self) -> Qwen2_5_VLConfig:
+        """The configuration of the folder at the released 3B sizes."""
         config: Any = Qwen2_5_VLConfig.from_pretrained(self.folder)
         for part, sizes in (config.text_config, RELEASED_3B["text"]), (config.vision_config, RELEASED_3B["vision"]):
             for name, value in sizes.items():
