@@ -92,9 +92,7 @@ VALUES = {
     # targets
     "stages.reason.module._target_=os.system": "'os.system', which is no stage module; the nearest one is",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
-    "stages.reason.rewards.components.label=5": (
-        "rewards.components.label is 5; it must be a node with a _target_"
-    ),
+    "stages.reason.rewards.components.label=5": ("rewards.components.label is 5; it must be a node with a _target_"),
     "model.family.encoder=null": "model.family.encoder is None; it must be a node with a _target_",
     "model.family.encodr.x=1": "model.family.encodr: unknown key; did you mean 'encoder'?",
     "data.build=5": "data.build is 5; it must be null or a node with a _target_",

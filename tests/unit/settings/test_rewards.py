@@ -18,7 +18,7 @@ def test_a_component_that_is_null_is_left_out_with_its_weight():
 
 
 def test_a_weight_of_nothing_is_still_refused():
-    with pytest.raises(ConfigError, match="weights.typo: weighs no component"):
+    with pytest.raises(ConfigError, match=r"weights\.typo: weighs no component"):
         compose([f"{KEY}.components.format=null", f"+{KEY}.weights.typo=1.0"])
 
 
