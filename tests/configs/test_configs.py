@@ -52,6 +52,9 @@ def overrides(path):
     if group == "reward":
         return [f"+reward@stages.reason.rewards={option}"]
     needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []
+    if "labels: []" in path.read_text():  # no reward may read labels
+        rewards = "stages.reason.rewards"
+        needed += [f"{rewards}.components.label=null", f"{rewards}.pass_component=format"]
     return [f"{group}={option}", *needed]
 
 
