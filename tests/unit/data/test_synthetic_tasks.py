@@ -120,7 +120,7 @@ def test_decoders_tell_signals_apart() -> None:
 
 
 def test_every_generator_is_called_alike() -> None:
-    assert list(TASKS) == ["emotions", "geometry", "counting", "tones", "motion", "arithmetic"]
+    assert list(TASKS) == ["emotions", "geometry", "counting", "tones", "motion", "arithmetic", "extremes"]
     wanted = {"directory", "seed", "scale", "workers", "overwrite", "on_progress"}
     for generate in TASKS.values():
         parameters = inspect.signature(generate).parameters
