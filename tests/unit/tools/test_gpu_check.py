@@ -106,7 +106,6 @@ def test_masters_move_and_bfloat16_weights_hardly(setup, dtype, least, most):
     assert least <= gpu_precision.share_moved(setup, policy) <= most
 
 
-@pytest.mark.xfail(reason="queries and keys stay float32 under autocast: item 2 of the issue", strict=True)
 def test_attention_gets_the_type_of_autocast(setup):
     policy = gpu_worlds.policy_of(setup, dtype=torch.float32, sizes=gpu_precision.TOY_SIZES)
     assert gpu_precision.attention_types(setup, policy) == {"bfloat16"}
@@ -175,15 +174,11 @@ def test_a_folder_in_the_hubs_layout_trains(setup):
     assert record.figures["rl_moved_weights"] > 0
 
 
-@pytest.mark.xfail(
-    reason="the end of a sequence is read from the generation config alone: A3 of the issue", strict=True
-)
 def test_a_folder_without_an_end_trains(check):
     assert not check("layout").failures
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a stage that ended keeps its weights and optimizer: A8 of the issue", strict=True)
 def test_ended_stages_hold_nothing(check):
     record = check("stages")
     assert len([name for name in record.figures if name.startswith("held_before")]) == 5
