@@ -6,7 +6,7 @@ optimizer must be gone: at 3B they would not fit beside the model of the evaluat
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 from unittest.mock import patch
 
@@ -14,8 +14,7 @@ import torch
 from gpu_record import Record, Setup
 from torch import Tensor, nn
 
-from lightning_mmrl.app.evaluation import CheckpointEvaluator
-from lightning_mmrl.app.stages import StageBuilder
+from lightning_mmrl.app import evaluation, stages
 from lightning_mmrl.cli.main import main
 
 MIB = 2**20
@@ -55,21 +54,29 @@ def run(setup: Setup, record: Record) -> None:
 
 @contextmanager
 def noted(setup: Setup, held: list[tuple[str, int]]) -> Iterator[None]:
-    """Notes the name and the held bytes whenever a stage or an evaluation begins."""
+    """Notes the name and the held bytes whenever a stage or an evaluation has freed memory, with which it begins."""
 
-    def noting(kind: Any, name_of: Callable[..., str]) -> Any:
-        begin = kind.__call__
+    def noting(module: Any, kind: Any, name_of: Callable[..., str]) -> Any:
+        begin, free, names = kind.__call__, module.free_memory, []
 
         def noted_call(self: Any, *arguments: Any) -> Any:
-            held.append((name_of(*arguments), held_bytes(setup)))
+            names.append(name_of(*arguments))
             return begin(self, *arguments)
 
-        return patch.object(kind, "__call__", noted_call)
+        def noted_free() -> None:
+            free()
+            held.append((names[-1], held_bytes(setup)))
 
-    with (
-        noting(StageBuilder, lambda spec, *rest: f"stage_{spec.name}"),
-        noting(CheckpointEvaluator, lambda checkpoint, directory, stage, *rest: f"evaluation_of_{stage}"),
-    ):
+        return patch.multiple(module, free_memory=noted_free), patch.object(kind, "__call__", noted_call)
+
+    with ExitStack() as stack:
+        for each in (
+            *noting(stages, stages.StageBuilder, lambda spec, *rest: f"stage_{spec.name}"),
+            *noting(
+                evaluation, evaluation.CheckpointEvaluator, lambda start, place, name, *rest: f"evaluation_of_{name}"
+            ),
+        ):
+            stack.enter_context(each)
         yield
 
 
