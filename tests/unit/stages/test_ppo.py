@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ import one_step
 import pytest
 import torch
 from algorithms import algorithm_of, changed
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
@@ -114,8 +116,24 @@ def fit(module, encoder, folder, steps=1):
     return one_step.reports(module, omni.prompts(encoder), folder, steps)
 
 
-def gradients(module):
-    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
+@contextmanager
+def noted_gradients():
+    """Notes the gradients with which optimizers step, by parameter; afterwards they are freed."""
+    noted = {}
+
+    def note(optimizer, *_):
+        parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+        noted.update({id(each): each.grad.clone() for each in parameters})
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        yield noted
+    finally:
+        handle.remove()
+
+
+def gradients(module, noted):
+    return {name: noted[id(parameter)] for name, parameter in module.named_parameters() if id(parameter) in noted}
 
 
 def moved(module, by):
@@ -147,7 +165,8 @@ def written_out(policy, trunk, reference, scoring, rollout, counted, rewards, kl
     loss = -sum(logprobs[row, c] * (advantage - mean) / spread for row, c, advantage, _ in tokens) / len(tokens)
     value_loss = sum((values[row, c] - target) ** 2 for row, c, _, target in tokens) / (2 * len(tokens))
     (loss + value_loss).backward()
-    return gradients(policy), gradients(trunk), float(value_loss.detach())
+    written = {id(each): each.grad for model in (policy, trunk) for each in model.parameters() if each.grad is not None}
+    return gradients(policy, written), gradients(trunk, written), float(value_loss.detach())
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(1, 10**6), (2, 60), (4, 10**6), (8, 150)])
@@ -179,10 +198,12 @@ def test_an_iteration_has_the_gradients_of_the_papers(model, tmp_path, size, tok
     assert len(counted) < 4 * size
     rewards = [float(len(each.text) % 7) for each in rollout.completions]
     by_policy, by_critic, value_loss = written_out(*copies, scoring, rollout, counted, rewards, 0.1)
-    [reported] = fit(module, encoder, tmp_path)
+    with noted_gradients() as noted:
+        [reported] = fit(module, encoder, tmp_path)
     assert reported["train/value_loss"] == pytest.approx(value_loss, rel=1e-9)
     assert reported["train/ratio_max"] == 1.0
-    for found, expected in ((gradients(policy), by_policy), (gradients(module.critic.trunk), by_critic)):
+    sides = ((gradients(policy, noted), by_policy), (gradients(module.critic.trunk, noted), by_critic))
+    for found, expected in sides:
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             # Towers compute parts in float32 whatever their weights are.
