@@ -179,10 +179,14 @@ def test_an_iteration_has_the_gradients_of_the_papers(model, tmp_path, size, tok
     assert len(counted) < 4 * size
     rewards = [float(len(each.text) % 7) for each in rollout.completions]
     by_policy, by_critic, value_loss = written_out(*copies, scoring, rollout, counted, rewards, 0.1)
+    taken = []  # before the first of the two optimizers steps, after which gradients are freed
+    module.on_before_optimizer_step = lambda optimizer: taken.append(
+        [gradients(policy), gradients(module.critic.trunk)]
+    )
     [reported] = fit(module, encoder, tmp_path)
     assert reported["train/value_loss"] == pytest.approx(value_loss, rel=1e-9)
     assert reported["train/ratio_max"] == 1.0
-    for found, expected in ((gradients(policy), by_policy), (gradients(module.critic.trunk), by_critic)):
+    for found, expected in zip(taken[0], (by_policy, by_critic), strict=True):
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             # Towers compute parts in float32 whatever their weights are.
