@@ -20,7 +20,7 @@ class EncodedSample:
     Attributes:
         sample: The sample.
         prompt: Result of `PromptEncoder.encode_prompt`.
-        target_ids: Token ids of the target; empty without a target. Of a conversation, those of all targets and of the
+        target_ids: Token ids of the target; empty without a target. A conversation has all its targets here, with the
             turns between them.
         target_mask: True for tokens that count in the loss; empty if all do.
         media_key: Identifies the content of the sample's media as the model sees them; "" if this is unknown or there

@@ -4,8 +4,8 @@ The estimate is the largest of the phases that a step or iteration goes through.
 optimizer state and the weights of a reference policy, and from the backward pass to the optimizer step also gradients.
 Each phase adds:
 
-- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, and
-  over those of a microbatch in SFT;
+- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, of
+  a microbatch in SFT;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
 - `reduction`: under FSDP2 the gradient of the root while it is summed;
@@ -248,7 +248,7 @@ class _Rank:
         return min(self.encoded_at_once(), max(1, TOWER_ROWS // max(1, self.lengths.media(group))))
 
     def encoded_at_once(self) -> int:
-        """Number of prompts whose features are held at once: in RL all of the rank, in SFT those of a microbatch."""
+        """Number of prompts whose features are held at once: all prompts of the rank in RL, of a microbatch in SFT."""
         return self.prompts_at_once() if self.stage.algorithm is None else self.prompts
 
     def tower_rows(self, group: str, prompts: int) -> int:
@@ -268,7 +268,7 @@ class _Rank:
         return rows * (stack.depth * block + at_hand)
 
     def media(self) -> int:
-        """Float32 inputs of the towers of all prompts, and the outputs of those that are encoded at once."""
+        """Bytes of the towers' float32 inputs for all prompts, and of their outputs for prompts encoded at once."""
         width = self.shape.text.width * self.precision.computed
         return sum(
             self.tower_rows(group, self.prompts) * stack.input_values * SINGLE

@@ -63,7 +63,7 @@ class PolicyWeights:
 
 
 def pushed_bytes(policy: Policy) -> int:
-    """Bytes of all weights of an engine that has those of a policy; tied weights count once, an adapter is merged."""
+    """Bytes of the weights that a policy sends to an engine; tied weights count once, and an adapter adds none."""
     added = set() if policy.adapter is None else {id(each) for each in policy.adapter.parameters()}
     own = [each.numel() for each in policy.model.parameters() if id(each) not in added]
     return sum(own) * policy.compute_dtype.itemsize

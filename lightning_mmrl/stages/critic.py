@@ -71,7 +71,7 @@ class CriticTrainer:
     ) -> dict[str, float]:
         """Computes and clips the gradients of a minibatch, and returns its statistics.
 
-        The critic scores only the prompts of the minibatch that are in `live`: those that can move the weights.
+        The critic scores only the prompts in `live`. Other prompts of the minibatch cannot move the weights.
         """
         towers = experience.critic_towers
         batches = scoring_batches(

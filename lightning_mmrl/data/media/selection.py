@@ -24,8 +24,8 @@ _ROUNDED_S = 10**-_DIGITS
 """A frame that starts this much outside of a span counts as inside, since its start is rounded."""
 
 _RATE_SLACK, _PART_SLACK = 0.5, 0.1
-"""Share by which the frames of a clip may last shorter at the rate that their container has; and those of a part of it,
-shorter or longer."""
+"""How far the duration of a clip's frames at the container's rate may fall below their duration by the clock, and how
+far that of a span may differ from it either way; as shares."""
 
 _BEYOND_S = 0.1
 """How far an `end` may lie beyond the clip: manifests hold rounded times, and sound may end before the picture."""
@@ -62,7 +62,7 @@ class Selection:
 def select_frames(
     path: Path, starts_s: np.ndarray, ref: MediaRef, settings: MediaSettings, rate: float, end_s: float | None = None
 ) -> Selection:
-    """Selects frames of the span: those on show at the midpoints of equal segments, or those that qwen-vl-utils takes.
+    """Selects frames of the span: at the midpoints of equal segments, or as qwen-vl-utils does.
 
     Args:
         path: The clip's file, for messages.
