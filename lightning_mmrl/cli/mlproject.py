@@ -8,6 +8,7 @@ from types import FrameType
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.text import printable
 
 PARAMETERS = {
@@ -99,7 +100,7 @@ def _interrupt_on_sigterm() -> None:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
-        if not interrupted or number == signal.SIGINT:
+        if number == signal.SIGINT or not (interrupted or Interruption.received):
             interrupted = True
             raise KeyboardInterrupt
 

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns the first signal into `Interrupted`; a second signal ends the process at once.
+    """Turns the first signal into `Interrupted`; a second one ends the process at once, except a SIGTERM after Ctrl-C.
 
         with Interruption() as interruption:
             ...
@@ -43,10 +43,16 @@ class Interruption:
             with interruption.rank_local():
                 ...  # work that is not synchronized across ranks; `poll` may cut it short
 
+    A launcher that a terminal interrupts, such as `mlflow run` or torchrun, also sends SIGTERM to the process, which
+    has received the SIGINT already and closes its runs. Such a SIGTERM does nothing.
+
     Attributes:
         pending: The signal that was received, if one was.
         holding: Whether a signal that arrives now is held back.
     """
+
+    received: ClassVar[bool] = False
+    """Whether this process received a signal, also in an `Interruption` that has ended."""
 
     def __init__(self) -> None:
         self.pending: int | None = None
@@ -144,8 +150,11 @@ class Interruption:
         self.safe_point()
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if (self.pending, signum) == (signal.SIGINT, signal.SIGTERM):
+            return
         if self.pending is not None:
             os._exit(128 + signum)
+        Interruption.received = True
         self.pending = signum
         self._raise_if_due()
 

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from lightning_mmrl.cli import mlproject
 from lightning_mmrl.cli.mlproject import PARAMETERS, mmrl_arguments, split_overrides
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.training.interruption import Interruption
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = "exec python -m lightning_mmrl.cli.mlproject "
@@ -171,20 +173,23 @@ def test_errors_of_the_command_reach_the_exit_code(capfd):
     assert "did you mean 'seed'" in capfd.readouterr().err
 
 
-def interrupted(monkeypatch, *numbers):
+def interrupted(monkeypatch, *numbers, within=None):
     """The number of interruptions by several signals; all but the first arrive while the first is handled."""
     count = 0
+    contexts = iter([within] if within else [])
 
     def command(_):
         nonlocal count
         for number in numbers:
             try:
-                os.kill(os.getpid(), number)
+                with next(contexts, nullcontext()):
+                    os.kill(os.getpid(), number)
             except KeyboardInterrupt:
                 count += 1
         return 0
 
     monkeypatch.setattr(mlproject, "main", command)
+    monkeypatch.setattr(Interruption, "received", False)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert mlproject.run(["train", ""]) == 0
@@ -198,3 +203,8 @@ def test_sigterm_interrupts_once_and_ctrl_c_always(monkeypatch):
     assert interrupted(monkeypatch, signal.SIGTERM) == 1
     assert interrupted(monkeypatch, signal.SIGINT, signal.SIGTERM) == 1
     assert interrupted(monkeypatch, signal.SIGTERM, signal.SIGTERM, signal.SIGINT) == 2
+
+
+def test_the_sigterm_of_mlflow_may_come_after_the_stage_was_interrupted(monkeypatch):
+    """Else the closing of the runs would be interrupted, and they would stay RUNNING."""
+    assert interrupted(monkeypatch, signal.SIGINT, signal.SIGTERM, within=Interruption()) == 1

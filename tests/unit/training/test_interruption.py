@@ -106,6 +106,15 @@ def test_the_second_signal_ends_the_process_at_once():
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGINT, "saving\n")
 
 
+def test_the_sigterm_of_a_launcher_after_ctrl_c_does_not_end_the_closing(interruption):
+    interruption.hold()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        interruption.release()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Others:
     """Ranks of which the others have been sent a signal, or none."""
 
