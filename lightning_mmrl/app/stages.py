@@ -201,6 +201,8 @@ def _datamodule(
         validation=validation,
         monitor=parts.monitor,
         exclusions=parts.exclusions,
+        ranks=ranks_of(stage.trainer),
+        read_ahead=data.media,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, get_args
@@ -16,10 +16,12 @@ from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
 from lightning_mmrl.data.sampler import Draw, DrawSampler, Share, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.stream import StreamedSets, StreamLoader, next_share, read_now
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.data import ReadAheadSettings, SourceSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.settings.sft import learns_last_turn
@@ -73,6 +75,9 @@ class OmniDataModule(lightning.LightningDataModule):
     A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below restrict `kinds`
     and change nothing else.
 
+    Training samples are read when they are drawn, ahead of training, and decided on when they are first read; see
+    `StreamLoader`. Validation samples are all prepared before training.
+
     A batch counts as consumed when Lightning passes it to the training step, however far a loader has read ahead. The
     state of the module is the number of consumed batches, and a resumed stage continues with the next batch.
 
@@ -83,6 +88,8 @@ class OmniDataModule(lightning.LightningDataModule):
         validation: Validation data, if any.
         monitor: Receives progress and warnings of decoding.
         exclusions: Earlier decisions about samples to leave out; with None, this run decides for itself.
+        ranks: The processes that train together.
+        read_ahead: How samples are read while the model trains; None for the defaults.
 
     Raises:
         DataError: A manifest is unusable, or has media that this module or the model does not accept.
@@ -100,6 +107,8 @@ class OmniDataModule(lightning.LightningDataModule):
         validation: ValidationFeed | None = None,
         monitor: DataMonitor,
         exclusions: Exclusions | None = None,
+        ranks: Ranks = ALONE,
+        read_ahead: ReadAheadSettings | None = None,
     ) -> None:
         super().__init__()
         self._feed = feed
@@ -107,8 +116,12 @@ class OmniDataModule(lightning.LightningDataModule):
         self._supervised = feed.supervised
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
+        self._ranks = ranks
+        self._decoder = pipeline.decoder
+        self._read_ahead = read_ahead or ReadAheadSettings()
+        self._streamed: StreamedSets | None = None
         self._sampler: DrawSampler | None = None
-        self._further: Iterator[list[Draw]] | None = None
+        self._further: DrawSampler | None = None
         self._num_refills = 0
 
         opened = partial(self.open_source, pipeline=pipeline, template=template, exclusions=exclusions)
@@ -150,17 +163,24 @@ class OmniDataModule(lightning.LightningDataModule):
         return found
 
     def prepare_data(self) -> None:
-        """Decodes and encodes all media that are not in the cache."""
-        for source, found in zip(self._feed.sources.values(), self.train_sets, strict=True):
-            found.prepare(source.manifest, self._monitor)
+        """Decodes and encodes all media of the validation that are not in the cache."""
         if self.validation_set is not None and self._validation is not None:
             self.validation_set.prepare(self._validation.source.manifest, self._monitor)
 
     def setup(self, stage: str) -> None:
-        """Prepares the data in this process, unless that is done already, and creates the sampler."""
+        """Prepares the validation in this process, unless that is done already, and creates the sampler."""
         self.prepare_data()
         if self._sampler is None:
+            manifests = [source.manifest for source in self._feed.sources.values()]
+            self._streamed = StreamedSets(list(zip(manifests, self.train_sets, strict=True)), self._monitor)
             self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.steps)
+
+    @property
+    def streamed(self) -> StreamedSets:
+        """The training samples, with what was decided about them."""
+        if self._streamed is None:
+            raise RuntimeError("the data are not prepared; call setup() first")
+        return self._streamed
 
     @property
     def sampler(self) -> DrawSampler:
@@ -169,13 +189,16 @@ class OmniDataModule(lightning.LightningDataModule):
             raise RuntimeError("the data are not prepared; call setup() first")
         return self._sampler
 
-    def train_dataloader(self) -> "DataLoader[Any]":
+    def train_dataloader(self) -> StreamLoader:
         """A sized loader of `SftBatch` or `PromptBatch` over the remaining batches of the stage."""
         collate = collate_targets if self._supervised else collate_prompts
-        return DataLoader(
-            JoinedSets(self.train_sets),
-            batch_sampler=self.sampler,
-            collate_fn=partial(collate, pad_token_id=self._pad),
+        return StreamLoader(
+            self.streamed,
+            self.sampler,
+            partial(collate, pad_token_id=self._pad),
+            ranks=self._ranks,
+            decoder=self._decoder,
+            settings=self._read_ahead,
         )
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
@@ -201,14 +224,13 @@ class OmniDataModule(lightning.LightningDataModule):
         """
         if self._further is None:
             digest = hashlib.blake2b(f"{self._feed.seed}/refill".encode(), digest_size=4).digest()
-            further = self._new_sampler(int.from_bytes(digest, "little"), sys.maxsize)
-            further.advance(self._num_refills)
-            self._further = iter(further)
+            self._further = self._new_sampler(int.from_bytes(digest, "little"), sys.maxsize)
+            self._further.advance(self._num_refills)
+            self._further.rewind()
         self._num_refills += 1
-        rows = JoinedSets(self.train_sets)
-        draws = next(self._further, None)
-        assert draws is not None, "an order of sys.maxsize batches has no end"
-        return collate_prompts([rows[draw] for draw in draws], pad_token_id=self._pad)
+        found = next_share(self.streamed, self._further, read_now(self.streamed, self._decoder), self._ranks)
+        assert found is not None, "an order of sys.maxsize batches has no end"
+        return collate_prompts(found, pad_token_id=self._pad)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts a training batch as consumed."""
@@ -258,6 +280,7 @@ class OmniDataModule(lightning.LightningDataModule):
             num_batches=num_batches,
             seed=seed,
             share=self._share,
+            rejected=self.streamed.reasons,
         )
 
     @cached_property

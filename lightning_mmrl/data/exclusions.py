@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.files import writing
 from lightning_mmrl.types.records import Sample
 
-EXCLUSIONS = "exclusions.json"
-_VERSION = 1
+EXCLUSIONS = "exclusions.jsonl"
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +37,26 @@ class Exclusions:
 
     A sample that was left out stays out, even if its file has been repaired since; a sample that was used must still
     be usable. So every resumed run, every stage and every rank sees the same samples. A line that was changed is a
-    new sample.
+    new sample. Each decision is one more line of the file:
 
-        {"version": 1, "sets": [{
-            "manifest": "train.jsonl", "root": "/data/emotions", "use": {"supervised": false, "num_frames": 8},
-            "used": {"clip-1": "9be1c0aa"},
-            "left_out": {"clip-2": {"content": "07d4f3b1", "reason": "..."}}}]}
+        {"version": 2}
+        {"set": 0, "manifest": "train.jsonl", "root": "/data/emotions", "use": {"supervised": false, "num_frames": 8}}
+        {"set": 0, "used": {"clip-1": "9be1c0aa"},
+         "left_out": {"clip-2": {"content": "07d4f3b1", "reason": "..."}}}
 
     Decisions still apply after a folder was moved: if the old folder is gone, they apply to a folder of the same name.
     As long as the old folder exists, a folder elsewhere counts as another set, such as a second source.
 
     Args:
         path: File of the decisions; None keeps them in memory.
-        decides: False on a rank that only follows decisions.
+        decides: False on a rank that only follows decisions: it writes none, and reads again what rank 0 wrote.
     """
 
     def __init__(self, path: Path | None = None, *, decides: bool = True) -> None:
         self.path = path
         self.decides = decides
-        self._kept: list[dict[str, Any]] = []
+        self._sets: list[dict[str, Any]] = []
+        self._num_bytes = 0
 
     def decided(self, which: DecidedSet, samples: Sequence[Sample]) -> dict[str, str | None]:
         """Maps sample ids to the reason for leaving the sample out, or None if it is used; undecided ids are absent.
@@ -62,7 +64,7 @@ class Exclusions:
         Raises:
             DataError: The file is damaged.
         """
-        entry = _entry_of(self._sets(), which)
+        entry = _entry_of(self._read(), which)
         return {} if entry is None else _decisions(entry, samples)
 
     def void(self, which: DecidedSet, samples: Sequence[Sample]) -> str | None:
@@ -71,7 +73,7 @@ class Exclusions:
         Raises:
             DataError: The file is damaged.
         """
-        sets = self._sets()
+        sets = self._read()
         if _entry_of(sets, which) is not None:
             return None
         for entry in reversed(sets):
@@ -89,40 +91,83 @@ class Exclusions:
     def decide(self, which: DecidedSet, samples: Sequence[Sample], reasons: Mapping[str, str]) -> None:
         """Saves decisions about undecided samples: samples with a reason are left out, the others are used.
 
+        A rank that only follows keeps them in memory.
+
         Raises:
             DataError: The file is damaged.
+            DiskError: The disk refuses; the file holds what it held before.
         """
-        sets = self._sets()
-        entry = _entry_of(sets, which)
+        sets, root = self._read(), str(which.root.resolve())
+        entry, news = _entry_of(sets, which), []
         if entry is None:
-            entry = {"manifest": which.manifest, "use": dict(which.use), "used": {}, "left_out": {}}
+            entry = {"manifest": which.manifest, "root": root, "use": dict(which.use), "used": {}, "left_out": {}}
+        number = next((place for place, each in enumerate(sets) if each is entry), len(sets))
+        if number == len(sets):
+            news.append({"set": number, **{key: entry[key] for key in ("manifest", "root", "use")}})
+        elif entry["root"] != root:
+            news.append({"set": number, "root": root})
+        used = {each.id: _content(each) for each in samples if each.id not in reasons}
+        left_out = {
+            each.id: {"content": _content(each), "reason": reasons[each.id]} for each in samples if each.id in reasons
+        }
+        news.append({"set": number, "used": used, "left_out": left_out})
+        if self.path is not None and self.decides:
+            self._append(news, durable=bool(left_out))
+        if number == len(sets):
             sets.append(entry)
-        entry["root"] = str(which.root.resolve())
-        for sample in samples:
-            content, reason = _content(sample), reasons.get(sample.id)
-            if reason is None:
-                entry["used"][sample.id] = content
-            else:
-                entry["left_out"][sample.id] = {"content": content, "reason": reason}
-        self._kept = sets
-        if self.path is not None:
-            # Written atomically, so that a run that is killed here keeps the earlier decisions.
-            write_whole(self.path, json.dumps({"version": _VERSION, "sets": sets}, indent=1))
+        entry["root"] = root
+        entry["used"].update(used)
+        entry["left_out"].update(left_out)
 
-    def _sets(self) -> list[dict[str, Any]]:
+    def _append(self, news: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
+        """Adds lines. A run that is killed here keeps the earlier decisions: half a line is cut off by the next one."""
+        assert self.path is not None
+        lines = [*([] if self._num_bytes else [{"version": _VERSION}]), *news]
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+                file.truncate(self._num_bytes)
+                file.seek(self._num_bytes)
+                file.write(content)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+        self._num_bytes += len(content)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The decisions so far; what was added to the file since the last call is read, except half a line."""
         if self.path is None or not self.path.exists():
-            return self._kept if self.path is None else []
+            return self._sets
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found["version"] == _VERSION:
-                return found["sets"]
-            problem = f"version {found['version']}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error)
-        raise DataError(
-            f"{self.path} cannot be read ({problem}); it says which samples this run leaves out: restore it, or set a "
-            "new run_name"
-        )
+            with self.path.open("rb") as file:
+                file.seek(self._num_bytes)
+                content = file.read()
+            lines = content.split(b"\n")[:-1]
+            for number, line in enumerate(lines):
+                self._take(json.loads(line), first=not self._num_bytes and number == 0)
+            if not self._num_bytes and not lines:
+                raise ValueError("it has no whole line")
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise DataError(
+                f"{self.path} cannot be read ({error}); it says which samples this run leaves out: restore it, or set "
+                "a new run_name"
+            ) from error
+        self._num_bytes += sum(len(line) + 1 for line in lines)
+        return self._sets
+
+    def _take(self, line: Mapping[str, Any], *, first: bool) -> None:
+        """Applies one line of the file."""
+        if first:
+            if line["version"] != _VERSION:
+                raise ValueError(f"version {line['version']}")
+            return
+        if line["set"] == len(self._sets):
+            self._sets.append({"manifest": line["manifest"], "use": line["use"], "used": {}, "left_out": {}})
+        entry = self._sets[line["set"]]
+        entry["root"] = line.get("root", entry.get("root"))
+        entry["used"].update(line.get("used", {}))
+        entry["left_out"].update(line.get("left_out", {}))
 
 
 def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, Any] | None:

@@ -2,9 +2,9 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,8 @@ class DataMonitor(Protocol):
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence["Quarantined"]) -> None: ...
 
+    def leave_out(self, manifest: str, num_samples: int, num_left_out: int, new: Sequence["Quarantined"]) -> None: ...
+
     def warn(self, manifest: str, warnings: Sequence[str]) -> None: ...
 
 
@@ -45,8 +47,22 @@ class Quarantined:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why a sample cannot be used."""
+
+    reason: str
+
+
+DecodeAll = Callable[[Sequence[DecodeTask], Callable[[int, CallResult], None]], None]
+"""Decodes tasks, and passes each outcome on with the place of its task."""
+
+
 class PreparedSet(Dataset[EncodedSample]):
-    """The usable samples of a manifest; indexed by `Draw`.
+    """The samples of a manifest; indexed by `Draw`.
+
+    Their media are either all prepared before the first use, by `prepare`, and `samples` then are the usable ones. Or
+    each sample is read when it is drawn, by `read`, and `samples` stay all of them.
 
     Args:
         samples: Samples in manifest order.
@@ -110,10 +126,8 @@ class PreparedSet(Dataset[EncodedSample]):
         if self._prepared:
             return
         self.check(manifest)
-        which = DecidedSet(manifest=manifest, root=self._root, use=self._use)
-        if void := self._exclusions.void(which, self.samples):
-            monitor.warn(manifest, [void])
-        decided = self._exclusions.decided(which, self.samples)
+        which = self._which(manifest)
+        decided = self.decided(manifest, monitor)
         reasons = {sample_id: reason for sample_id, reason in decided.items() if reason is not None}
         undecided = [sample for sample in self.samples if sample.id not in decided]
         if undecided and not self._exclusions.decides:
@@ -125,16 +139,44 @@ class PreparedSet(Dataset[EncodedSample]):
         candidates = [sample for sample in self.samples if sample.id not in reasons]
         faults = self._faults(manifest, monitor, candidates, tried=used)
         for sample_id in used & faults.keys():
-            raise DataError(
-                f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {faults[sample_id]}; "
-                "restore the file, without which the run cannot continue as it began, or set a new run_name"
-            )
+            raise unusable_now(manifest, sample_id, faults[sample_id])
         self._set_aside(manifest, {**reasons, **faults})
         if undecided:
             self._exclusions.decide(which, undecided, faults)
         self._prepared = True
         if self.quarantined:
             monitor.quarantine(manifest, len(self.samples), self.quarantined)
+
+    def decided(self, manifest: str, monitor: DataMonitor) -> dict[str, str | None]:
+        """Maps ids of samples that were decided on to the reason for leaving the sample out, or None if it is used.
+
+        Raises:
+            DataError: The file of the decisions is damaged.
+        """
+        which = self._which(manifest)
+        if void := self._exclusions.void(which, self.samples):
+            monitor.warn(manifest, [void])
+        return self._exclusions.decided(which, self.samples)
+
+    def decide(self, manifest: str, samples: Sequence[Sample], reasons: Mapping[str, str]) -> None:
+        """Saves decisions about samples: those with a reason are left out, the others are used."""
+        self._exclusions.decide(self._which(manifest), samples, reasons)
+
+    def read(self, draws: Sequence[Draw], decode: DecodeAll) -> tuple[list[EncodedSample | Fault], list[str]]:
+        """Decodes and encodes what is not in the cache, and returns each sample, with the warnings of decoders.
+
+        Raises:
+            StageError: The checkpoint is at fault.
+            MachineError: The machine is.
+        """
+        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode)
+        found: list[EncodedSample | Fault] = []
+        for draw in draws:
+            sample = self.samples[draw.index]
+            reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
+            encoded = self._tried(sample, draw.variant) if reason is None else reason
+            found.append(Fault(reason=encoded) if isinstance(encoded, str) else encoded)
+        return found, warnings
 
     def faults(self, manifest: str, monitor: DataMonitor) -> dict[str, str]:
         """Maps sample ids to the reason why `prepare` would leave the sample out if it decided now."""
@@ -212,36 +254,50 @@ class PreparedSet(Dataset[EncodedSample]):
             **({"mask_history": True} if self._last_only else {}),
         }
 
+    def _which(self, manifest: str) -> DecidedSet:
+        return DecidedSet(manifest=manifest, root=self._root, use=self._use)
+
     def _faults(
         self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample], tried: Collection[str]
     ) -> dict[str, str]:
         """Maps ids of unusable samples to the reason; prompts of samples in `tried` are not tested again."""
-        by_path = self._encode_media(manifest, monitor, samples)
+        progress = partial(monitor.progress, f"preparing {manifest}")
+        by_ref, warnings = self._encode_media(samples, self._pipeline.decoder.decode_all, progress)
+        if warnings:
+            monitor.warn(manifest, warnings)
         found: dict[str, str] = {}
         pending = sum(sample.id not in tried for sample in samples)
         done = count(1)
         for sample in samples:
-            reason = next((by_path[ref] for ref in sample.media if ref in by_path), None)
+            reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
             if sample.id not in tried:
-                reason = reason or self._prompt_fault(sample)
+                if reason is None:
+                    encoded = self._tried(sample, "full")
+                    reason = encoded if isinstance(encoded, str) else None
                 monitor.progress(f"trying prompts of {manifest}", next(done), pending)
             if reason is not None:
                 found[sample.id] = reason
         return found
 
-    def _prompt_fault(self, sample: Sample) -> str | None:
+    def _tried(self, sample: Sample, variant: Variant) -> EncodedSample | str:
+        """The encoded sample, or why it cannot be encoded."""
         try:
-            self._encoded(sample, "full")
+            return self._encoded(sample, variant)
         except StageError:  # the checkpoint is at fault, not the sample
             raise
         except Exception as error:
             if refusal(error) is not None:  # the machine failed, not the sample
                 raise
             return in_words(error)
-        return None
 
-    def _encode_media(self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample]) -> dict[MediaRef, str]:
-        """Decodes and encodes each medium that is not in the cache; returns the reason for each failure."""
+    def _encode_media(
+        self, samples: Sequence[Sample], decode: DecodeAll, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[dict[MediaRef, str], list[str]]:
+        """Decodes and encodes each medium that is not in the cache.
+
+        Returns:
+            The reason for each failure, and what decoders found odd.
+        """
         keys: dict[MediaRef, str] = {}
         failures: dict[MediaRef, str] = {}
         missing: dict[str, DecodeTask] = {}
@@ -268,12 +324,12 @@ class PreparedSet(Dataset[EncodedSample]):
             else:
                 warnings.extend(outcome.value.warnings)
                 self._pipeline.cache.put(key, encoded)
-            monitor.progress(f"preparing {manifest}", next(done), len(tasks))
+            if progress is not None:
+                progress(next(done), len(tasks))
 
-        self._pipeline.decoder.decode_all(tasks, store)
-        if warnings:
-            monitor.warn(manifest, list(dict.fromkeys(warnings)))
-        return failures | {ref: reasons[key] for ref, key in keys.items() if key in reasons}
+        decode(tasks, store)
+        failures.update({ref: reasons[key] for ref, key in keys.items() if key in reasons})
+        return failures, list(dict.fromkeys(warnings))
 
     def _set_aside(self, manifest: str, reasons: Mapping[str, str]) -> None:
         if not reasons:
@@ -284,6 +340,14 @@ class PreparedSet(Dataset[EncodedSample]):
             raise DataError(f"{manifest}: all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
         self.samples, self.excluded = usable, tuple(bad)
         self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
+
+
+def unusable_now(manifest: str, sample_id: str, reason: str) -> DataError:
+    """The error for a sample that the run used before."""
+    return DataError(
+        f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {reason}; restore the file, "
+        "without which the run cannot continue as it began, or set a new run_name"
+    )
 
 
 def check_turns(

@@ -2,17 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate, count, islice
+from itertools import accumulate, islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.errors import ConfigError, MmrlError, StageError
 from lightning_mmrl.settings.data import Ablation, DropoutSettings, SourceSettings, StageDataSettings
 from lightning_mmrl.settings.rules import check_rules
 
@@ -40,12 +41,20 @@ def variant_of(dropout: DropoutSettings, seed: int, serial: int) -> Variant:
     return "blank" if number < dropout.silent + dropout.blank else "full"
 
 
+class ExhaustedError(MmrlError):
+    """A source has no usable sample; `source` is its number."""
+
+    def __init__(self, source: int) -> None:
+        super().__init__(f"source {source} has no usable sample")
+        self.source = source
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRows:
     """The properties of a source that a sampler needs.
 
     Attributes:
-        num_samples: Number of usable samples.
+        num_samples: Number of samples, also of unusable ones.
         settings: The weight of the source.
         labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
@@ -79,16 +88,19 @@ class Share:
         return list(batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size])
 
 
-class DrawSampler(Sampler[list[Draw]]):
-    """A sized sequence of batches over the concatenation of sources.
+class DrawSampler:
+    """The batches of a stage over the concatenation of sources, planned as far ahead as is asked.
 
     Each source is drawn in one seeded permutation after another, independently of the other sources; `source_turns`
     chooses the source of each draw. If a source has labels, its labels are visited in seeded permutations, and so are
     the samples of each label. A draw depends on the seed and its serial number, not on the batch size.
 
-    With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
-    gets the first draws of the batch. The state is the number of whole batches and does not depend on the number of
-    ranks.
+    A sample that turns out to be unusable is rejected, and its place is filled by the next one of the same walk. The
+    batches are then as if the sample had been rejected at the start, so the order depends on which samples are
+    unusable, not on when that was found.
+
+    The state is the number of whole batches that were consumed and does not depend on the number of ranks: batches are
+    planned whole, and `Share` splits them.
 
     Args:
         sources: The sources, in the order of the concatenation.
@@ -96,6 +108,7 @@ class DrawSampler(Sampler[list[Draw]]):
         num_batches: Number of batches in the whole stage.
         seed: Seed of the permutations and of the modality dropout.
         share: This rank's share of each batch.
+        rejected: Indices that are known to be unusable.
 
     Raises:
         ConfigError: A batch cannot be split evenly.
@@ -109,41 +122,68 @@ class DrawSampler(Sampler[list[Draw]]):
         num_batches: int,
         seed: int,
         share: Share | None = None,
+        rejected: Iterable[int] = (),
     ) -> None:
-        self._share = share or Share()
-        self._batch_size = settings.batch_size
-        if self._batch_size % self._share.world_size:
+        self.share = share or Share()
+        self.batch_size = settings.batch_size
+        if self.batch_size % self.share.world_size:
             raise ConfigError(
-                f"batch_size is {self._batch_size}, which {self._share.world_size} ranks cannot share evenly; it "
-                f"counts the samples of all ranks and must be a multiple of {self._share.world_size}"
+                f"batch_size is {self.batch_size}, which {self.share.world_size} ranks cannot share evenly; it "
+                f"counts the samples of all ranks and must be a multiple of {self.share.world_size}"
             )
         self._sources = tuple(sources)
         self._num_batches = num_batches
         self._seed = seed
         self._dropout = settings.modality_dropout
+        self._walks = Walks(sources, seed=seed, rejected=rejected)
         self._consumed = 0
+        self._read = 0
+        self._planned: deque[_Planned] = deque()
 
     def __len__(self) -> int:
         """Number of batches in the whole stage, even after resuming, since Lightning counts consumed batches itself."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yields the batches that are not consumed yet."""
-        first = self._consumed
-        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
-        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
-        turns = source_turns([source.settings.weight for source in self._sources])
-        indices = islice((offsets[turn] + next(walks[turn]) for turn in turns), first * self._batch_size, None)
-        for batch in range(first, self._num_batches):
-            serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
-            draws = [
-                Draw(index=next(indices), serial=serial, variant=variant_of(self._dropout, self._seed, serial))
-                for serial in serials
-            ]
-            yield self._share.of(draws)
+        """This rank's shares of the batches that are not consumed yet, as if every sample were usable."""
+        self.rewind()
+        while batches := self.upcoming(1):
+            self.mark_read()
+            yield self.share.of(batches[0])
+
+    def upcoming(self, num_batches: int) -> list[list[Draw]]:
+        """The next batches that are not read yet, of all ranks together; fewer at the end of the stage.
+
+        Raises:
+            ExhaustedError: All samples of a source are rejected.
+        """
+        while len(self._planned) < min(num_batches, self._num_batches - self._read):
+            self._planned.append(self._next_planned(self._read + len(self._planned)))
+        return [each.draws for each in islice(self._planned, num_batches)]
+
+    def reject(self, indices: Iterable[int]) -> None:
+        """Leaves samples out from the first unread batch on; does nothing if all were rejected before."""
+        new = set(indices) - self._walks.rejected
+        if not new:
+            return
+        if self._planned:
+            self._walks.restore(self._planned[0].before)
+        self._planned.clear()
+        self._walks.reject(new)
+
+    def mark_read(self) -> None:
+        """Counts the first unread batch as read, which is not yet consumed: loaders read ahead of training."""
+        self.upcoming(1)
+        self._planned.popleft()
+        self._read += 1
+
+    def rewind(self) -> None:
+        """Makes the first batch that is not consumed the next one to be read."""
+        if self._read != self._consumed:
+            self._seek(self._consumed)
 
     def advance(self, num_batches: int = 1) -> None:
-        """Counts batches as consumed. Iterating does not count them, because loaders read ahead of training."""
+        """Counts batches as consumed."""
         self._consumed += num_batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,12 +211,13 @@ class DrawSampler(Sampler[list[Draw]]):
                 f"the stage has {self._num_batches}; raise num_steps or start the stage anew"
             )
         self._consumed = state["consumed"]
+        self._seek(self._consumed)
 
     @cached_property
     def _configuration(self) -> dict[str, Any]:
         return {
             "seed": self._seed,
-            "batch_size": self._batch_size,
+            "batch_size": self.batch_size,
             "num_samples": [source.num_samples for source in self._sources],
             "weights": [source.settings.weight for source in self._sources],
             "labels": [
@@ -186,42 +227,148 @@ class DrawSampler(Sampler[list[Draw]]):
             "dropout": [self._dropout.silent, self._dropout.blank],
         }
 
-    def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
-        if source.labels is None:
+    def _seek(self, num_batches: int) -> None:
+        self._planned.clear()
+        self._walks.restart()
+        for _ in range(num_batches * self.batch_size):
+            self._walks.next_index()
+        self._read = num_batches
+
+    def _next_planned(self, batch: int) -> "_Planned":
+        before = self._walks.positions()
+        draws = []
+        for serial in range(batch * self.batch_size, (batch + 1) * self.batch_size):
+            variant = variant_of(self._dropout, self._seed, serial)
+            draws.append(Draw(index=self._walks.next_index(), serial=serial, variant=variant))
+        return _Planned(before=before, draws=draws)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A planned batch; `before` are the positions of the walks at its start."""
+
+    before: "Positions"
+    draws: list[Draw]
+
+
+Positions = tuple[tuple[int, ...], Mapping[tuple[int, ...], int]]
+"""Turns that each source has had, and how far each walk has come."""
+
+
+class Walks:
+    """The order of the samples of several sources, without an end; it can go back to earlier positions.
+
+    A walk visits its rows in one seeded permutation after another, without the rejected ones. A source without labels
+    is one walk. One with labels has a walk through its labels, and one through the samples of each label.
+
+    Attributes:
+        rejected: The samples that are left out.
+    """
+
+    def __init__(self, sources: Sequence[SourceRows], *, seed: int, rejected: Iterable[int] = ()) -> None:
+        self._seed = seed
+        self._offsets = [0, *accumulate(source.num_samples for source in sources)]
+        self._labeled = [_rows_by_label(source.labels) if source.labels else None for source in sources]
+        self._turns = SourceTurns([source.settings.weight for source in sources])
+        self.rejected: set[int] = set()
+        self._num_usable = [source.num_samples for source in sources]
+        self._places: dict[tuple[int, ...], int] = {}
+        self._orders: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
+        self.reject(rejected)
+
+    def positions(self) -> Positions:
+        """The positions of all walks."""
+        return tuple(self._turns.taken), dict(self._places)
+
+    def restore(self, positions: Positions) -> None:
+        """Goes back to earlier positions."""
+        self._turns.taken, self._places = list(positions[0]), dict(positions[1])
+
+    def restart(self) -> None:
+        """Goes back to the start."""
+        self.restore(((0,) * len(self._num_usable), {}))
+
+    def reject(self, indices: Iterable[int]) -> None:
+        """Leaves samples out of everything that is drawn from now on."""
+        for index in set(indices) - self.rejected:
+            self.rejected.add(index)
+            self._num_usable[bisect_right(self._offsets, index) - 1] -= 1
+
+    def next_index(self) -> int:
+        """The next sample, as its index in the concatenation of the sources.
+
+        Raises:
+            ExhaustedError: All samples of a source are rejected.
+        """
+        for source, num in enumerate(self._num_usable):
+            if not num:
+                raise ExhaustedError(source)
+        source = self._turns.next_source()
+        offset, labeled = self._offsets[source], self._labeled[source]
+        if labeled is None:
             # The first source adds no number to its seeds, so that a stage with a single source keeps the sample order
             # of earlier versions.
-            yield from self._walk(range(source.num_samples), *([number] if number else []))
-            return
-        names = sorted(set(source.labels))
-        rows = [[row for row, label in enumerate(source.labels) if label == name] for name in names]
-        walks = [self._walk(own, number, label) for label, own in enumerate(rows, start=1)]
-        for label in self._walk(range(len(names)), number, 0):
-            yield next(walks[label])
+            found = self._next_row(range(self._offsets[source + 1] - offset), offset, (source,) if source else ())
+            assert found is not None
+            return offset + found
+        while True:  # a label may have no usable sample; then the next one has the turn
+            label = self._next_place(len(labeled), (source, 0))
+            found = self._next_row(labeled[label], offset, (source, label + 1))
+            if found is not None:
+                return offset + found
 
-    def _walk(self, rows: Sequence[int], *stream: int) -> Iterator[int]:
-        for number in count():
-            order = np.random.default_rng([self._seed, number, *stream]).permutation(len(rows))
-            yield from (rows[place] for place in order.tolist())
+    def _next_row(self, rows: Sequence[int], offset: int, walk: tuple[int, ...]) -> int | None:
+        """The next usable one of some rows; None if there is none."""
+        for _ in range(2 * len(rows)):  # from within a permutation, the end of the next one has shown every row
+            row = rows[self._next_place(len(rows), walk)]
+            if offset + row not in self.rejected:
+                return row
+        return None
+
+    def _next_place(self, size: int, walk: tuple[int, ...]) -> int:
+        number, place = divmod(self._places.get(walk, 0), size)
+        self._places[walk] = number * size + place + 1
+        known = self._orders.get(walk)
+        if known is None or known[0] != number:
+            known = number, np.random.default_rng([self._seed, number, *walk]).permutation(size)
+            self._orders[walk] = known
+        return int(known[1][place])
 
 
-def source_turns(weights: Sequence[float]) -> Iterator[int]:
-    """Yields source numbers forever: after n turns, each source has had its share of them, rounded down or up.
+class SourceTurns:
+    """Says which source has the next turn: after n turns, each has had its share of them, rounded down or up.
 
     The next turn goes to the source whose turn is due first, among sources below their share (Balinski and Young, The
     Quota Method of Apportionment, American Mathematical Monthly 82, 1975). Integers avoid effects of rounding.
 
-    >>> list(islice(source_turns([2.0, 1.0, 1.0]), 8))
+    Attributes:
+        taken: Turns that each source has had; may be set.
+
+    >>> turns = SourceTurns([2.0, 1.0, 1.0])
+    >>> [turns.next_source() for _ in range(8)]
     [0, 1, 0, 2, 0, 1, 0, 2]
     """
-    exact = [Fraction(weight) for weight in weights]
-    unit = math.lcm(*(weight.denominator for weight in exact))
-    shares = [int(weight * unit) for weight in exact]
-    total = sum(shares)
-    turns = [0] * len(shares)
-    due = [Fraction(1, share) for share in shares]
-    for number in count(1):
-        below = [each for each, share in enumerate(shares) if turns[each] * total < number * share]
-        chosen = min(below, key=due.__getitem__)
-        turns[chosen] += 1
-        due[chosen] = Fraction(turns[chosen] + 1, shares[chosen])
-        yield chosen
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        exact = [Fraction(weight) for weight in weights]
+        unit = math.lcm(*(weight.denominator for weight in exact))
+        self._shares = [int(weight * unit) for weight in exact]
+        self._total = sum(self._shares)
+        self.taken = [0] * len(weights)
+
+    def next_source(self) -> int:
+        """The number of the source that has the next turn."""
+        if len(self.taken) == 1:
+            return 0
+        number = sum(self.taken) + 1
+        below = [each for each, share in enumerate(self._shares) if self.taken[each] * self._total < number * share]
+        chosen = min(below, key=lambda each: Fraction(self.taken[each] + 1, self._shares[each]))
+        self.taken[chosen] += 1
+        return chosen
+
+
+def _rows_by_label(labels: Sequence[str]) -> list[list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    return [rows[label] for label in sorted(rows)]

@@ -84,11 +84,22 @@ class MediaSettings:
 
 
 @dataclass
-class DatasetMediaSettings(MediaSettings):
+class ReadAheadSettings:
+    """How samples are read while the model trains; the batches do not depend on it."""
+
+    decode_workers: int = setting(2, at_least=0)
+    """Processes that decode media. 0 decodes in the process that trains, for debugging: a file that hangs or crashes
+    its decoder then takes the run with it."""
+    prefetch_samples: int = setting(64, at_least=0)
+    """Samples that each rank reads ahead of training; 0 reads a sample when it is needed."""
+    prefetch_mb: int = setting(2048, at_least=1)
+    """MiB of samples that each rank holds read ahead; large clips reach it before `prefetch_samples`."""
+
+
+@dataclass
+class DatasetMediaSettings(ReadAheadSettings, MediaSettings):
     """Decoding, the same in every stage and evaluation, with the processes that decode and the cache of the results."""
 
-    decode_workers: int = setting(2, at_least=1)
-    """Processes that decode media."""
     decode_deadline_s: float = setting(30.0, above=0)
     """Seconds for one medium; then its process is killed and replaced, and the sample is left out."""
     decode_memory_mb: int = setting(1024, at_least=1)

@@ -35,6 +35,27 @@ class ConsoleMonitor:
         self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
         for item in left_out[:3]:
             self.console.say(f"  {item.sample_id}: {item.reason}")
+        self._write_down(manifest, left_out)
+
+    def leave_out(self, manifest: str, num_samples: int, num_left_out: int, new: Sequence[Quarantined]) -> None:
+        """Names the first samples that are left out while a stage trains, and writes each down once for the whole run.
+
+        After the first three, the count is said whenever it has doubled.
+        """
+        before = num_left_out - len(new)
+        news = (manifest, *(item.sample_id for item in new))
+        if self.path is None or news in self.told:
+            return
+        self.told.add(news)
+        for item in new[: max(0, 3 - before)]:
+            self.console.say(f"{manifest}: left out {item.sample_id}: {item.reason}")
+        if num_left_out > 3 and num_left_out.bit_length() > max(3, before).bit_length():
+            found = f"{num_left_out} of {num_samples} samples left out so far"
+            self.console.say(f"{manifest}: {found}, all named in {self.path}")
+        self._write_down(manifest, new)
+
+    def _write_down(self, manifest: str, left_out: Sequence[Quarantined]) -> None:
+        assert self.path is not None
         rows = [json.dumps({"manifest": manifest, **asdict(item)}) for item in left_out]
         known = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         new = {row.partition(_REASON)[0]: row for row in rows}

@@ -75,6 +75,7 @@ class DeadlinePool:
         self._deadline_s = deadline_s
         self._deadline_key = deadline_key
         self._lost_starts = 0
+        self._killed = False
         self._workers: list[_Worker] = []
         try:
             self._workers += [self._new_worker() for _ in range(num_workers)]
@@ -175,6 +176,12 @@ class DeadlinePool:
             attempt([index], is_last=True)
         return [outcomes[index] for index in range(len(items))]
 
+    def kill(self) -> None:
+        """Kills all workers for good, from any thread; a `map` that is running elsewhere ends with a WorkerError."""
+        self._killed = True
+        for worker in list(self._workers):
+            worker.kill()
+
     def close(self) -> None:
         """Ends all workers and kills busy ones. May be called again."""
         workers, self._workers = self._workers, []
@@ -265,6 +272,8 @@ class DeadlinePool:
         self._replace(slot)
 
     def _replace(self, slot: int) -> None:
+        if self._killed:
+            raise WorkerError("the workers were killed")
         self._workers[slot].end(grace_s=0.0)
         self._workers[slot] = self._new_worker()
 
@@ -348,8 +357,12 @@ class _Worker:
             return
         self._ended = True
         wait([self.process.sentinel], timeout=grace_s)
+        self.kill()
+        self.process.join()
+        self.connection.close()
+
+    def kill(self) -> None:
+        """Kills the process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._group, signal.SIGKILL)
         self.process.kill()  # a process that has not called setsid yet leads no group
-        self.process.join()
-        self.connection.close()

@@ -212,9 +212,17 @@ class _Watchdog:
 
 
 def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> CallResult:
-    try:
+    def watched(item: Any) -> Any:
         with watchdog.watching():
-            return CallResult(value=function(item))
+            return function(item)
+
+    return call_here(watched, item)
+
+
+def call_here(function: Callable[[Any], Any], item: Any) -> CallResult:
+    """Calls a function in this process, without deadlines; a failure becomes the error of the result."""
+    try:
+        return CallResult(value=function(item))
     except MmrlError as error:
         return CallResult(error=str(error))
     except MemoryError:

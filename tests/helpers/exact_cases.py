@@ -92,7 +92,7 @@ class Data(lightning.LightningDataModule):
 
     def setup(self, stage):
         self._share = Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
-        self.sampler._share = self._share
+        self.sampler.share = self._share
 
     def train_dataloader(self):
         return DataLoader(self._sets[0], batch_sampler=self.sampler, collate_fn=self._collate)

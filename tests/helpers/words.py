@@ -1,6 +1,7 @@
 """A dataset without a model: an encoder of one token per character, a decoder that counts, and manifests to write."""
 
 import json
+from contextlib import contextmanager
 
 import clips
 import numpy as np
@@ -82,6 +83,20 @@ class CountingDecoder:
                 outcome = CallResult(error="deadline of 30 s exceeded")
             on_done(index, outcome)
 
+    @contextmanager
+    def session(self):
+        yield Session(self)
+
+
+class Session:
+    """A decoder's workers, which are none."""
+
+    def __init__(self, decoder):
+        self.decode_all = decoder.decode_all
+
+    def end(self):
+        pass
+
 
 class Monitor:
     """Remembers what it hears."""
@@ -94,6 +109,9 @@ class Monitor:
 
     def quarantine(self, manifest, num_usable, left_out):
         self.left_out.append((manifest, num_usable, [(each.sample_id, each.reason) for each in left_out]))
+
+    def leave_out(self, manifest, num_samples, num_left_out, new):
+        self.quarantine(manifest, num_samples - num_left_out, new)
 
     def warn(self, manifest, warnings):
         self.warnings.append((manifest, warnings))

@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from fractions import Fraction
-from itertools import islice
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows, source_turns, variant_of
+from lightning_mmrl.data.sampler import DrawSampler, ExhaustedError, Share, SourceRows, SourceTurns, variant_of
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.settings.data import DropoutSettings, SourceSettings, StageDataSettings
 
@@ -41,6 +40,11 @@ def sampler_of(rows, *, batch_size, dropout=None, **how):
 
 def flat(batches):
     return [draw for batch in batches for draw in batch]
+
+
+def turns(shares, num):
+    order = SourceTurns(shares)
+    return [order.next_source() for _ in range(num)]
 
 
 def draws(num_samples, **how):
@@ -136,14 +140,14 @@ def test_passes_differ_from_each_other():
 def test_after_any_number_of_turns_every_source_had_its_share(shares):
     total = sum(map(Fraction, shares))
     counts = Counter()
-    for number, source in enumerate(islice(source_turns(shares), 150), start=1):
+    for number, source in enumerate(turns(shares, 150), start=1):
         counts[source] += 1
         assert all(abs(counts[each] - number * Fraction(share) / total) < 1 for each, share in enumerate(shares))
 
 
 @given(shares=st.lists(st.integers(1, 9), min_size=1, max_size=5), scale=st.sampled_from([0.5, 3.0, 2.0**-40]))
 def test_a_round_holds_exactly_the_weights_in_any_unit(shares, scale):
-    counts = Counter(islice(source_turns([share * scale for share in shares]), sum(shares)))
+    counts = Counter(turns([share * scale for share in shares], sum(shares)))
     assert [counts[each] for each in range(len(shares))] == shares
 
 
@@ -338,3 +342,55 @@ def test_ranks_draw_together_what_one_process_draws(world_size, per_rank, consum
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused():
     with pytest.raises(ConfigError, match="batch_size is 10, which 4 ranks cannot share evenly"):
         sampler_of([SourceRows(num_samples=7)], batch_size=10, num_batches=1, seed=0, share=Share(world_size=4))
+
+
+@given(rows=sources(), seed=seeds, batch_size=st.integers(1, 5), data=st.data())
+def test_the_order_does_not_depend_on_when_a_sample_is_found_unusable(rows, seed, batch_size, data):
+    """Every source keeps a usable sample. The oracle knows all unusable ones at the start."""
+    ends = [sum(each.num_samples for each in rows[: number + 1]) for number in range(len(rows))]
+    kept = {end - 1 for end in ends}
+    bad = data.draw(st.sets(st.integers(0, ends[-1] - 1))) - kept
+    known = data.draw(st.sets(st.sampled_from(sorted(bad)))) if bad else set()
+    how = {"batch_size": batch_size, "num_batches": 12, "seed": seed}
+    expected = list(sampler_of(rows, rejected=bad, **how))
+    found = sampler_of(rows, rejected=known, **how)
+    batches = []
+    while upcoming := found.upcoming(data.draw(st.integers(1, 4))):
+        unusable = [draw.index for draw in upcoming[0] if draw.index in bad]
+        if unusable:
+            found.reject(unusable)
+        else:
+            found.mark_read()
+            batches.append(upcoming[0])
+    assert batches == expected
+    assert not bad.intersection(draw.index for draw in flat(batches))
+    cut = data.draw(st.integers(0, 12))
+    resumed = sampler_of(rows, rejected=known, **how)
+    resumed.reject(bad)
+    resumed.load_state_dict({"consumed": cut, "configuration": found.state_dict()["configuration"]})
+    assert list(resumed) == expected[cut:]
+
+
+@given(seed=seeds)
+def test_a_rejected_sample_takes_only_its_own_place_within_a_pass(seed):
+    """What shuffling the usable ones anew would not do: the others keep their order."""
+    how = {"batch_size": 10, "num_batches": 1, "seed": seed}
+    whole = flat(sampler_of([SourceRows(num_samples=10)], **how))
+    bad = whole[3].index
+    left = flat(sampler_of([SourceRows(num_samples=10)], rejected={bad}, **how))
+    assert [draw.index for draw in left][:9] == [draw.index for draw in whole if draw.index != bad]
+
+
+def test_a_source_of_which_nothing_is_usable_is_named():
+    rows = [SourceRows(num_samples=2), SourceRows(num_samples=3)]
+    sampler = sampler_of(rows, batch_size=2, num_batches=3, seed=0)
+    sampler.reject([2, 3, 4])
+    with pytest.raises(ExhaustedError) as raised:
+        sampler.upcoming(1)
+    assert raised.value.source == 1
+
+
+def test_a_label_without_a_usable_sample_gives_its_turns_to_the_others():
+    rows = [SourceRows(num_samples=4, labels=("a", "b", "b", "c"))]
+    sampler = sampler_of(rows, batch_size=6, num_batches=1, seed=0, rejected=[0])
+    assert {draw.index for draw in flat(sampler)} == {1, 2, 3}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lightning_mmrl.data.media.audio import read_audio
 from lightning_mmrl.data.media.image import read_image
@@ -15,8 +15,8 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import CallResult, DeadlinePool
-from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_time
+from lightning_mmrl.workers.pool import CallResult, DeadlinePool, WorkerError
+from lightning_mmrl.workers.serving import OVERTIME, Limits, call_here, lower_processor_time
 
 T = TypeVar("T")
 
@@ -107,15 +107,16 @@ class GuardedDecoder:
     """Runs decoders in spawned workers; if a file hangs or crashes its decoder, only that file fails.
 
     Args:
-        workers: Number of decoder processes.
+        workers: Number of decoder processes. With 0, files are decoded in this process: one that hangs or crashes its
+            decoder then takes the run with it.
         deadline_s: Seconds that one medium may take; a small file gets less processor time than that.
         memory_mb: MiB that a worker may allocate beyond its memory at the start (on Linux).
     """
 
     def __init__(self, *, workers: int = 2, deadline_s: float = 30.0, memory_mb: int = 1024) -> None:
-        self._workers = workers
-        self._deadline_s = deadline_s
-        self._memory_mb = memory_mb
+        self.workers = workers
+        self.deadline_s = deadline_s
+        self.memory_mb = memory_mb
 
     def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
         """Decodes all tasks and passes each outcome on as soon as it is ready; no outcome is kept."""
@@ -128,23 +129,82 @@ class GuardedDecoder:
         on_done: Callable[[int, CallResult], None],
     ) -> None:
         """Like `decode_all`, for any function that reads media through `within_limits`; errors name the file."""
+        with DecoderSession(function, self, workers=min(self.workers, len(tasks))) as session:
+            session.decode_all(tasks, on_done)
+
+    def session(self) -> "DecoderSession":
+        """A context in which the workers stay from one `decode_all` to the next."""
+        return DecoderSession(decode, self, workers=self.workers)
+
+
+class DecoderSession:
+    """Workers that call one function on tasks until the session is closed; they start with the first task."""
+
+    def __init__(self, function: Callable[[DecodeTask], object], decoder: GuardedDecoder, *, workers: int) -> None:
+        self._function = function
+        self._decoder = decoder
+        self._workers = workers
+        self._pool: DeadlinePool | None = None
+        self._ended = False
+
+    def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
+        """Calls the function on all tasks and passes each outcome on as soon as it is ready; errors name the file.
+
+        Raises:
+            WorkerError: The workers cannot start, or `end` was called.
+        """
         if not tasks:
             return
+        if not self._workers:
+            for index, task in enumerate(tasks):
+                on_done(index, _named(task, call_here(self._function, task)))
+            return
+        if self._pool is None:
+            self._pool = self._start()
 
         def report(start: int, index: int, outcome: CallResult) -> None:
-            path, error = tasks[start + index].path, outcome.error
-            if error is not None and str(path) not in error:
-                outcome = replace(outcome, error=f"{path}: {_OVERTIME if error == OVERTIME else error}")
-            on_done(start + index, outcome)
+            on_done(start + index, _named(tasks[start + index], outcome))
 
-        limits = Limits(memory_bytes=self._memory_mb * 2**20, processor_s=self._deadline_s)
-        workers = min(self._workers, len(tasks))
-        key = "data.media.decode_deadline_s or --deadline"
-        with DeadlinePool(
-            function, num_workers=workers, deadline_s=self._deadline_s, limits=limits, deadline_key=key
-        ) as pool:
-            for start in range(0, len(tasks), BATCH):
-                pool.map_patiently(tasks[start : start + BATCH], on_done=partial(report, start))
+        for start in range(0, len(tasks), BATCH):
+            if self._ended:
+                raise WorkerError("the decoding was ended")
+            self._pool.map_patiently(tasks[start : start + BATCH], on_done=partial(report, start))
+
+    def end(self) -> None:
+        """Kills the workers, from any thread; a `decode_all` that is running elsewhere ends with a WorkerError."""
+        self._ended = True
+        if self._pool is not None:
+            self._pool.kill()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._ended = True
+        if self._pool is not None:
+            self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> DeadlinePool:
+        decoder = self._decoder
+        return DeadlinePool(
+            self._function,
+            num_workers=self._workers,
+            deadline_s=decoder.deadline_s,
+            limits=Limits(memory_bytes=decoder.memory_mb * 2**20, processor_s=decoder.deadline_s),
+            deadline_key="data.media.decode_deadline_s or --deadline",
+        )
+
+
+def _named(task: DecodeTask, outcome: CallResult) -> CallResult:
+    """The outcome, with the file in its error."""
+    path, error = task.path, outcome.error
+    if error is None or str(path) in error:
+        return outcome
+    return replace(outcome, error=f"{path}: {_OVERTIME if error == OVERTIME else error}")
 
 
 BATCH = 64

@@ -37,7 +37,7 @@ class Decoder:
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "run" / "exclusions.json"
+    return tmp_path / "run" / "exclusions.jsonl"
 
 
 def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor=None, **how):
@@ -143,7 +143,7 @@ def test_sets_of_the_same_name_in_two_folders_are_two(root, pipeline, path, tmp_
     other = copytree(root, tmp_path / "other")
     found, _ = prepare(other, pipeline, Exclusions(path), failing=())
     assert ids(found) == ["a", "bad", "c"]
-    assert len(json.loads(path.read_text())["sets"]) == 2
+    assert {json.loads(line).get("set") for line in path.read_text().splitlines()} == {None, 0, 1}
 
 
 @pytest.mark.parametrize("spell", ["relative", "dots", "link", "moved"])
@@ -229,11 +229,13 @@ def test_nothing_is_decided_where_nothing_can_be_used(root, pipeline, path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "sets": []}', '{"sets": []}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]\n", '{"version": 9}\n', '{"set": 0}\n', '{"version": 2}\n{"set": 3}\n', "\n"]
+)
 def test_a_damaged_file_is_refused_by_name(root, pipeline, path, content):
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(DataError, match=r"exclusions\.json cannot be read .*: restore it, or set a new"):
+    with pytest.raises(DataError, match=r"exclusions\.jsonl cannot be read .*: restore it, or set a new"):
         prepare(root, pipeline, Exclusions(path))
     assert path.read_text() == content
 
