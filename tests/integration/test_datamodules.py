@@ -83,7 +83,10 @@ class Monitor:
         """Nothing to show."""
 
     def quarantine(self, manifest, num_usable, left_out):
-        self.left_out.append((manifest, num_usable, {each.sample_id: each.reason for each in left_out}))
+        raise AssertionError("training samples are decided on when they are drawn")
+
+    def leave_out(self, manifest, num_samples, num_left_out, new):
+        self.left_out += [(manifest, num_samples, each.sample_id, each.reason) for each in new]
 
 
 def batch_of(kind, model, root, cache, dropout=None):
@@ -139,8 +142,8 @@ def test_a_mixed_batch_holds_every_usable_sample_and_names_the_others(kind, mode
     batch, monitor = batch_of(kind, model, root, cache)
     prompts = batch.prompts if kind == "sft" else batch
     assert sorted(names(prompts)) == sorted(SAMPLES)
-    [(manifest, num_usable, left_out)] = monitor.left_out
-    assert (manifest, num_usable) == ("train.jsonl", len(SAMPLES))
+    assert {each[:2] for each in monitor.left_out} == {("train.jsonl", len(SAMPLES) + 2)}
+    left_out = {name: reason for _, _, name, reason in monitor.left_out}
     assert left_out.keys() == {"bad-clip", "bad-picture"}
     assert "broken.mp4: video cannot be decoded" in left_out["bad-clip"]
     assert "broken.png: image cannot be decoded" in left_out["bad-picture"]

@@ -98,8 +98,12 @@ def test_every_step_is_trained_and_the_short_sound_is_named(checkpoint, dataset)
     rows = [json.loads(row) for row in (folder / "quarantine.jsonl").read_text().splitlines()]
     assert [(row["manifest"], row["sample_id"]) for row in rows] == [("cold_start.jsonl", "x"), ("train.jsonl", "x")]
     assert all("x.wav: sound of 20 ms is too short" in row["reason"] for row in rows)
-    decided = json.loads((folder / "exclusions.json").read_text())["sets"]
-    left_out = {each["manifest"]: list(each["left_out"]) for each in decided}
+    lines = [json.loads(line) for line in (folder / "exclusions.jsonl").read_text().splitlines()]
+    manifests = [line["manifest"] for line in lines if "manifest" in line]
+    left_out = {manifest: [] for manifest in manifests}
+    for line in lines:
+        if "left_out" in line:
+            left_out[manifests[line["set"]]] += line["left_out"]
     assert left_out == {"cold_start.jsonl": ["x"], "train.jsonl": ["x"], "validation.jsonl": [], "test.jsonl": []}
     # Metrics of a stage are written at its last step.
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
@@ -123,7 +127,7 @@ def test_an_evaluation_judges_all_but_the_short_sound_and_counts_it_both_ways(ch
 
 
 def test_the_same_command_again_leaves_the_decisions_as_they_are(checkpoint, overrides, dataset, capsys):
-    path = dataset.parent / "runs" / "own_clips" / "exclusions.json"
+    path = dataset.parent / "runs" / "own_clips" / "exclusions.jsonl"
     before = path.read_bytes()
     assert main(["train", *overrides, "evaluation.limit=2"]) == 0
     assert path.read_bytes() == before
