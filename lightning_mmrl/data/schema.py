@@ -9,7 +9,9 @@ docs/data.md describes all columns.
 
 import hashlib
 import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -136,13 +138,14 @@ def scan_manifest(
     if not path.is_file():
         raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     seen: dict[str, int] = {}
+    files = _Files(media_root)
     for number, encoded in _lines(path, on_bytes):
         try:
             sample = parse_line(encoded, default_id=f"{path.stem}-{number:06d}")
             if sample is None:
                 continue
             for ref in sample.media:
-                _real_file(ref.path, media_root)
+                files.check(ref.path)
             if sample.id in seen:
                 reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
                 raise LineError("repeated id", reason)
@@ -325,6 +328,33 @@ def label_matcher(labels: tuple[str, ...]) -> LabelMatcher:
         ConfigError: Two labels are equal after normalization, or one is blank.
     """
     return LabelMatcher(labels=labels)
+
+
+class _Files:
+    """Checks paths as `_real_file` does; a folder is resolved once for all of its files."""
+
+    def __init__(self, media_root: Path) -> None:
+        self._root = media_root
+        self._folders: dict[str, str] = {}
+
+    def check(self, path: str) -> None:
+        """Checks one path.
+
+        Raises:
+            LineError: See `_real_file`.
+        """
+        folder, _, name = path.rpartition("/")
+        known = self._folders.get(folder)
+        plain = name not in ("", ".", "..") and not any(mark in name for mark in "\\:~")
+        if known is not None and plain:
+            try:
+                if stat.S_ISREG(os.lstat(f"{known}/{name}").st_mode):  # a file, and no link
+                    return
+            except (OSError, ValueError):
+                pass  # refused below, in words
+        real = _real_file(path, self._root)
+        if os.path.basename(real) == name and not os.path.islink(self._root / path):
+            self._folders[folder] = str(real.parent)
 
 
 def _real_file(path: str, media_root: Path) -> Path:

@@ -124,6 +124,6 @@ def test_a_clip_that_breaks_later_is_left_out_and_found_by_validate(run, workpla
     arguments = ["--media-root", str(dataset), "--workers", "1"]
     assert main(["data", "validate", str(dataset / "train.jsonl"), *arguments]) == 1
     assert "train.jsonl:1: " in capsys.readouterr().out
-    assert main(["train", *run, "run_name=again", "order=[cold_start]"]) == 0
+    assert main(["train", *run, "run_name=again", "order=[cold_start]", "stages.cold_start.data.batch_size=16"]) == 0
     quarantined = rows(workplace / "runs" / "again" / "quarantine.jsonl")
     assert victim.name in quarantined[0]["reason"]

@@ -5,6 +5,7 @@ import pytest
 
 from lightning_mmrl.data import schema
 from lightning_mmrl.data.schema import (
+    Entry,
     Problem,
     load_manifest,
     manifest_digest,
@@ -289,3 +290,47 @@ def test_the_digest_is_that_of_the_whole_file(root, read, monkeypatch):
     assert load_manifest(path, root).digest == expected
     monkeypatch.setattr(schema, "MAX_LINE_BYTES", 16)
     assert manifest_digest(path) == expected
+
+
+ODD_NAMES = [
+    "~home.wav",
+    "a:\\b.wav",
+    "..",
+    ".",
+    "",
+    "missing.wav",
+    "folder",
+    "out.wav",
+    "into.wav",
+    "loop.wav",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("folder", ["", "sub/", "linked/"])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_beside_one_that_was_checked_is_checked_as_strictly(tmp_path, folder, name):
+    """A folder is resolved once; a file that is a link, or a name that is none, still meets every check."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for each in (root / "sub" / "folder", root / "folder", outside):
+        each.mkdir(parents=True)
+    (root / "linked").symlink_to(root / "sub")
+    (outside / "secret.wav").write_bytes(b"secret")
+    for each in (root, root / "sub"):
+        (each / "good.wav").write_bytes(b"sound")
+        (each / "out.wav").symlink_to(outside / "secret.wav")
+        (each / "into.wav").symlink_to(each / "good.wav")
+        (each / "loop.wav").symlink_to(each / "loop.wav")
+    rows = [
+        {"id": str(number), "messages": [{"role": "user", "content": "<audio>?"}], "audios": [path]}
+        for number, path in enumerate([f"{folder}good.wav", f"{folder}good.wav", f"{folder}{name}"])
+    ]
+    (root / "m.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    first, second, odd = scan_manifest(root / "m.jsonl", root)
+    assert isinstance(first, Entry)
+    assert isinstance(second, Entry)
+    (root / "alone.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    [alone] = scan_manifest(root / "alone.jsonl", root)
+    assert isinstance(odd, Entry) == isinstance(alone, Entry) == (name == "into.wav")
+    if isinstance(odd, Problem):
+        assert (odd.group, odd.reason) == (alone.group, alone.reason)
