@@ -233,6 +233,7 @@ def _common(
             rank_local=parts.group.interruption.rank_local,
             refill=datamodule.refill_batch,
             num_validated=datamodule.num_validated,
+            waited_s=datamodule.waited_s,
             say=lambda message: parts.console.say(f"{title}: {message}"),
         ),
         "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,

@@ -120,6 +120,7 @@ class OmniDataModule(lightning.LightningDataModule):
         self._decoder = pipeline.decoder
         self._read_ahead = read_ahead or ReadAheadSettings()
         self._streamed: StreamedSets | None = None
+        self._loader: StreamLoader | None = None
         self._sampler: DrawSampler | None = None
         self._further: DrawSampler | None = None
         self._num_refills = 0
@@ -192,7 +193,7 @@ class OmniDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """A sized loader of `SftBatch` or `PromptBatch` over the remaining batches of the stage."""
         collate = collate_targets if self._supervised else collate_prompts
-        return StreamLoader(
+        self._loader = StreamLoader(
             self.streamed,
             self.sampler,
             partial(collate, pad_token_id=self._pad),
@@ -200,6 +201,7 @@ class OmniDataModule(lightning.LightningDataModule):
             decoder=self._decoder,
             settings=self._read_ahead,
         )
+        return self._loader
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
         """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""
@@ -215,6 +217,10 @@ class OmniDataModule(lightning.LightningDataModule):
     def num_validated(self) -> int:
         """Number of validation samples, of all ranks together."""
         return 0 if self.validation_set is None else len(self.validation_set)
+
+    def waited_s(self) -> float:
+        """Seconds that this rank waited for the last training batch, apart from refills."""
+        return 0.0 if self._loader is None else self._loader.waited_s
 
     def refill_batch(self) -> PromptBatch:
         """This rank's share of the next batch of extra prompts, for an iteration whose own batch does not suffice.

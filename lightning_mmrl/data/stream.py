@@ -1,5 +1,6 @@
 """Streams the batches of a stage: each sample is read when it is drawn, and decided on when it is first read."""
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,9 @@ class StreamLoader:
         ranks: The processes that take the batches together.
         decoder: Its `session()` decodes media.
         settings: How far samples are read ahead.
+
+    Attributes:
+        waited_s: Seconds that the last batch took from being asked for to being there.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class StreamLoader:
         self._ranks = ranks
         self._decoder = decoder
         self._settings = settings
+        self.waited_s = 0.0
 
     def __len__(self) -> int:
         """Number of batches in the whole stage, even after resuming, since Lightning counts consumed batches itself."""
@@ -157,8 +162,12 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         self._sampler.rewind()
         with self._reader() as reader:
+            start = time.perf_counter()
             while (found := next_share(self._sets, self._sampler, reader, self._ranks, self._num_ahead)) is not None:
-                yield self._collate(found)
+                batch = self._collate(found)
+                self.waited_s = time.perf_counter() - start
+                yield batch
+                start = time.perf_counter()
 
     @property
     def _num_ahead(self) -> int:

@@ -37,6 +37,7 @@ class StageContext:
         refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more
             batch.
         num_validated: Says how many samples a validation must judge.
+        waited_s: Says how many seconds this rank waited for the batch in hand.
         say: Tells the user something.
     """
 
@@ -49,7 +50,13 @@ class StageContext:
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
     refill: Callable[[], PromptBatch] | None = None
     num_validated: Callable[[], int] | None = None
+    waited_s: Callable[[], float] | None = None
     say: Callable[[str], None] = lambda message: None
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds that this rank waited for the batch in hand, as a metric."""
+        return {} if self.waited_s is None else {"time/data_s": self.waited_s()}
 
     @property
     def rewards(self) -> RewardSettings:

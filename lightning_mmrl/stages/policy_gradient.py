@@ -119,7 +119,7 @@ class PolicyGradientModule(StageModule):
             metrics = self.summarize(collected, experience, update, iteration)
         self.push(iteration)
         costs = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
-        self._report(metrics | costs | self._bad_steps.reported(iteration), iteration)
+        self._report(metrics | costs | self._context.costs | self._bad_steps.reported(iteration), iteration)
 
     def collect(self, batch: PromptBatch, iteration: int) -> Collected:
         """Generates and scores completions of the batch, and of further prompts while too few groups pass."""

@@ -74,7 +74,8 @@ class SFTModule(StageModule):
         samples = {sample.id: sample for sample in batch.samples}
         self._step = _Step(number=batch_idx + 1, loss=total, samples=tuple(samples.values()))
         reported = {"train/loss": total} if math.isfinite(total) else {}
-        self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        reported |= {"train/learning_rate": self._learning_rate()} | self._context.costs
+        self._report(reported, batch_idx + 1)
         return losses[-1]
 
     def _accumulate(self, loss: Tensor) -> None:
