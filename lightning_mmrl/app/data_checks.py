@@ -13,7 +13,7 @@ from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
-from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.sources import read_source
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -115,13 +115,13 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
 
 
 def _checked(found: Sequence[Use]) -> list[str]:
-    read: dict[tuple[Path, Path], list[Sample]] = {}
-    labeled: dict[tuple[Path, Path], str] = {}
+    read: dict[tuple[Path, Path, str | None], list[Sample]] = {}
+    labeled: dict[tuple[Path, Path, str | None], str] = {}
     for use in found:
-        key = use.source.path, use.media
+        key = use.source.path, use.media, use.source.format
         labeled |= {key: use.source.manifest} if use.by_label else {}
         if key not in read:
-            read[key] = read_manifest(use.source.path, use.media)
+            read[key] = read_source(*key)
         for check in use.checks:
             check(use.source.manifest, read[key][: use.num_samples])
     warnings = []

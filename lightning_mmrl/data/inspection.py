@@ -48,14 +48,13 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
                 continue
             known = ", ".join(labels)[:200]
             reason = f"solution {solution[:80]!r} is none of the labels {known}; correct it or add the label"
-            problems.append(Problem(file=item.file, line=item.line, group="label", reason=reason))
+            problems.append(item.problem("label", reason))
         if len(entries) + len(problems) == before:
             reason = "the manifest holds no samples; add a line or leave it out"
             problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
     media: dict[tuple[str, int], tuple[MediaKey, ...]] = {}
     for entry in entries:
-        place = f"{entry.file}:{entry.line}"
-        found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
+        found = [(resolve_media(ref.path, media_root, entry.place), ref) for ref in entry.sample.media]
         media[entry.file, entry.line] = tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
     return Inventory(
         manifests=tuple(manifests),
@@ -80,7 +79,7 @@ def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[
         if reason is None:
             entries.append(entry)
         else:
-            problems.append(Problem(file=entry.file, line=entry.line, group=fault(reason), reason=reason))
+            problems.append(entry.problem(fault(reason), reason))
     return replace(
         inventory,
         entries=tuple(entries),

@@ -58,6 +58,10 @@ class Entry:
         """The place as messages name it, such as `train.jsonl:3` or `train.parquet: row 3`."""
         return f"{self.file}: {self.where}" if self.where else f"{self.file}:{self.line}"
 
+    def problem(self, group: str, reason: str) -> "Problem":
+        """The problem of an entry that turns out to be unusable."""
+        return Problem(file=self.file, line=self.line, group=group, reason=reason, where=self.where)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:

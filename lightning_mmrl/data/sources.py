@@ -10,7 +10,7 @@ from lightning_mmrl.data.formats.place import Place, Row
 from lightning_mmrl.data.formats.readers.canonical import CANONICAL
 from lightning_mmrl.data.formats.readers.protocol import Reader
 from lightning_mmrl.data.formats.readers.registry import AUTO, reader_of
-from lightning_mmrl.data.formats.storage import Parts, num_rows, parts_of, storage_of
+from lightning_mmrl.data.formats.storage import CHOICE, Parts, num_file_rows, parts_of, storage_of
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.schema import (
     Entry,
@@ -39,7 +39,7 @@ class Source:
     Args:
         path: The file or folder; `PATH#PART` for one of several parts.
         media_root: Folder that paths of media are relative to, and below which media that lie in a table are written.
-        format: Name of the format, or `auto`.
+        format: Name of the format; None or `auto` recognises it by the beginning of the content.
 
     Attributes:
         reader: The reader of its format.
@@ -50,11 +50,11 @@ class Source:
         DataError: The source does not exist, or its format cannot be told.
     """
 
-    def __init__(self, path: Path, media_root: Path, format: str = AUTO) -> None:
+    def __init__(self, path: Path, media_root: Path, format: str | None = None) -> None:
         self._path = path
         self._reading = Reading(media_root=media_root)
         self._parts: Parts = parts_of(path)
-        self.reader: Reader = reader_of(self._parts, format)
+        self.reader: Reader = reader_of(self._parts, format or AUTO)
         self.files = tuple(self.reader.files(self._parts))
 
     @property
@@ -79,18 +79,18 @@ class Source:
             yield from scan_manifest(self.files[0], self._reading.media_root)
             return
         seen: dict[str, str] = {}
-        for path, (place, row) in self.reader.rows(self._parts, self._reading):
-            shown = path if place.file else self._path
+        file = str(self._path)
+        for number, (path, (place, row)) in enumerate(self.reader.rows(self._parts, self._reading), start=1):
+            # Numbers of rows repeat in further files; a row is known by the number of its line or by its place in all.
+            line = place.row if place.by_line and not place.file else number
             try:
                 if isinstance(row, LineError):
                     raise row
                 sample = self._sample(path, place, row, seen)
             except LineError as error:
-                yield Problem(
-                    file=str(shown), line=place.row, group=error.group, reason=error.reason, where=place.where
-                )
+                yield Problem(file=file, line=line, group=error.group, reason=error.reason, where=place.where)
             else:
-                yield Entry(file=str(shown), line=place.row, sample=sample, where=place.where)
+                yield Entry(file=file, line=line, sample=sample, where=place.where)
 
     def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str]) -> Sample:
         root = self._reading.media_root
@@ -108,7 +108,7 @@ class Source:
         return sample
 
 
-def load_source(path: Path, media_root: Path, format: str = AUTO) -> LoadedManifest:
+def load_source(path: Path, media_root: Path, format: str | None = None) -> LoadedManifest:
     """Reads all samples of a source; one with the same content is read only once in a process.
 
     How rows were understood is logged, see `Source.notes`.
@@ -139,33 +139,36 @@ def load_source(path: Path, media_root: Path, format: str = AUTO) -> LoadedManif
     return _read[key]
 
 
-def read_source(path: Path, media_root: Path, format: str = AUTO) -> list[Sample]:
+def read_source(path: Path, media_root: Path, format: str | None = None) -> list[Sample]:
     """The samples of a source in a new list, see `load_source`."""
     return list(load_source(path, media_root, format).samples)
 
 
-def source_digest(path: Path, format: str = AUTO) -> str | None:
-    """SHA-256 of a source without reading its rows; None if the source does not exist."""
-    if path.is_file() and storage_of(path) != "info":
-        return file_digest(path)
-    return Source(path, path.parent, format).digest if is_source(path) else None
-
-
-def is_source(path: Path) -> bool:
-    """Whether a path names a file, a folder of shards, or a part of either."""
-    try:
-        return bool(parts_of(path).files)
-    except DataError:
-        return path.is_dir()
-
-
-def num_samples(path: Path, format: str = AUTO) -> int:
-    """The number of rows of a source, good or bad.
+def source_digest(path: Path, format: str | None = None) -> str | None:
+    """SHA-256 of a source without reading its rows; None if the source does not exist.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: It exists, and its files or its format cannot be told.
     """
-    return sum(num_rows(file, storage_of(file)) for file in Source(path, path.parent, format).files)
+    if path.is_file() and storage_of(path) != "info":
+        return file_digest(path)
+    return Source(path, path.parent, format).digest if _exists(path) else None
+
+
+def num_rows(path: Path, format: str | None = None) -> int | None:
+    """The number of rows of a source, good or bad; None if the source does not exist.
+
+    Raises:
+        DataError: It exists, and its files or its format cannot be told, or a file cannot be read.
+    """
+    if not _exists(path):
+        return None
+    return sum(num_file_rows(file, storage_of(file)) for file in Source(path, path.parent, format).files)
+
+
+def _exists(path: Path) -> bool:
+    name, _, choice = path.name.partition(CHOICE)
+    return path.exists() or (bool(choice) and (path.with_name(name) if name else path.parent).exists())
 
 
 def _digest(files: tuple[Path, ...]) -> str:

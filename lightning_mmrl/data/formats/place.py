@@ -24,14 +24,15 @@ class Place:
 
     @property
     def where(self) -> str:
-        """The words for a place that is no line; empty for a line.
+        """The words for a place; empty for a line of the only file.
 
         >>> Place(row=3, line=17).where, Place(row=12).where, Place(row=5, line=5, by_line=True).where
         ('row 3 (line 17)', 'row 12', '')
         """
         if self.by_line:
-            return ""
-        return f"row {self.row}" if self.line is None else f"row {self.row} (line {self.line})"
+            return self.file and f"{self.file}:{self.row}"
+        row = f"row {self.row}" if self.line is None else f"row {self.row} (line {self.line})"
+        return f"{self.file}: {row}" if self.file else row
 
 
 Row = dict[str, Any]

@@ -154,7 +154,7 @@ def json_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def num_rows(path: Path, storage: Storage) -> int:
+def num_file_rows(path: Path, storage: Storage) -> int:
     """The number of rows of a file, good or bad.
 
     Raises:
@@ -162,4 +162,7 @@ def num_rows(path: Path, storage: Storage) -> int:
     """
     if storage in ("parquet", "arrow"):
         return num_table_rows(path)
+    if storage == "lines":
+        with path.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
     return sum(1 for _ in stored_rows(path, storage))

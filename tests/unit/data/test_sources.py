@@ -8,7 +8,7 @@ from published_files import PUBLISHED
 from lightning_mmrl.data.formats.readers.registry import READERS
 from lightning_mmrl.data.manifest_lines import write_manifest
 from lightning_mmrl.data.schema import Entry, read_manifest
-from lightning_mmrl.data.sources import Source, num_samples, read_source
+from lightning_mmrl.data.sources import Source, num_rows, read_source
 
 each_format = pytest.mark.parametrize("published", PUBLISHED, ids=lambda each: each.file)
 
@@ -25,7 +25,7 @@ def test_a_published_file_gives_its_samples(published, tmp_path):
     source, samples = scanned(published.put(tmp_path), tmp_path)
     assert source.reader.name == published.format
     assert samples == list(published.samples)
-    assert num_samples(published.put(tmp_path)) == len(samples)
+    assert num_rows(published.put(tmp_path)) == len(samples)
 
 
 @each_format
