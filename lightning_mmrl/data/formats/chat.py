@@ -90,6 +90,20 @@ def _check(messages: Sequence[Mapping[str, str]], column: str) -> None:
             raise LineError("messages", reason)
 
 
+def first_turn(row: Row) -> Mapping[str, Any]:
+    """The first turn of `messages` or `conversations`; an empty one if the row has none that is an object."""
+    turns = row.get("messages", row.get("conversations"))
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return first if isinstance(first, dict) else {}
+
+
+def keys_of(row: Row, column: str) -> tuple[str, str]:
+    """The names of role and content in the turns of a column; those that are usual for it if the turns do not say."""
+    first = first_turn({"messages": row.get(column)})
+    usual = ROLE_CONTENT if column == "messages" else FROM_VALUE
+    return next((keys for keys in (FROM_VALUE, ROLE_CONTENT) if keys[0] in first), usual)
+
+
 def question(text: str, column: str) -> Turns:
     """One user turn."""
     return Turns(column=column, messages=[{"role": "user", "content": text}])

@@ -99,10 +99,10 @@ def storage_of(path: Path) -> Storage:
         return "arrow"
     if path.suffix.lower() in (".csv", ".tsv"):
         return "csv"
+    if path.name == "dataset_info.json":
+        return "info"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"[") and path.suffix.lower() != ".jsonl":
-        return "array"
-    return "info" if path.name == "dataset_info.json" and text.startswith(b"{") else "lines"
+    return "array" if text.startswith(b"[") and path.suffix.lower() != ".jsonl" else "lines"
 
 
 def stored_rows(path: Path, storage: Storage) -> Iterator[RowOrFault]:

@@ -1,6 +1,7 @@
 """The canonical manifest: strict JSON lines, see `schema`."""
 
 from lightning_mmrl.data.formats.assembly import Reading
+from lightning_mmrl.data.formats.chat import first_turn
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.ms_swift import is_only_swift
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
@@ -11,8 +12,7 @@ from lightning_mmrl.data.formats.turns import LAYOUTS
 def _recognised(peek: Peek) -> bool:
     if peek.storage != "lines" or peek.lacks(*LAYOUTS):
         return False
-    turns = peek.row.get("messages", peek.row.get("conversations"))
-    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
+    first = first_turn(peek.row)
     has_parts = isinstance(first.get("content"), list) or ("conversations" in peek.row and "role" in first)
     return not has_parts and peek.lacks("image_urls", "prompt", "message") and not is_only_swift(peek.row)
 

@@ -1,7 +1,7 @@
 """TRL and Hugging Face datasets: `messages` or `prompt` with content parts, beside `images`, `videos` and `audios`."""
 
 from lightning_mmrl.data.formats.assembly import Reading, Turns, assembled, gold, last_answer, text_of
-from lightning_mmrl.data.formats.chat import chat_turns, with_system
+from lightning_mmrl.data.formats.chat import chat_turns, first_turn, with_system
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
@@ -16,9 +16,7 @@ def _recognised(peek: Peek) -> bool:
         return False
     if peek.storage in ("parquet", "arrow"):
         return not peek.lacks("messages", "prompt")
-    turns = peek.row.get("messages")
-    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-    has_parts = isinstance(first.get("content"), list)
+    has_parts = isinstance(first_turn(peek.row).get("content"), list)
     return peek.storage in ("lines", "array") and (has_parts or "prompt" in peek.row)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.data.formats.assembly import MediaColumns, Reading, Turns, assembled, gold, last_answer, text_of
-from lightning_mmrl.data.formats.chat import FROM_VALUE, ROLE_CONTENT, chat_turns, with_system
+from lightning_mmrl.data.formats.chat import FROM_VALUE, chat_turns, first_turn, keys_of, with_system
 from lightning_mmrl.data.formats.place import Row, RowOrFault
 from lightning_mmrl.data.formats.readers.ms_swift import asked_turns
 from lightning_mmrl.data.formats.readers.protocol import converted
@@ -54,9 +54,7 @@ class LlamaFactory:
             return all(isinstance(entry, dict) for entry in peek.row.values())
         is_named = peek.path.name.startswith("vision_r1")
         has_turns = not peek.lacks("messages", "conversations") and peek.lacks("answer", *COLUMN_OF, "image_urls")
-        turns = peek.row.get("messages", peek.row.get("conversations"))
-        first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-        plain = not isinstance(first.get("content"), list)
+        plain = not isinstance(first_turn(peek.row).get("content"), list)
         has_media = not peek.lacks(*COLUMN_OF.values()) or "messages" in peek.row
         sharegpt = peek.storage == "array" and has_turns and has_media and plain and not is_named
         return sharegpt or {"instruction", "output"} <= peek.row.keys()
@@ -122,14 +120,12 @@ def _texts(entry: Mapping[str, Any], key: str, place: str) -> dict[str, str]:
 
 def _by_default(row: Row, reading: Reading) -> Row:
     """The canonical row of one in a file without a dataset_info.json."""
-    if row.get("instruction") is not None:
+    if row.get("messages") is None and row.get("conversations") is None:
         info = _Dataset(file=Path(), alpaca=True, columns={}, keys=FROM_VALUE, roles={})
     else:
         column = "messages" if row.get("messages") is not None else "conversations"
-        value = row.get(column)
-        first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
-        keys = FROM_VALUE if "from" in first else ROLE_CONTENT
-        roles: dict[str, Role] = {_WORDS[tag] if "from" in first else role: role for tag, role in _ROLE_TAGS.items()}
+        keys = keys_of(row, column)
+        roles: dict[str, Role] = {_WORDS[tag] if keys == FROM_VALUE else role: role for tag, role in _ROLE_TAGS.items()}
         info = _Dataset(file=Path(), alpaca=False, columns={"messages": column}, keys=keys, roles=roles)
     return _canonical(info, row, reading)
 

@@ -13,7 +13,7 @@ from lightning_mmrl.data.formats.assembly import (
     media_column,
     text_of,
 )
-from lightning_mmrl.data.formats.chat import FROM_VALUE, chat_turns, with_system
+from lightning_mmrl.data.formats.chat import FROM_VALUE, chat_turns, first_turn, with_system
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
@@ -22,12 +22,6 @@ from lightning_mmrl.prompts.template import media_tags
 
 _MAX_LABEL = 100
 _NAMED = "vision_r1"
-
-
-def has_conversations(row: Row, first_key: str) -> bool:
-    """Whether a row has `conversations`, and their first turn has this key."""
-    turns = row.get("conversations")
-    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and first_key in turns[0]
 
 
 def conversation_row(row: Row, reading: Reading, turns: Turns, media: MediaColumns) -> Row:
@@ -45,7 +39,7 @@ def conversation_row(row: Row, reading: Reading, turns: Turns, media: MediaColum
 
 
 def _recognised(peek: Peek) -> bool:
-    if not has_conversations(peek.row, "from") or peek.path.name.startswith(_NAMED):
+    if "from" not in first_turn({"conversations": peek.row.get("conversations")}) or peek.path.name.startswith(_NAMED):
         return False
     singular = not peek.lacks(*COLUMN_OF) or peek.lacks(*COLUMN_OF.values())
     return singular and (peek.storage != "lines" or _shares_sound(peek.row))

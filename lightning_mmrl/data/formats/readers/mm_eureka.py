@@ -1,7 +1,7 @@
 """MM-Eureka: lines of `conversations` and `image_urls`, or of an `id` and a `message` that holds turns as text."""
 
 from lightning_mmrl.data.formats.assembly import MediaColumns, Reading, assembled, gold, text_of
-from lightning_mmrl.data.formats.chat import chat_turns, decoded
+from lightning_mmrl.data.formats.chat import chat_turns, decoded, first_turn
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
@@ -15,10 +15,8 @@ def message_row(row: Row, reading: Reading) -> Row:
 
 
 def _recognised(peek: Peek) -> bool:
-    first = peek.row.get("conversations")
-    if isinstance(first, str):
-        return first.lstrip().startswith("[") and "answer" in peek.row
-    has_roles = isinstance(first, list) and bool(first) and isinstance(first[0], dict) and "role" in first[0]
+    turns = peek.row.get("conversations")
+    has_roles = "role" in first_turn({"conversations": turns}) or isinstance(turns, str)
     return (has_roles and "answer" in peek.row) or (isinstance(peek.row.get("message"), str) and "id" in peek.row)
 
 

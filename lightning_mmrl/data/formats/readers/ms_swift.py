@@ -4,7 +4,7 @@ Unlike in a canonical manifest, media may stand without tags, and paths may be a
 """
 
 from lightning_mmrl.data.formats.assembly import Reading, Turns, assembled, gold, last_answer, text_of
-from lightning_mmrl.data.formats.chat import FROM_VALUE, ROLE_CONTENT, chat_turns, with_system
+from lightning_mmrl.data.formats.chat import chat_turns, first_turn, keys_of, with_system
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
@@ -43,9 +43,7 @@ def layout_turns(row: Row) -> Turns:
         raise LineError("messages", f"the row has {found}; it must have one layout of turns")
     column = given[0]
     if column in ("messages", "conversations"):
-        value = row[column]
-        first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
-        return with_system(chat_turns(value, column, FROM_VALUE if "from" in first else ROLE_CONTENT), row)
+        return with_system(chat_turns(row[column], column, keys_of(row, column)), row)
     names = ("query", "", "response") if column == "query" else ("instruction", "input", "output")
     return with_system(asked_turns(row, *names), row)
 
@@ -79,9 +77,9 @@ def _recognised(peek: Peek) -> bool:
     columns = ("messages", "conversations", "query")
     if peek.storage != "lines" or peek.lacks(*columns) or not peek.lacks("image_urls", "message", "prompt"):
         return False
-    turns = peek.row.get("messages", peek.row.get("conversations"))
-    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-    if isinstance(first.get("content"), list) or ("conversations" in peek.row and not peek.lacks("image", "video")):
+    if isinstance(first_turn(peek.row).get("content"), list) or (
+        "conversations" in peek.row and not peek.lacks("image", "video")
+    ):
         return False
     return is_only_swift(peek.row)
 

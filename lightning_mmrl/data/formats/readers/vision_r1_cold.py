@@ -1,7 +1,7 @@
 """Vision-R1-cold: arrays named vision_r1_*, with `image` and human/gpt turns, or `images` and user/assistant turns."""
 
 from lightning_mmrl.data.formats.assembly import Reading, media_column
-from lightning_mmrl.data.formats.chat import FROM_VALUE, ROLE_CONTENT, chat_turns
+from lightning_mmrl.data.formats.chat import chat_turns, keys_of
 from lightning_mmrl.data.formats.place import Row
 from lightning_mmrl.data.formats.readers.llava import conversation_row
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
@@ -16,9 +16,7 @@ def _recognised(peek: Peek) -> bool:
 
 def _canonical(row: Row, reading: Reading) -> Row:
     column = "messages" if row.get("messages") is not None else "conversations"
-    value = row.get(column)
-    first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
-    turns = chat_turns(value, column, ROLE_CONTENT if "role" in first else FROM_VALUE)
+    turns = chat_turns(row.get(column), column, keys_of(row, column))
     return conversation_row(row, reading, turns, {kind: media_column(row, kind) for kind in COLUMN_OF})
 
 
