@@ -89,10 +89,12 @@ class LoadedManifest:
     Attributes:
         samples: The manifest's samples in the order of the lines.
         digest: SHA-256 of the file, in hexadecimal digits.
+        notes: Sentences on how a file of another format was understood.
     """
 
     samples: tuple[Sample, ...]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def load_manifest(path: Path, media_root: Path) -> LoadedManifest:

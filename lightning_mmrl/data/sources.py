@@ -1,7 +1,6 @@
 """Reads samples from a source in any known format: a file, a folder of shards, or a dataset_info.json."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from lightning_mmrl.data.schema import (
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import file_digest
 from lightning_mmrl.types.records import Sample
-
-_log = logging.getLogger(__name__)
 
 _MAX_READ = 16
 _read: dict[tuple[Path, Path, str, str], LoadedManifest] = {}
@@ -111,8 +108,6 @@ class Source:
 def load_source(path: Path, media_root: Path, format: str | None = None) -> LoadedManifest:
     """Reads all samples of a source; one with the same content is read only once in a process.
 
-    How rows were understood is logged, see `Source.notes`.
-
     Raises:
         ConfigError: There is no such format.
         DataError: The source is missing or empty, its format cannot be told, a row is malformed, or a medium is missing
@@ -131,11 +126,9 @@ def load_source(path: Path, media_root: Path, format: str | None = None) -> Load
         samples.append(item.sample)
     if not samples:
         raise DataError(f"manifest {path} holds no samples; add at least one row or choose another split")
-    for note in source.notes:
-        _log.warning("%s", note)
     if len(_read) >= _MAX_READ:
         _read.clear()
-    _read[key] = LoadedManifest(samples=tuple(samples), digest=key[-1])
+    _read[key] = LoadedManifest(samples=tuple(samples), digest=key[-1], notes=tuple(source.notes))
     return _read[key]
 
 

@@ -97,7 +97,9 @@ def cut(rng: random.Random, content: bytes) -> bytes:
 def insert(rng: random.Random, content: bytes) -> bytes:
     """Bytes that do not belong there."""
     at = rng.randrange(len(content))
-    extra = rng.choice([b"\x00", b"\xff" * 9, b'"', b"[", b"]" * 3, b"{", b",", b"[" * 10_000, b"\n", b"\\", b"x" * 70_000])
+    extra = rng.choice(
+        [b"\x00", b"\xff" * 9, b'"', b"[", b"]" * 3, b"{", b",", b"[" * 10_000, b"\n", b"\\", b"x" * 70_000]
+    )
     return content[:at] + extra + content[at:]
 
 
@@ -132,7 +134,9 @@ def text(rng: random.Random, rows: Rows, values: Sequence[Any]) -> None:
     """Characters or tags put into a text."""
     found = [(node, name) for node, name in places(rows) if isinstance(node[name], str)]
     node, name = rng.choice(found)
-    trick = rng.choice(["\x00", "\u202e", "\ufeff", "\u2028", "<image>", "<video>" * 3, "<|im_end|>", "../", "\\", "/", '"'])
+    trick = rng.choice(
+        ["\x00", "\u202e", "\ufeff", "\u2028", "<image>", "<video>" * 3, "<|im_end|>", "../", "\\", "/", '"']
+    )
     at = rng.randrange(len(node[name]) + 1)
     node[name] = node[name][:at] + trick + node[name][at:]
 
@@ -140,7 +144,9 @@ def text(rng: random.Random, rows: Rows, values: Sequence[Any]) -> None:
 def retype(rng: random.Random, rows: Rows, values: Sequence[Any]) -> None:
     """A value wrapped in a list or an object, or as text, in all rows."""
     name = rng.choice(list(rows[0]))
-    wrap = rng.choice([lambda each: [each], lambda each: {"x": each}, str, lambda each: [each, each], lambda each: None])
+    wrap = rng.choice(
+        [lambda each: [each], lambda each: {"x": each}, str, lambda each: [each, each], lambda each: None]
+    )
     for row in rows:
         if name in row:
             row[name] = wrap(row[name])
@@ -196,21 +202,25 @@ def outcome_of(path: Path, root: Path, name: str | None) -> tuple[str, str]:
     except BaseException as error:
         return "fault", f"{type(error).__name__}: {error}"[:300]
     problems = [item for item in items if isinstance(item, Problem)]
-    for problem in problems:
-        has_fix = any(word in problem.reason for word in ("; ", " must "))
-        if not fits(str(problem), path) or not has_fix or not problem.group:
-            return "fault", f"no place or fix in: {problem}"[:300]
-    for item in items:
-        if isinstance(item, Entry):
-            try:
-                json.dumps(asdict(item.sample), ensure_ascii=False).encode()
-            except (TypeError, ValueError, RecursionError) as error:
-                return "fault", f"a sample that cannot be written ({error})"[:300]
-    if problems and strict != str(problems[0]):
-        return "fault", f"the strict reading says {strict}"[:300]
-    if not problems and items and strict is not None:
-        return "fault", f"only the strict reading says {strict}"[:300]
+    fault = next(filter(None, (fault_of(item, path) for item in items)), "")
+    expected = str(problems[0]) if problems else None
+    if not fault and items and strict != expected:
+        fault = f"the strict reading says {strict}, not {expected}"
+    if fault:
+        return "fault", fault[:300]
     return ("bad rows" if problems else "samples" if items else "no rows"), ""
+
+
+def fault_of(item: Entry | Problem, path: Path) -> str:
+    """What is wrong about a row: a problem without place or fix, or a sample that cannot be written."""
+    if isinstance(item, Problem):
+        has_fix = any(word in item.reason for word in ("; ", " must "))
+        return "" if fits(str(item), path) and has_fix and item.group else f"no place or fix in: {item}"
+    try:
+        json.dumps(asdict(item.sample), ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"a sample that cannot be written ({error})"
+    return ""
 
 
 def fits(message: str, path: Path) -> bool:
@@ -219,7 +229,9 @@ def fits(message: str, path: Path) -> bool:
     return str(path.parent) in message and len(message) < MAX_MESSAGE
 
 
-def run_formats(number: int, seed: int, folder: Path, values: Sequence[Any]) -> tuple[dict[str, Counter], list[str], float]:
+def run_formats(
+    number: int, seed: int, folder: Path, values: Sequence[Any]
+) -> tuple[dict[str, Counter], list[str], float]:
     """Outcomes by format, the faults, and the longest time that a file took, in seconds."""
     outcomes: dict[str, Counter] = {}
     faults, longest = [], 0.0

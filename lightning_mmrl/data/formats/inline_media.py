@@ -78,9 +78,10 @@ def kept_inline(content: bytes, kind: MediaKind, media_root: Path, what: str) ->
         raise DataError(f"media_root {media_root} is no folder, and media of the table are written to it; create it")
     try:
         write_whole(file, content, shared=True, durable=False)
-    except DiskError as error:
+    except OSError as error:
+        why = error.problem if isinstance(error, DiskError) else f"{file}: {error.strerror}"
         raise DataError(
-            f"{what} holds a medium, which is written to {media_root / INLINE_FOLDER} ({error.problem}); set "
-            "media_root to a folder that can be written"
+            f"{what} holds a medium, which is written to a file below media_root ({why}); set media_root to a folder "
+            "that can be written"
         ) from error
     return path

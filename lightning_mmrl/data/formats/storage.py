@@ -72,9 +72,7 @@ def parts_of(path: Path) -> Parts:
         shards.setdefault(_SHARD.sub("", file.stem), []).append(file)
     known = ", ".join(shards) or "none"
     if not shards:
-        raise DataError(
-            f"{path} is a folder without {', '.join(_SUFFIXES)} files; name a file, or the folder of shards"
-        )
+        raise DataError(f"{path} has no {', '.join(_SUFFIXES)} files; name a file, or the folder of shards")
     if choice and choice not in shards:
         raise DataError(f"{path} has no part {choice!r}; known are {known}")
     if not choice and len(shards) > 1:

@@ -23,6 +23,8 @@ _BUFFER = 2**20
 def parquet_rows(path: Path) -> Iterator[RowOrFault]:
     """Yields the rows of a parquet file; pages are read as they are needed, so a row group may be of any size.
 
+    A page is the least that can be read: about 1 MiB, or a thousand rows, whichever is more.
+
     Raises:
         DataError: The file is damaged.
     """
