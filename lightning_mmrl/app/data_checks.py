@@ -13,7 +13,8 @@ from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
-from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.schema import LoadedManifest
+from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -69,7 +70,8 @@ def check_data(config: RunSettings) -> list[str]:
     Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
 
     Returns:
-        Sentences about labels that look like mistakes; each begins with the name of the manifest.
+        Sentences on how files of other formats were understood, and about labels that look like mistakes; each begins
+        with the name of the manifest.
 
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
@@ -115,19 +117,20 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
 
 
 def _checked(found: Sequence[Use]) -> list[str]:
-    read: dict[tuple[Path, Path], list[Sample]] = {}
-    labeled: dict[tuple[Path, Path], str] = {}
+    read: dict[tuple[Path, Path, str | None], LoadedManifest] = {}
+    labeled: dict[tuple[Path, Path, str | None], str] = {}
     for use in found:
-        key = use.source.path, use.media
+        key = use.source.path, use.media, use.source.format
         labeled |= {key: use.source.manifest} if use.by_label else {}
         if key not in read:
-            read[key] = read_manifest(use.source.path, use.media)
+            read[key] = load_source(*key)
         for check in use.checks:
-            check(use.source.manifest, read[key][: use.num_samples])
+            check(use.source.manifest, read[key].samples[: use.num_samples])
     warnings = []
-    for key, samples in read.items():
+    for key, loaded in read.items():
+        warnings += loaded.notes
         if key in labeled:
-            labels = Counter(sample.solution for sample in samples if sample.solution is not None)
+            labels = Counter(sample.solution for sample in loaded.samples if sample.solution is not None)
             warnings += [f"{labeled[key]}: {finding}" for finding in label_findings(labels)]
     return list(dict.fromkeys(warnings))
 

@@ -103,14 +103,14 @@ class SelectingJob:
             DataError: A manifest is wrong.
             StageError: `select` names a sample that does not exist.
         """
-        from lightning_mmrl.data.schema import read_manifest
+        from lightning_mmrl.data.sources import read_source
 
         if not self.leads:
             return Training(metrics={}, num_steps=1)
         self.samples = [
             sample
             for source in self.sources.values()
-            for sample in read_manifest(source.path, source.media_folder)[: source.limit]
+            for sample in read_source(source.path, source.media_folder, source.format)[: source.limit]
         ]
         reasons = self.select(self.spec.settings, self.samples)
         self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}

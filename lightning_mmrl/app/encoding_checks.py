@@ -86,8 +86,7 @@ class EncodingCheck:
                         check(use.source.manifest, [entry.sample])
             except DataError as error:
                 reason = str(error).removeprefix(f"{path.name}: ")
-                problem = Problem(file=entry.file, line=entry.line, group=UNUSABLE, reason=reason)
-                found.setdefault(entry.line, problem)
+                found.setdefault(entry.line, entry.problem(UNUSABLE, reason))
         for prepared in makers:
             rest = [entry for entry in entries if entry.line not in found]
             faults = prepared([entry.sample for entry in rest]).faults(
@@ -95,8 +94,7 @@ class EncodingCheck:
             )
             for entry in rest:
                 if entry.sample.id in faults:
-                    reason = faults[entry.sample.id]
-                    found[entry.line] = Problem(file=entry.file, line=entry.line, group=UNENCODABLE, reason=reason)
+                    found[entry.line] = entry.problem(UNENCODABLE, faults[entry.sample.id])
         return found
 
     def _maker(

@@ -12,7 +12,7 @@ from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sampler import Share
-from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.sources import read_source
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_whole
@@ -129,7 +129,7 @@ class CheckpointEvaluator:
         loaders = {}
         for name, each in sets.items():
             prepared = PreparedSet(
-                read_manifest(each.path, each.media_folder)[: settings.limit],
+                read_source(each.path, each.media_folder, each.format)[: settings.limit],
                 media_root=each.media_folder,
                 pipeline=pipeline,
                 template=prompted[name].template,

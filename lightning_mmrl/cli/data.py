@@ -1,4 +1,4 @@
-"""`mmrl data`: validates, describes, converts and generates datasets."""
+"""`mmrl data`: validates, describes, shows, converts and generates datasets."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_mmrl.cli.data_convert import add_conversions, add_source_options, check_source_options
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.errors import ConfigError
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="mmrl data", description="Make and inspect datasets; see docs/data.md.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_inspections(commands)
+    add_conversions(commands)
     add_from_csv(commands)
     synth = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
     synth.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
@@ -56,11 +58,9 @@ def _add_inspections(commands: Any) -> None:
     )
     for parser in (validate, stats):
         parser.add_argument(
-            "manifests", type=Path, nargs="+", metavar="MANIFEST", help="JSON lines files, one per split"
+            "manifests", type=Path, nargs="+", metavar="MANIFEST", help="one file per split, in any known format"
         )
-        parser.add_argument(
-            "--media-root", type=Path, required=True, metavar="DIR", help="folder that media paths are relative to"
-        )
+        add_source_options(parser)
         parser.add_argument("--labels", metavar="A,B", help="label set; any other solution is a problem")
         parser.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report to this file")
         parser.add_argument(
@@ -92,8 +92,7 @@ def _validate(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
     if options.show < 0:
         raise ConfigError(f"--show is {options.show}; it must be at least 0")
-    if not options.media_root.is_dir():
-        raise ConfigError(f"--media-root {options.media_root} is no folder; name the folder that paths are relative to")
+    check_source_options(options)
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: its folder does not exist; create it or name another file")
     guard = guard_of(options) if decode else None
@@ -115,7 +114,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
             check = EncodingCheck(config, options.media_root, console)
             guard = replace(guard, settings=check.parts.config.data.media, own=check.own_sizes)
             notes = [check.note(options.manifests)]
-        inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
+        inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels), options.format)
         if guard is not None:
             inventory = decode_inventory(
                 inventory, guard, lambda done, total: console.update("decoding media", done, total)
@@ -123,7 +122,8 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
         if check is not None:
             inventory = check.run(inventory)
     report = summarize(inventory)
-    print_report(report, options.show, [*warning_lines(report.warnings, options.show), *notes])
+    lines = [*inventory.notes, *warning_lines(report.warnings, options.show), *notes]
+    print_report(report, options.show, lines)
     if options.json is not None:
         _write_json(options.json, {**report.as_json(), "encoding_checked": check is not None})
     return 0 if report.sound else EXIT_PROBLEMS

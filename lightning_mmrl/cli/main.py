@@ -23,7 +23,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
-    "data": "validate, describe, convert and generate datasets",
+    "data": "validate, describe, show, convert and generate datasets",
     "reward-test": "rerun rewards on a saved rollout table and show the changes",
     "tracking": "show or deliver entries that wait for the tracking server",
     "doctor": "check this machine: versions, devices, decoders, disk, tracking",

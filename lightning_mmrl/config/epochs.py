@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.data.sources import num_rows
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import RunSettings
@@ -49,9 +50,8 @@ def num_samples(sources: Iterable[SourceSettings]) -> int | None:
     """Number of samples in the sources of a stage; None if a manifest does not exist yet."""
     total = 0
     for source in sources:
-        if not source.path.is_file():
+        count = num_rows(source.path, source.format)
+        if count is None:
             return None
-        with source.path.open("rb") as lines:
-            count = sum(1 for line in lines if line.strip())
         total += min(count, source.limit or count)
     return total

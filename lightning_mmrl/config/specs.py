@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
-from lightning_mmrl.files import file_digest
+from lightning_mmrl.data.sources import source_digest
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.settings.renamed import LATER, first_name
@@ -107,11 +107,14 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
         data = config.dataset(stage.data.dataset)
         sources = stage.data.located(data).items()
         named = {key: source for key, source in sources if source.stage is None}
-        files = {key if stage.data.manifest else f"{key}/{each.manifest}": each.path for key, each in named.items()}
+        files = {
+            key if stage.data.manifest else f"{key}/{each.manifest}": source_digest(each.path, each.format)
+            for key, each in named.items()
+        }
         ends_early = isinstance(stage, StageSettings) and stage.stop_when is not None
         if ends_early and data.validation is not None:
-            files[data.validation] = Path(data.root) / data.validation
-        found[name] = {key: file_digest(path)[:16] for key, path in files.items() if path.is_file()}
+            files[data.validation] = source_digest(Path(data.root) / data.validation)
+        found[name] = {key: digest[:16] for key, digest in files.items() if digest is not None}
     return found
 
 
@@ -175,7 +178,8 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     if config.data.task is not None:
         data["task"] = config.data.task
-    found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
+    digests = {each: source_digest(of.path, of.format) for each, of in sets.items() if with_data}
+    found = {each: digest[:16] for each, digest in digests.items() if digest is not None}
     used = {each.dataset: asdict(config.datasets[each.dataset]) for each in sets.values() if each.dataset is not None}
     others = {name: {key: of[key] for key in ("root", "labels", "cue_lexicon", "task")} for name, of in used.items()}
     own = config.of_stage(stage).prompt  # a part of the stage's own content already

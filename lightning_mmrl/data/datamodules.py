@@ -15,7 +15,7 @@ from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
 from lightning_mmrl.data.sampler import Draw, DrawSampler, Share, SourceRows, Variant
-from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.sources import read_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader, next_share, read_now
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -149,7 +149,7 @@ class OmniDataModule(lightning.LightningDataModule):
         Raises:
             DataError: The manifest is unusable, or has media that this module or the model does not accept.
         """
-        samples = read_manifest(source.path, source.media_folder)[: source.limit]
+        samples = read_source(source.path, source.media_folder, source.format)[: source.limit]
         cls.check_kinds(source.manifest, samples)
         found = PreparedSet(
             samples,

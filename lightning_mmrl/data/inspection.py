@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning_mmrl.data.media.examine import Guard, MediaFacts, examine, fault
-from lightning_mmrl.data.schema import Entry, Problem, label_matcher, resolve_media, scan_manifest
+from lightning_mmrl.data.schema import Entry, Problem, label_matcher, resolve_media
+from lightning_mmrl.data.sources import Source
 from lightning_mmrl.types.records import MediaRef
 
 MediaKey = tuple[str, str, float | None, float | None]
@@ -17,6 +18,7 @@ class Inventory:
     """The content of some manifests.
 
     `media` maps the file and line of a usable sample to its media. `facts` is empty until the media are decoded.
+    `notes` are sentences on how files of other formats were understood.
     """
 
     manifests: tuple[Path, ...]
@@ -25,20 +27,28 @@ class Inventory:
     problems: tuple[Problem, ...]
     media: dict[tuple[str, int], tuple[MediaKey, ...]]
     facts: dict[MediaKey, MediaFacts] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence[str] | None = None) -> Inventory:
+def take_inventory(
+    manifests: Sequence[Path],
+    media_root: Path,
+    labels: Sequence[str] | None = None,
+    format: str | None = None,
+) -> Inventory:
     """Reads all lines; if `labels` are given, any other solution is a problem.
 
     Raises:
-        DataError: A manifest cannot be read.
-        ConfigError: Two labels are equal after normalization.
+        DataError: A manifest cannot be read, or its format cannot be told.
+        ConfigError: Two labels are equal after normalization, or there is no such format.
     """
     entries: list[Entry] = []
     problems: list[Problem] = []
+    notes: list[str] = []
     for path in manifests:
         before = len(entries) + len(problems)
-        for item in scan_manifest(path, media_root):
+        source = Source(path, media_root, format)
+        for item in source.scan():
             if not isinstance(item, Entry):
                 problems.append(item)
                 continue
@@ -48,14 +58,14 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
                 continue
             known = ", ".join(labels)[:200]
             reason = f"solution {solution[:80]!r} is none of the labels {known}; correct it or add the label"
-            problems.append(Problem(file=item.file, line=item.line, group="label", reason=reason))
+            problems.append(item.problem("label", reason))
         if len(entries) + len(problems) == before:
             reason = "the manifest holds no samples; add a line or leave it out"
             problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
+        notes += source.notes
     media: dict[tuple[str, int], tuple[MediaKey, ...]] = {}
     for entry in entries:
-        place = f"{entry.file}:{entry.line}"
-        found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
+        found = [(resolve_media(ref.path, media_root, entry.place), ref) for ref in entry.sample.media]
         media[entry.file, entry.line] = tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
     return Inventory(
         manifests=tuple(manifests),
@@ -63,6 +73,7 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
         entries=tuple(entries),
         problems=tuple(problems),
         media=media,
+        notes=tuple(notes),
     )
 
 
@@ -80,7 +91,7 @@ def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[
         if reason is None:
             entries.append(entry)
         else:
-            problems.append(Problem(file=entry.file, line=entry.line, group=fault(reason), reason=reason))
+            problems.append(entry.problem(fault(reason), reason))
     return replace(
         inventory,
         entries=tuple(entries),

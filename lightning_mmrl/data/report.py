@@ -247,4 +247,4 @@ def _split_name(entry: Entry) -> str:
 
 
 def _place(entry: Entry) -> str:
-    return f"{Path(entry.file).name}:{entry.line} ({entry.sample.id[:40]})"
+    return f"{entry.place.removeprefix(entry.file.removesuffix(Path(entry.file).name))} ({entry.sample.id[:40]})"

@@ -48,24 +48,40 @@ class LineError(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A usable line of a manifest."""
+    """A usable line of a manifest, or row of another file; `where` are the words for a place that is no line."""
 
     file: str
     line: int
     sample: Sample
+    where: str = ""
+
+    @property
+    def place(self) -> str:
+        """The place as messages name it, such as `train.jsonl:3` or `train.parquet: row 3`."""
+        return f"{self.file}: {self.where}" if self.where else f"{self.file}:{self.line}"
+
+    def problem(self, group: str, reason: str) -> "Problem":
+        """The problem of an entry that turns out to be unusable."""
+        return Problem(file=self.file, line=self.line, group=group, reason=reason, where=self.where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An unusable line: its place, the sort of fault, and the reason with its fix."""
+    """An unusable line or row: its place, as in `Entry`, the sort of fault, and the reason with its fix."""
 
     file: str
     line: int
     group: str
     reason: str
+    where: str = ""
+
+    @property
+    def place(self) -> str:
+        """The place as messages name it."""
+        return f"{self.file}: {self.where}" if self.where else f"{self.file}:{self.line}"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +91,12 @@ class LoadedManifest:
     Attributes:
         samples: The manifest's samples in the order of the lines.
         digest: SHA-256 of the file, in hexadecimal digits.
+        notes: Sentences on how a file of another format was understood.
     """
 
     samples: tuple[Sample, ...]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def load_manifest(path: Path, media_root: Path) -> LoadedManifest:
@@ -173,7 +191,7 @@ def parse_line(encoded: bytes, default_id: str) -> Sample | None:
         raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
     except DataError as error:
         raise LineError("not JSON", str(error)) from error
-    return _parse(row, default_id)
+    return sample_of(row, default_id)
 
 
 def resolve_media(path: str, media_root: Path, place: str) -> Path:
@@ -206,7 +224,12 @@ def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[in
         raise DataError(f"manifest {path} cannot be read ({error.strerror}); check the file and its rights") from error
 
 
-def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
+def sample_of(row: Mapping[str, Any], default_id: str) -> Sample:
+    """The sample of a row whose columns are those of a manifest, without looking for its media files.
+
+    Raises:
+        LineError: The row is malformed.
+    """
     try:
         messages, used = read_turns(row)
     except DataError as error:

@@ -166,7 +166,10 @@ class SourceSettings:
     """One of several manifests that a stage mixes."""
 
     manifest: str = ""
-    """File name of the manifest, below `root`; empty if a stage makes the data."""
+    """File name of the manifest, below `root`, or `FOLDER#PART` for a part of a folder; empty if a stage makes
+    the data."""
+    format: str | None = setting(None, texts=False)
+    """Format of the manifest, such as `verl` (docs/data.md lists them); null or `auto` recognises it by its content."""
     root: str | None = setting(None, texts=False)
     """Folder of the manifest; null for the root of the stage's dataset."""
     media_root: str | None = setting(None, texts=False)

@@ -50,6 +50,8 @@ class EvaluationSetSettings:
 
     manifest: str = setting(texts=False)
     """File name of the manifest, below `root`."""
+    format: str | None = setting(None, texts=False)
+    """Format of the manifest, such as `verl` (docs/data.md lists them); null or `auto` recognises it by its content."""
     dataset: str | None = setting(None, texts=False)
     """Name in `datasets` of the dataset whose root and task the set has; null for `data`."""
     root: str | None = setting(None, texts=False)

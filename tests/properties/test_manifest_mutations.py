@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import format_mutations
 import mutate_manifests
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_files import VERL
 
 from lightning_mmrl.data.schema import Entry, LineError, Problem, scan_manifest
 
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report():
     """In a process of its own: an audit hook cannot be taken out again."""
-    command = [sys.executable, str(TOOL), "--lines", "300", "--json"]
+    command = [sys.executable, str(TOOL), "--lines", "300", "--files", "300", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -41,6 +43,29 @@ def test_every_mutated_line_is_refused_by_name_or_read(report):
     assert sum(report["lines"].values()) == 300
     assert report["lines"]["refused"] > 100
     assert report["lines"]["sample"] > 20
+
+
+def test_every_mutated_file_is_refused_by_name_or_read(report):
+    assert report["file_faults"] == []
+    outcomes = [outcome for found in report["files"].values() for outcome in found.items()]
+    assert sum(number for _, number in outcomes) == 300
+    assert {outcome for outcome, _ in outcomes} >= {"samples", "bad rows", "refused"}
+
+
+def test_the_tool_finds_faults_of_files(tmp_path, monkeypatch):
+    path = VERL.put(tmp_path)
+    assert format_mutations.outcome_of(path, tmp_path, "verl") == ("samples", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(format_mutations.Source, "scan", lambda self: {}["role"])
+        assert format_mutations.outcome_of(path, tmp_path, "verl") == ("fault", "KeyError: 'role'")
+    with monkeypatch.context() as patch:
+        patch.setattr(format_mutations, "MAX_SECONDS", 0.05)
+        patch.setattr(format_mutations.Source, "scan", lambda self: iter(lambda: sum(range(10**4)), -1))
+        assert format_mutations.outcome_of(path, tmp_path, "verl")[1].startswith("Hang: ")
+    nameless = Problem(file="elsewhere.json", line=1, group="x", reason="wrong; right it")
+    assert format_mutations.fault_of(nameless, path).startswith("no place")
+    without_fix = Problem(file=str(path), line=1, group="x", reason="wrong")
+    assert format_mutations.fault_of(without_fix, path).startswith("no place or fix")
 
 
 def test_no_escape_opens_anything_outside(report):

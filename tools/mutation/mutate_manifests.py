@@ -1,11 +1,12 @@
-"""Mutated manifest lines and path escapes: what reading a manifest does with each.
+"""Mutated manifest lines, mutated files of every format, and path escapes: what reading does with each.
 
-    python tools/mutation/mutate_manifests.py                 2,400 lines and 100+ escapes, counted by outcome
+    python tools/mutation/mutate_manifests.py                 2,400 lines, 10,000 files, 100+ escapes, by outcome
     python tools/mutation/mutate_manifests.py --lines 300     a slice of the lines
 
-Every line must give a problem that names file and line, or a sample that can be written down again; every escape must
-be refused without an open outside of media_root. Two witnesses see the opens: Python's audit hook, and inotify, which
-also sees those of C libraries. Exits with 1 if anything else happens.
+Every line must give a problem that names it, or a sample that can be written down again. Every file must give
+the same within five seconds, or a refusal that names it. Every escape must be refused without an open outside of
+media_root. Two witnesses see the opens: Python's audit hook, and inotify, which also sees those of C libraries. Exits
+with 1 if anything else happens.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from format_mutations import run_formats
 from manifest_escapes import run_escapes
 
 from lightning_mmrl.data.schema import Entry, Problem, read_manifest, scan_manifest
@@ -237,6 +239,7 @@ def main() -> int:
     """Prints the counts, as JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2400)
+    parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -244,12 +247,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "lines").mkdir()
         lines, faults = run_lines(options.lines, options.seed, Path(base) / "lines")
+        files, file_faults, longest = run_formats(options.files, options.seed, Path(base) / "files", VALUES)
         escaped, escape_faults, control = run_escapes(Path(base))
     report = {"lines": dict(lines), "line_faults": faults, "escapes": dict(escaped), "escape_faults": escape_faults}
+    report |= {"files": {name: dict(found) for name, found in files.items()}, "file_faults": file_faults}
+    report |= {"longest_file_s": round(longest, 2), "num_files": options.files}
     report |= {"control": control, "seconds": round(time.monotonic() - started, 1)}
     print(json.dumps(report, indent=None if options.json else 2))
     blind = not (control["control_seen"] and control["control_heard"] and control["naive_reads"])
-    return 1 if faults or escape_faults or blind else 0
+    return 1 if faults or file_faults or escape_faults or blind else 0
 
 
 if __name__ == "__main__":
