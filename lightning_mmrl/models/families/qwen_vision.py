@@ -167,7 +167,7 @@ def _own_resizing(medium: DecodedImage | DecodedVideo) -> dict[str, bool]:
 
 def _fuses(process: Any) -> bool:
     """Whether a processor rescales and normalizes in one formula, so that bytes and a scale are enough to repeat it."""
-    return isinstance(process, TorchvisionBackend) and bool(process.do_rescale and process.do_normalize)
+    return bool(process.do_rescale and process.do_normalize) and isinstance(process, TorchvisionBackend)
 
 
 def _how(process: Any) -> dict[str, Any]:
