@@ -61,6 +61,15 @@ class Lengths:
         return self.prompt * {"vision": 6, "audio": 1}[group] // 8
 
 
+def cached_bytes(shape: ModelShape, lengths: Lengths) -> int:
+    """Bytes of the media of one prompt in the media cache, before they are compressed."""
+    return sum(
+        lengths.media(group) * stack.rows_per_token * stack.input_values * stack.input_bytes
+        for group, stack in shape.stacks.items()
+        if group != "text"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Bytes on the device by phase and part, and bytes in host memory (`host`)."""

@@ -94,7 +94,7 @@ def test_a_folder_that_is_no_cache_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(DataError, match=r"is no media cache: no file in it is named like an entry; name the folder"):
         cache.run(["prune", str(tmp_path), "--limit-gb", "0"])
-    with pytest.raises(DataError, match="does not exist; name the folder of data.media.cache_dir"):
+    with pytest.raises(DataError, match=r"does not exist; name the folder of data.media.cache_dir"):
         cache.run(["stats", str(tmp_path / "no")])
     with pytest.raises(DataError, match="is no folder"):
         cache.run(["stats", str(tmp_path / "model.safetensors")])
