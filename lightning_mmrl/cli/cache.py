@@ -40,7 +40,8 @@ def _show(files: Sequence[StoredFile]) -> None:
     print(f"entries      {len(entries):,}, {_size(entries)}")
     if entries:
         print(f"per entry    {sum(file.num_bytes for file in entries) / len(entries) / 1e6:,.2f} MB")
-        print(f"last used    {_age(entries)}")
+        times = [time.localtime(pick(file.used_s for file in entries)) for pick in (min, max)]
+        print(f"last used    {' to '.join(time.strftime('%Y-%m-%d %H:%M', each) for each in times)}")
     if earlier:
         print(f"no use       {len(earlier):,}, {_size(earlier)}: entries of an earlier version of mmrl")
     if rest:
@@ -70,11 +71,6 @@ def _prune(files: Sequence[StoredFile], limit_gb: float | None, unused_days: flo
 
 def _size(files: Collection[StoredFile]) -> str:
     return f"{sum(file.num_bytes for file in files) / GB:,.3f} GB"
-
-
-def _age(files: Sequence[StoredFile]) -> str:
-    first, last = (pick(file.used_s for file in files) for pick in (min, max))
-    return " to ".join(time.strftime("%Y-%m-%d %H:%M", time.localtime(used_s)) for used_s in (first, last))
 
 
 def _parser() -> argparse.ArgumentParser:

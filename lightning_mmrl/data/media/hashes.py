@@ -44,7 +44,7 @@ class HashIndex:
         """
         if file.identity in _known:
             return _known[file.identity]
-        subject = _subject(file)
+        subject = f"{' '.join(map(str, file.identity))} {json.dumps(str(file.path))}".encode()
         found = self._entries().get(subject)
         if found is None:
             racy = time.time_ns() - file.identity.changed_ns < RACY_S * 1e9
@@ -94,7 +94,3 @@ class HashIndex:
                 self._is_cut = False
             finally:
                 os.close(descriptor)
-
-
-def _subject(file: MediaFile) -> bytes:
-    return f"{' '.join(map(str, file.identity))} {json.dumps(str(file.path))}".encode()

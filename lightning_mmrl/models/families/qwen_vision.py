@@ -79,13 +79,14 @@ class QwenVisionEncoder(FamilyEncoder):
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Patches [patches, features] of bytes, grid [1, 3] and scale [1, 2, 3] of one picture."""
         process = self.processor.image_processor
-        out = process(images=[image.pixels], **_how(process), **_own_resizing(image))
+        out = process(images=[image.pixels], **_how(process, resized=image.resized_from is not None))
         return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID], **_scale(process, IMAGE_SCALE)}
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features] of bytes, grid [1, 3], scale [1, 2, 3] and seconds per temporal patch [1]."""
         process = self.processor.video_processor
-        out = process(videos=[video.frames], do_sample_frames=False, **_how(process), **_own_resizing(video))
+        how = _how(process, resized=video.resized_from is not None)
+        out = process(videos=[video.frames], do_sample_frames=False, **how)
         seconds = torch.tensor([process.temporal_patch_size / video.sampled_fps], dtype=torch.float32)
         encoded = {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], **_scale(process, VIDEO_SCALE)}
         return {**encoded, VIDEO_SECONDS: seconds}
@@ -160,19 +161,17 @@ class QwenVisionEncoder(FamilyEncoder):
         return self.tokens["video"] * len(span.kinds), (span,)
 
 
-def _own_resizing(medium: DecodedImage | DecodedVideo) -> dict[str, bool]:
-    """Turns the processor's own resizing off for a medium that has the size that the model sees."""
-    return {} if medium.resized_from is None else {"do_resize": False}
-
-
 def _fuses(process: Any) -> bool:
     """Whether a processor rescales and normalizes in one formula, so that bytes and a scale are enough to repeat it."""
     return bool(process.do_rescale and process.do_normalize) and isinstance(process, TorchvisionBackend)
 
 
-def _how(process: Any) -> dict[str, Any]:
-    """Options of a processor's call; it leaves bytes as they are if `normalized` can do the rest later."""
-    how = {"input_data_format": CHANNEL_AXIS, "return_tensors": "pt"}
+def _how(process: Any, *, resized: bool) -> dict[str, Any]:
+    """Options of a processor's call; it leaves bytes as they are if `normalized` can do the rest later.
+
+    `resized` is True for a medium that has the size that the model sees.
+    """
+    how = {"input_data_format": CHANNEL_AXIS, "return_tensors": "pt", **({"do_resize": False} if resized else {})}
     return {**how, "do_rescale": False, "do_normalize": False} if _fuses(process) else how
 
 
@@ -207,14 +206,13 @@ def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @lru_cache(maxsize=16)
 def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
     grey = np.full((height, width, 3), 128, dtype=np.uint8)
-    return image_processor(images=[grey], do_resize=False, **_how(image_processor))[IMAGE_PIXELS]
+    return image_processor(images=[grey], **_how(image_processor, resized=True))[IMAGE_PIXELS]
 
 
 @lru_cache(maxsize=16)
 def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
     grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
-    how = {"do_resize": False, "do_sample_frames": False, **_how(video_processor)}
-    return video_processor(videos=[grey], **how)[VIDEO_PIXELS]
+    return video_processor(videos=[grey], do_sample_frames=False, **_how(video_processor, resized=True))[VIDEO_PIXELS]
 
 
 class QwenVisionBackbone(FamilyBackbone):
