@@ -109,10 +109,11 @@ class Assembly:
 
     def pipeline(self, encoder: PromptEncoder) -> MediaPipeline:
         """Returns the pipeline that turns media into tensors for one encoder."""
+        media = self.config.data.media
         return MediaPipeline(
             encoder=encoder,
-            settings=self.config.data.media,
-            cache=MediaCache(Path(self.config.data.media.cache_dir)),
+            settings=media,
+            cache=MediaCache(Path(media.cache_dir), media.cache_limit_gb),
             decoder=self.decoder,
         )
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
     "data": "validate, describe, show, convert and generate datasets",
+    "cache": "show or prune a cache of encoded media",
     "reward-test": "rerun rewards on a saved rollout table and show the changes",
     "tracking": "show or deliver entries that wait for the tracking server",
     "doctor": "check this machine: versions, devices, decoders, disk, tracking",

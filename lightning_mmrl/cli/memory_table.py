@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.planning.clips import Clip, lengths_with_clip
-from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
+from lightning_mmrl.planning.memory import Estimate, Lengths, cached_bytes, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.settings.algorithm import MicrobatchSettings
 from lightning_mmrl.settings.model import AdapterSettings
@@ -51,12 +52,29 @@ def show_memory(
     lengths, counted = lengths_with_clip(lengths, clip, config.data.media, shape, config.model.checkpoint)
     if counted is not None:
         console.print(f"media        {counted}")
+    if (size := cached_bytes(shape, lengths)) > 0:
+        console.print(f"media cache  {_disk(config, size)}")
     assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
     if assumed:
         console.print(
             f"memory       estimated, not measured, for prompts of {lengths.prompt:,} tokens (--prompt-tokens N) and "
             f"targets of {lengths.answer:,}"
         )
+
+
+def _disk(config: RunSettings, size: int) -> str:
+    """Says how much disk the media of all training data take, at this size for each sample."""
+    media = config.data.media
+    sources = {
+        (str(source.path), source.limit): source
+        for stage in config.trained.values()
+        for source in stage.data.located(config.dataset(stage.data.dataset)).values()
+        if source.manifest
+    }
+    samples = num_samples(sources.values())
+    total = "" if not samples else f", {samples * size / 1e9:,.1f} GB for {samples:,} samples"
+    limit = "no limit" if media.cache_limit_gb is None else f"data.media.cache_limit_gb is {media.cache_limit_gb:g}"
+    return f"{media.cache_dir}: at most {size / 1e6:,.1f} MB a sample{total} ({limit})"
 
 
 def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:

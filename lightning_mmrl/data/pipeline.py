@@ -49,7 +49,7 @@ class MediaPipeline:
         """
         try:
             with open_media(path, root) as file:
-                key = media_key(file, ref, self.settings, self.encoder.fingerprint)
+                key = media_key(file, ref, self.settings, self.encoder.fingerprint, self.cache.hashes)
                 return key, replace(self.task(path, ref), root=root, seen=file.identity)
         except OSError as error:
             raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
@@ -88,6 +88,24 @@ class MediaPipeline:
             if refusal(error) is not None:
                 raise
             raise MediaError(f"{path}: {in_words(error)}") from error
+
+    def fetched(self, key: str, task: DecodeTask) -> dict[str, Tensor]:
+        """The encoded medium of a key: from the cache, or else decoded, encoded and put there.
+
+        It holds for any process that has a copy of this pipeline, which can be pickled.
+
+        Raises:
+            MediaError: The file could not be decoded or encoded; the message names it.
+            DataError: The entry of the cache is damaged.
+            DiskError: The disk refuses the entry, and no more entries may be held in memory.
+        """
+        found = self.cache.get(key)
+        if found is None:
+            outcomes: dict[int, CallResult] = {}
+            self.decoder.decode_all([task], outcomes.__setitem__)
+            found = self.encode_file(task.path, outcomes[0])
+            self.cache.put(key, found)
+        return found
 
     def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
         """Applies a variant to an encoded medium: silences sound, or turns pictures and clips grey."""

@@ -61,6 +61,15 @@ class Lengths:
         return self.prompt * {"vision": 6, "audio": 1}[group] // 8
 
 
+def cached_bytes(shape: ModelShape, lengths: Lengths) -> int:
+    """Bytes of the media of one prompt in the media cache, before they are compressed."""
+    return sum(
+        lengths.media(group) * stack.rows_per_token * stack.input_values * stack.input_bytes
+        for group, stack in shape.stacks.items()
+        if group != "text"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Bytes on the device by phase and part, and bytes in host memory (`host`)."""
@@ -148,7 +157,11 @@ class _Rank:
         size = self.precision.adapter if self.adapters else self.precision.trained
         # The largest block of a tower that learns nothing.
         frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
-        blocks = {group: computed_per_row(self.shape.stacks[group], self.precision, trains=False) for group in frozen}
+        stacks = {group: self.shape.stacks[group] for group in frozen}
+        blocks = {
+            group: stack.normalized + computed_per_row(stack, self.precision, trains=False)
+            for group, stack in stacks.items()
+        }
         block = max((self.tower_rows(group, self.chunk(group)) * size for group, size in blocks.items()), default=0)
         phases = {
             "towers": {**before, **media, "activations": block, "gathered weights": self.gathered()},
@@ -241,7 +254,8 @@ class _Rank:
         """Bytes of activations of the towers that learn, for all prompts whose tower graphs are held at once."""
         prompts = self.prompts if self.one_run else self.prompts_at_once()
         towers = [group for group in self.shape.stacks if group != "text" and group in self.learns]
-        return sum(self.kept(group, self.tower_rows(group, prompts)) for group in towers)
+        rows = {group: self.tower_rows(group, prompts) for group in towers}
+        return sum(self.kept(group, num) + num * self.shape.stacks[group].normalized for group, num in rows.items())
 
     def chunk(self, group: str) -> int:
         """Number of prompts that enter a frozen tower together."""
@@ -268,10 +282,10 @@ class _Rank:
         return rows * (stack.depth * block + at_hand)
 
     def media(self) -> int:
-        """Bytes of the towers' float32 inputs for all prompts, and of their outputs for prompts encoded at once."""
+        """Bytes of the towers' inputs for all prompts, and of their outputs for prompts encoded at once."""
         width = self.shape.text.width * self.precision.computed
         return sum(
-            self.tower_rows(group, self.prompts) * stack.input_values * SINGLE
+            self.tower_rows(group, self.prompts) * stack.input_values * stack.input_bytes
             + self.encoded_at_once() * self.lengths.media(group) * width
             for group, stack in self.shape.stacks.items()
             if group != "text"

@@ -37,9 +37,9 @@ class Stack:
     the backward pass, in units of `inner` values per row. `rest` is the number of the group's parameters outside of its
     blocks. `projector` lists the linear layers outside of the blocks, with their full names; its norms have
     `projector_norms` parameters. A feature row that a tower returns is made from `rows_per_token` of the tower's rows,
-    and each of these from `input_values` numbers; neither applies to the decoder. A feature
-    row of a vision tower stands for a square with sides of `square` pixels; `sizes_clips` is True if the family's
-    processor bounds the pixels of a whole clip and not of a frame.
+    and each of these from `input_values` numbers of `input_bytes` bytes; none applies to the decoder. A feature row of
+    a vision tower stands for a square with sides of `square` pixels; `sizes_clips` is True if the family's processor
+    bounds the pixels of a whole clip and not of a frame.
     """
 
     path: str
@@ -59,8 +59,14 @@ class Stack:
     normed_heads: bool = False
     rows_per_token: int = 1
     input_values: int = 0
+    input_bytes: int = 4
     square: int = 0
     sizes_clips: bool = False
+
+    @property
+    def normalized(self) -> int:
+        """Bytes of the float32 copy of a row's inputs that normalizing makes; zero for inputs that are float32."""
+        return 4 * self.input_values if self.input_bytes == 1 else 0
 
     @property
     def block(self) -> int:

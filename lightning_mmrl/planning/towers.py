@@ -176,6 +176,7 @@ def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: A
         rms_norms=rms_norms,
         rows_per_token=_merged(vision),
         input_values=_patch_values(vision),
+        input_bytes=1,
         square=vision["patch_size"] * vision["spatial_merge_size"],
         **sizes,
     )

@@ -182,7 +182,7 @@ def _require_sense(engine: ProvableEngine, kind: str, key: str, prompts: PromptB
         return
     shown, media = prompts.select(rows), media.select(rows)
     inputs = media.tensors[key]
-    # Silence is a constant spectrogram at its floor; a frame of the processors' mean color is constant zero.
+    # Silence is a constant spectrogram at its floor; bytes of zero are black.
     nothing = torch.full_like(inputs, float(inputs.min())) if kind == "audio" else torch.zeros_like(inputs)
     media = replace(media, tensors={**media.tensors, key: nothing}, keys=())
     with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))

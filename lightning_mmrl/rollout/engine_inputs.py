@@ -30,8 +30,8 @@ class EnginePrompt:
     """One prompt of P tokens without padding.
 
     `positions` holds the positions of its tokens and, in the last column, of the first completion token. `tensors` are
-    the inputs of the towers for all its media, under the names of `MediaInputs`. `spans` are the places of the media of
-    each kind, in order.
+    the inputs of the towers for all its media, as transformers' model takes them. `spans` are the places of the media
+    of each kind, in order.
     """
 
     token_ids: list[int]
@@ -57,7 +57,7 @@ def engine_prompts(prompts: PromptBatch, backbone: MediaBackbone) -> list[Engine
         positions = torch.cat([prompts.position_ids[:, row][:, kept], following], dim=1).cpu()
         rows = backbone.feature_rows(media)
         spans = {kind: media_spans(ids, backbone.placeholder_ids[kind], rows[kind]) for kind in rows}
-        tensors = {name: tensor.cpu() for name, tensor in media.tensors.items()}
+        tensors = {name: tensor.cpu() for name, tensor in backbone.model_inputs(media).items()}
         found.append(EnginePrompt(token_ids=ids.tolist(), positions=positions, tensors=tensors, spans=spans))
     return found
 

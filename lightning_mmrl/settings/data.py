@@ -106,6 +106,9 @@ class DatasetMediaSettings(ReadAheadSettings, MediaSettings):
     """MiB that a decode worker may take beyond its size at the start (on Linux)."""
     cache_dir: str = setting(texts=False)
     """Folder of encoded media; any number of runs may share it."""
+    cache_limit_gb: float | None = setting(None, above=0)
+    """Gigabytes (10^9 bytes) that encoded media may take there; the least recently used ones leave first. Null for no
+    limit."""
 
 
 @dataclass

@@ -39,9 +39,10 @@ class MediaInputs(_Movable):
     """The inputs of the media towers for B prompts, concatenated in prompt order; an absent kind of media has no key.
 
     `tensors` uses the model family's own argument names, such as `pixel_values_videos` (patches, features) or
-    `input_features` (clips, mel bins, frames). `counts` maps each of these names to the number of rows that each prompt
-    owns along that tensor's first axis, so that prompts can be selected. `keys` names the content of each prompt's
-    media: "" where it is unknown, and () if it is unknown for all prompts.
+    `input_features` (clips, mel bins, frames); patches are bytes that the backbone normalizes. `counts` maps each of
+    these names to the number of rows that each prompt owns along that tensor's first axis, so that prompts can be
+    selected. `keys` names the content of each prompt's media: "" where it is unknown, and () if it is unknown for all
+    prompts.
     """
 
     tensors: Mapping[str, Tensor]

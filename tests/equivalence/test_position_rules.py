@@ -46,7 +46,7 @@ def stock_logprobs(policy, batch, more):
     rows = []
     for tokens, mask in zip(batch.completion_ids, batch.completion_mask, strict=True):
         ids = torch.cat([batch.prompts.input_ids[0], tokens[mask]])[None]
-        media = dict(batch.prompts.media.tensors)
+        media = policy.media.backbone.model_inputs(batch.prompts.media)
         logits = policy.model(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **more(ids)).logits
         logits = logits[0, batch.prompts.input_ids.shape[1] - 1 : -1].masked_fill(policy.banned, -torch.inf)
         logprobs = logits.log_softmax(-1).gather(-1, tokens[mask][:, None])[:, 0]

@@ -242,7 +242,7 @@ def stock_rows(name: str, policy: Policy, batch: Any) -> Iterator[tuple[torch.Te
         keep = prompt.prompt_mask[0]
         completion = batch.completion_ids[row, : int(batch.completion_mask[row].sum())]
         ids = torch.cat([prompt.input_ids[0, keep], completion])[None]
-        media = dict(prompt.media.tensors)
+        media = dict(policy.media.backbone.model_inputs(prompt.media))
         more = FAMILIES[name].stock_inputs(stock.config, ids, media)
         logits = stock(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **more).logits
         yield logits[0, keep.sum() - 1 :], completion

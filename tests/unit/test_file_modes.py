@@ -19,7 +19,10 @@ from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.curriculum.artifacts import SEAL, sealed, write_artifact
 from lightning_mmrl.curriculum.handoff import REQUIRED, check_handoff
 from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.data.media import hashes
 from lightning_mmrl.data.media.cache import MediaCache
+from lightning_mmrl.data.media.hashes import HashIndex
+from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import write_json
 from lightning_mmrl.machine import refusal
@@ -46,10 +49,20 @@ def save_state(folder):
     store.commit(1, {})
 
 
+def index_hash(folder):
+    clip = folder.with_name("clip.mp4")
+    clip.write_bytes(b"content")
+    with open_media(clip) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashes, "RACY_S", 0.0)
+        HashIndex(folder / "hashes").sha256(file)
+
+
+KEY = "ab" * 32
 WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {}),
     "manifest": lambda folder: Manifest().write(folder),
-    "media cache": lambda folder: MediaCache(folder).put("ab12", TENSORS),
+    "media cache": lambda folder: MediaCache(folder).put(KEY, TENSORS),
+    "content hashes": index_hash,
     "feature cache": lambda folder: FeatureCache(
         FeatureCacheSettings(directory=folder, max_bytes=2**20), towers="t"
     ).put("key", "bf16", TENSORS),
@@ -107,8 +120,8 @@ def private():
     """A cache entry that only its owner may read, in a folder that everybody may enter; pytest's own are 0700."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    MediaCache(folder).put("ab12", TENSORS)
-    path = folder / "ab" / "ab12.safetensors"
+    MediaCache(folder).put(KEY, TENSORS)
+    path = folder / "ab" / f"{KEY}.media"
     path.chmod(0o000)
     yield path
     path.parent.chmod(0o755)
@@ -117,7 +130,7 @@ def private():
 
 def test_a_cache_entry_of_another_user_is_not_called_damaged(private, another_user):
     with pytest.raises(DataError) as error:
-        MediaCache(private.parents[1]).get("ab12")
+        MediaCache(private.parents[1]).get(KEY)
     text = str(error.value)
     assert str(private) in text
     assert "has mode 0000" in text

@@ -118,6 +118,10 @@ class FamilyBackbone:
         """Runs each tower once over all media of the batch; returns rows [rows, F] in prompt order, keyed by kind."""
         return {}
 
+    def model_inputs(self, media: MediaInputs) -> Mapping[str, Tensor]:
+        """The media's tensors as the family's model in transformers takes them."""
+        return media.tensors
+
     def place_features(
         self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:

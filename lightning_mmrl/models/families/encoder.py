@@ -23,7 +23,7 @@ from lightning_mmrl.settings.model import ModelSettings, PositionRule
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, Message
 
-ENCODING = 2
+ENCODING = 3
 """Version of the model inputs that processors give, a part of cache keys; raised if the same media give others."""
 
 Encoded = Mapping[str, Tensor]

@@ -18,7 +18,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VL
 from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.encoder import Encoded
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.media_keys import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES
+from lightning_mmrl.models.families.media_keys import VIDEO_GRID, VIDEO_SECONDS, VIDEO_TIMES
 from lightning_mmrl.models.families.qwen_vision import (
     VISION_KEYS,
     QwenVisionBackbone,
@@ -47,10 +47,11 @@ class Qwen3VLEncoder(QwenVisionEncoder):
     frames_share_size = True
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
-        """Patches [patches, features], grid [1, 3] and the time in seconds of each temporal patch [T] of one clip."""
+        """Patches [patches, features] of bytes, grid [1, 3], scale [1, 2, 3] and seconds of each temporal patch [T]."""
         encoded = super().encode_video(video)
+        del encoded[VIDEO_SECONDS]
         times = patch_times(video.timestamps_s, self.processor.video_processor.temporal_patch_size)
-        return {VIDEO_PIXELS: encoded[VIDEO_PIXELS], VIDEO_GRID: encoded[VIDEO_GRID], VIDEO_TIMES: times}
+        return {**encoded, VIDEO_TIMES: times}
 
     def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:
         """The frames of a clip, each between markers and after its time."""

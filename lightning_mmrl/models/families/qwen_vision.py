@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.image_processing_backends import TorchvisionBackend
 
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.families.backbone import FamilyBackbone
@@ -17,8 +18,10 @@ from lightning_mmrl.models.families.family import KINDS
 from lightning_mmrl.models.families.media_keys import (
     IMAGE_GRID,
     IMAGE_PIXELS,
+    IMAGE_SCALE,
     VIDEO_GRID,
     VIDEO_PIXELS,
+    VIDEO_SCALE,
     VIDEO_SECONDS,
 )
 from lightning_mmrl.models.families.places import Waiting, next_medium
@@ -30,6 +33,7 @@ from lightning_mmrl.types.records import MediaKind
 
 VISION_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID}
 _PIXELS = {IMAGE_GRID: IMAGE_PIXELS, VIDEO_GRID: VIDEO_PIXELS}
+_SCALES = {IMAGE_GRID: IMAGE_SCALE, VIDEO_GRID: VIDEO_SCALE}
 
 CHANNEL_AXIS = "channels_last"
 """Axis order of decoded pictures; without it a processor would take a picture of 3 rows for one of 3 color planes."""
@@ -73,19 +77,19 @@ class QwenVisionEncoder(FamilyEncoder):
         return frozenset({self.config.vision_start_token_id, self.config.vision_end_token_id})
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
-        """Patches [patches, features] and grid [1, 3] of one picture."""
+        """Patches [patches, features] of bytes, grid [1, 3] and scale [1, 2, 3] of one picture."""
         process = self.processor.image_processor
-        how = {"input_data_format": CHANNEL_AXIS, "return_tensors": "pt", **_own_resizing(image)}
-        out = process(images=[image.pixels], **how)
-        return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
+        out = process(images=[image.pixels], **_how(process, resized=image.resized_from is not None))
+        return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID], **_scale(process, IMAGE_SCALE)}
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
-        """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
+        """Patches [patches, features] of bytes, grid [1, 3], scale [1, 2, 3] and seconds per temporal patch [1]."""
         process = self.processor.video_processor
-        how = {"input_data_format": CHANNEL_AXIS, "do_sample_frames": False, "return_tensors": "pt"}
-        out = process(videos=[video.frames], **how, **_own_resizing(video))
+        how = _how(process, resized=video.resized_from is not None)
+        out = process(videos=[video.frames], do_sample_frames=False, **how)
         seconds = torch.tensor([process.temporal_patch_size / video.sampled_fps], dtype=torch.float32)
-        return {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], VIDEO_SECONDS: seconds}
+        encoded = {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], **_scale(process, VIDEO_SCALE)}
+        return {**encoded, VIDEO_SECONDS: seconds}
 
     def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
         """A picture of the same size, uniformly grey."""
@@ -157,24 +161,58 @@ class QwenVisionEncoder(FamilyEncoder):
         return self.tokens["video"] * len(span.kinds), (span,)
 
 
-def _own_resizing(medium: DecodedImage | DecodedVideo) -> dict[str, bool]:
-    """Turns the processor's own resizing off for a medium that has the size that the model sees."""
-    return {} if medium.resized_from is None else {"do_resize": False}
+def _fuses(process: Any) -> bool:
+    """Whether a processor rescales and normalizes in one formula, so that bytes and a scale are enough to repeat it."""
+    return bool(process.do_rescale and process.do_normalize) and isinstance(process, TorchvisionBackend)
+
+
+def _how(process: Any, *, resized: bool) -> dict[str, Any]:
+    """Options of a processor's call; it leaves bytes as they are if `normalized` can do the rest later.
+
+    `resized` is True for a medium that has the size that the model sees.
+    """
+    how = {"input_data_format": CHANNEL_AXIS, "return_tensors": "pt", **({"do_resize": False} if resized else {})}
+    return {**how, "do_rescale": False, "do_normalize": False} if _fuses(process) else how
+
+
+def _scale(process: Any, key: str) -> dict[str, Tensor]:
+    """Mean and standard deviation [1, 2, 3] on the scale of bytes, as transformers fuses them with its own rescaling.
+
+    A processor that does something else has no scale, and its patches are ready for the tower.
+    """
+    if not _fuses(process):
+        return {}
+    return {key: torch.tensor([[process.image_mean, process.image_std]]) * (1.0 / process.rescale_factor)}
+
+
+def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Media as transformers' processors give them: patches of bytes with a scale become float32, the rest stays.
+
+    (byte - mean) / deviation, in this order: the result equals the processor's own to the last bit.
+    """
+    found = {key: tensor for key, tensor in tensors.items() if key not in _SCALES.values()}
+    for grid, scale in _SCALES.items():
+        if scale in tensors:
+            pixels = tensors[_PIXELS[grid]]
+            # Given the number of patches, a GPU need not wait for the sum.
+            each = tensors[scale].repeat_interleave(tensors[grid].prod(-1), dim=0, output_size=len(pixels))
+            mean, deviation = each.unsqueeze(-1).unbind(1)
+            colors = pixels.unflatten(1, (mean.shape[1], -1)).to(torch.float32)
+            found[_PIXELS[grid]] = colors.sub_(mean).div_(deviation).flatten(1)
+    return found
 
 
 # Grey media have a size that the processor chose already; resizing a second time may choose another.
 @lru_cache(maxsize=16)
 def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
     grey = np.full((height, width, 3), 128, dtype=np.uint8)
-    out = image_processor(images=[grey], input_data_format=CHANNEL_AXIS, do_resize=False, return_tensors="pt")
-    return out[IMAGE_PIXELS]
+    return image_processor(images=[grey], **_how(image_processor, resized=True))[IMAGE_PIXELS]
 
 
 @lru_cache(maxsize=16)
 def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
     grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
-    how = {"input_data_format": CHANNEL_AXIS, "do_resize": False, "do_sample_frames": False, "return_tensors": "pt"}
-    return video_processor(videos=[grey], **how)[VIDEO_PIXELS]
+    return video_processor(videos=[grey], do_sample_frames=False, **_how(video_processor, resized=True))[VIDEO_PIXELS]
 
 
 class QwenVisionBackbone(FamilyBackbone):
@@ -193,7 +231,8 @@ class QwenVisionBackbone(FamilyBackbone):
         grids = {kind: key for kind, key in VISION_KEYS.items() if key in media.tensors}
         if not grids:
             return {}
-        pixels = torch.cat([media.tensors[_PIXELS[key]] for key in grids.values()])
+        tensors = self.model_inputs(media)
+        pixels = torch.cat([tensors[_PIXELS[key]] for key in grids.values()])
         grid = torch.cat([media.tensors[key] for key in grids.values()])
         rows = list(self.tower_rows(self.model.get_image_features(pixels, grid, return_dict=True)))
         if len(rows) != len(grid):
@@ -205,12 +244,16 @@ class QwenVisionBackbone(FamilyBackbone):
             place += number
         return found
 
+    def model_inputs(self, media: MediaInputs) -> Mapping[str, Tensor]:
+        """The media's tensors with normalized patches."""
+        return normalized(media.tensors)
+
     def tower_rows(self, output: Any) -> Sequence[Tensor]:
         """The feature rows of each medium, taken out of the tower's output."""
         return output.pooler_output
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
-        """A black picture or clip that makes one feature row."""
+        """A picture or clip of the mean color that makes one feature row; it is normalized already."""
         config = self.model.config.vision_config
         grid = torch.tensor([[1, config.spatial_merge_size, config.spatial_merge_size]])
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2

@@ -341,6 +341,18 @@ def test_offloading_is_said_with_its_host_memory(capsys):
     assert f"{4 * weights / 2**30:.1f} GiB of host memory in all" in out
 
 
+def test_the_plan_says_how_much_disk_the_media_take(capsys, tmp_path):
+    """A token of a clip is 28 x 28 pixels of two frames in three colors; the sounds of Qwen2.5-VL are none."""
+    (tmp_path / "train.jsonl").write_text("{}\n" * 300)
+    own = ["data=emotions_jsonl", f"data.root={tmp_path}", "data.labels=[a]", "stages.reason.data.manifest=train.jsonl"]
+    config = compose(["model=qwen2_5_vl_3b", *own, "stages.cold_start.data.manifest=train.jsonl"])
+    show_memory(Console(width=200), config, ["reason"], Lengths(clip=480))
+    size = 480 * 28 * 28 * 2 * 3
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("media cache")]
+    assert f"at most {size / 1e6:.1f} MB a sample, {300 * size / 1e9:.1f} GB for 300 samples" in line
+    assert line.endswith("(data.media.cache_limit_gb is 100)")
+
+
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_every_released_model_has_an_estimate_for_every_stage(name, capsys):
     config = compose([f"model={name}"])

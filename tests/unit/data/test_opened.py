@@ -12,6 +12,7 @@ from lightning_mmrl.data.media.audio import read_audio
 from lightning_mmrl.data.media.cache import media_key
 from lightning_mmrl.data.media.examine import examine, examine_tracks, held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.hashes import HashIndex
 from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.errors import MediaError
@@ -147,7 +148,7 @@ def test_a_file_that_is_written_in_place_is_another_also_with_its_old_times(clip
     """Its size is the same, too; and a hash of what it was is not taken for its own."""
     kept = clip.stat()
     with open_media(clip) as file:
-        seen, before = file.identity, media_key(file, REF, MediaSettings(), "e")
+        seen, before = file.identity, media_key(file, REF, MediaSettings(), "e", HashIndex(clip.parent / "hashes"))
     content = bytearray(clip.read_bytes())
     content[-1] ^= 1
     time.sleep(0.02)  # file systems tell times apart that are a tick of the kernel's clock apart, 10 ms at most
@@ -155,7 +156,7 @@ def test_a_file_that_is_written_in_place_is_another_also_with_its_old_times(clip
     os.utime(clip, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     assert (clip.stat().st_mtime_ns, clip.stat().st_ino) == (kept.st_mtime_ns, kept.st_ino)
     with open_media(clip) as file:
-        assert media_key(file, REF, MediaSettings(), "e") != before
+        assert media_key(file, REF, MediaSettings(), "e", HashIndex(clip.parent / "hashes")) != before
     with pytest.raises(MediaError, match=r"a\.mp4: it has changed since it was looked at; run again"):
         decode(task_of(clip, seen=seen))
 

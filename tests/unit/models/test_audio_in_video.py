@@ -11,6 +11,7 @@ from lightning_mmrl.data.collate import TEXT_KEYS
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.chat import content_parts
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import Message
 
@@ -194,7 +195,7 @@ def test_states_are_those_of_the_stock_model(model):
         encoder.encode_audio(omni.noise_audio(0)),
     ]
     out = encode(encoder, "<video><audio>user", media)
-    ids, tensors = out["input_ids"][None], {key: out[key] for key in out if key not in TEXT_KEYS}
+    ids, tensors = out["input_ids"][None], normalized({key: out[key] for key in out if key not in TEXT_KEYS})
     stock = backbone.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

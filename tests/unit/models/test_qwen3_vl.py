@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from transformers.video_utils import VideoMetadata
 
 from lightning_mmrl.models.families.qwen3_vl import patch_times
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import Message
@@ -49,7 +50,7 @@ def prompts(model):
 def stock_states(backbone, prompt):
     """The last states of one prompt through the stock model, which finds its own positions."""
     ids = prompt["input_ids"][None]
-    media = {key: value for key, value in prompt.items() if key.startswith(("pixel", "image", "video"))}
+    media = normalized({key: value for key, value in prompt.items() if key.startswith(("pixel", "image", "video"))})
     types = (ids == backbone.model.config.image_token_id).int() + 2 * (
         ids == backbone.model.config.video_token_id
     ).int()
@@ -161,7 +162,7 @@ def test_the_times_of_a_clip_are_those_of_the_processor(model, num_frames):
     )
     theirs = encoder.processor(text=text, videos=[frames], video_metadata=[metadata], return_tensors="pt")
     assert torch.equal(ours["input_ids"], theirs["input_ids"][0])
-    assert torch.equal(ours["pixel_values_videos"], theirs["pixel_values_videos"])
+    assert torch.equal(normalized(ours)["pixel_values_videos"], theirs["pixel_values_videos"])
     late = DecodedVideo(frames=frames, timestamps_s=tuple(time + 1.0 for time in times), duration_s=30.0)
     other = encoder.encode_prompt((Message(role="user", content="<video>user"),), "", [encoder.encode_video(late)])
     assert encoder.decode(other["input_ids"].tolist()) != encoder.decode(ours["input_ids"].tolist())
