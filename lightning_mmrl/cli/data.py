@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
+from lightning_mmrl.cli.data_prepare import add_prepare
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_json
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
@@ -29,6 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_inspections(commands)
     add_from_csv(commands)
+    add_prepare(commands)
     synth = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
     synth.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
     synth.add_argument("--task", default="emotions", metavar="NAME", help="task to generate (default %(default)s)")

@@ -1,0 +1,197 @@
+"""Rows that the reader of a published set makes of the originals, and the files and tables that readers look into."""
+
+import csv
+import filecmp
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning_mmrl.data.formats.csv_text import csv_text, delimiter_of
+from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.data.schema import Problem
+from lightning_mmrl.errors import DataError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".ogg"})
+
+FILE_NAME, REPEATED_FILE = "file name", "repeated file"
+HARMLESS = frozenset({FILE_NAME, REPEATED_FILE})
+"""Sorts of faults that leave no clip out by themselves: a published count tells whether one is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A clip of a published set, as a line of a list or a file name describes it.
+
+    Attributes:
+        place: The list and its line, or the file and 0.
+        name: Unique within a split; becomes the id.
+        label: The label in our spelling; None for a clip that an option leaves out, which is counted all the same.
+        clip: File of picture and sound, relative to the originals' folder; None if it is missing.
+        sound: A further file with the clip's sound.
+        picture: A further file with the clip's picture.
+        speaker: The person who is seen and heard.
+        reasoning: A written thought, which becomes a part of the cold start's target.
+        question: The question, if it differs from that of all others.
+        counted_as: Names of the counts that the clip belongs to.
+        speaker_counted_as: Name of the count of speakers that its speaker belongs to.
+        extras: Further columns of the manifest.
+    """
+
+    place: tuple[str, int]
+    name: str
+    label: str | None
+    clip: str | None = None
+    sound: str | None = None
+    picture: str | None = None
+    speaker: str | None = None
+    reasoning: str | None = None
+    question: str | None = None
+    counted_as: Sequence[str] = ()
+    speaker_counted_as: str | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def problem(self, group: str, reason: str) -> Problem:
+        """A fault of this row."""
+        return Problem(file=self.place[0], line=self.place[1], group=group, reason=reason)
+
+
+Parts = dict[str, dict[str, list[Row]]]
+"""Rows by folder of the dataset ("" for the dataset's own folder, "fold_1", ...) and by split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Originals:
+    """The content of the originals' folder: its rows, what is wrong, and counts that no row shows.
+
+    `labels` is the label set that the options leave; None for an open vocabulary.
+    """
+
+    parts: Parts
+    problems: Sequence[Problem]
+    labels: Sequence[str] | None
+    counted: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The folder of the originals, the folder of the clips in it, subsets with their labels, options and seed."""
+
+    root: Path
+    clips: Path
+    subsets: Mapping[str, Mapping[str, str]]
+    options: Mapping[str, str | None]
+    seed: int = 0
+
+    @property
+    def subset(self) -> tuple[str, Mapping[str, str]]:
+        """The only subset, and its labels.
+
+        Raises:
+            DataError: There are several.
+        """
+        if len(self.subsets) > 1:
+            raise DataError(f"--subset {' '.join(self.subsets)} names several; name one and use an --out for each")
+        return next(iter(self.subsets.items()))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the subsets, each once."""
+        return tuple(dict.fromkeys(label for labels in self.subsets.values() for label in labels.values()))
+
+
+class Reader(Protocol):
+    """Reads the originals of one set."""
+
+    def __call__(self, request: Request) -> Originals: ...
+
+
+class MediaFiles:
+    """The media files below a folder, found by a key of their names, such as a number without its zeros.
+
+    Two files with one key are the same clip if their bytes are equal: the first one in the order of paths is used, and
+    the other is a harmless problem. If the bytes differ, neither is used, since a guess could show the wrong clip.
+
+    Args:
+        root: Folder that paths are relative to.
+        folder: Where to look, with all folders below it; links to folders are not followed.
+        suffixes: The names' suffixes, in lower case.
+        key: Key of a file by its path; None for a file that is no clip of the set.
+    """
+
+    def __init__(self, root: Path, folder: Path, suffixes: frozenset[str], key: Callable[[Path], str | None]) -> None:
+        self.unlike: list[str] = []
+        self.problems: list[Problem] = []
+        found: dict[str, list[Path]] = {}
+        for path in _walk(folder, suffixes):
+            name = key(path)
+            if name is None:
+                self.unlike.append(path.relative_to(root).as_posix())
+            else:
+                found.setdefault(name, []).append(path)
+        self.paths = {name: paths[0].relative_to(root).as_posix() for name, paths in found.items()}
+        for name, (first, *others) in found.items():
+            for other in others:
+                self._settle(name, first, other, root)
+
+    def _settle(self, name: str, first: Path, other: Path, root: Path) -> None:
+        one, two = (path.relative_to(root).as_posix() for path in (first, other))
+        group, reason = REPEATED_FILE, f"has the bytes of {one}, which is used; remove one of them"
+        if not filecmp.cmp(first, other, shallow=False):
+            self.paths.pop(name, None)
+            group = "ambiguous file"
+            reason = f"and {one} differ and have the name of one clip; say by --clips which folder holds the clips"
+        self.problems.append(Problem(file=two, line=0, group=group, reason=reason))
+
+
+def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """Yields media files in the order of their paths, without hidden ones and those that macOS adds to archives."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(parent, name)
+
+
+def number_key(path: Path) -> str:
+    """A file's name without suffix, and without leading zeros if it is a number.
+
+    >>> number_key(Path("part_1/00012.mp4")), number_key(Path("00abc.mp4"))
+    ('12', '00abc')
+    """
+    return str(int(path.stem)) if path.stem.isascii() and path.stem.isdecimal() else path.stem
+
+
+def read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the rows of a CSV with the number of their lines; a row with too few or many fields is a problem.
+
+    Raises:
+        DataError: The file cannot be read or lacks one of the columns.
+    """
+    text = csv_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text)[0], strict=True)
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if header is None:
+                header = [name.strip().casefold() for name in fields]
+                if missing := [name for name in columns if name not in header]:
+                    raise DataError(
+                        f"{path}:{reader.line_num}: no column {quoted(missing[0])}; the header has "
+                        f"{', '.join(map(quoted, fields[:8]))}: download the list again"
+                    )
+            elif len(fields) != len(header):
+                reason = f"{len(fields)} fields but {len(header)} columns; download the list again or correct the row"
+                problems.append(Problem(file=str(path), line=reader.line_num, group="not a CSV row", reason=reason))
+            else:
+                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, fields, strict=True)}
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not a CSV row ({error}); download the list again") from error
+    if header is None:
+        raise DataError(f"{path} is empty; download the list again")
