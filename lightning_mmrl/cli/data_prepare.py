@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_options import add_guard, guard_of
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from lightning_mmrl.data.prepare.card import SetCard
@@ -24,8 +23,8 @@ def add_prepare(commands: Any) -> None:
         help="turn the originals of a published emotion set into a dataset",
         description="Read a published set in its own folders and file names, compare its counts with the published "
         "ones, and write manifests for each split or fold, labels.json, rejected.csv and configs for --config-dir. "
-        "Media stay where they are; every file is opened, and `mmrl data validate` decodes them. The exit code is 1 if the "
-        "published protocol cannot be met, 2 for bad arguments.",
+        "Media stay where they are; every file is opened, and `mmrl data validate` decodes them. The exit code is 1 "
+        "if the published protocol cannot be met, 2 for bad arguments.",
     )
     from lightning_mmrl.data.prepare.card import card_names, read_card
 
@@ -68,7 +67,9 @@ def _add_set(sets: Any, card: "SetCard") -> None:
         help="share of the training clips for validation, where the protocol has no such split (default 0)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of drawn splits (default 0)")
-    parser.add_argument("--question", default=DEFAULT_QUESTION, help="question of every sample (default: %(default)s)")
+    parser.add_argument(
+        "--question", help="question of every sample (default: Which emotion? or, for sets of words, Which emotions?)"
+    )
     parser.add_argument(
         "--allow-missing", action="store_true", help="write the set even if the published protocol cannot be met"
     )
@@ -83,7 +84,8 @@ def _prepare(options: argparse.Namespace, card: "SetCard") -> int:
         raise ConfigError(f"--validation {options.validation} must be at least 0 and less than 1")
     guard = guard_of(options)
     # Loaded here, so that argument errors do not load the decoders.
-    from lightning_mmrl.data.prepare.writer import AUDIO_ONLY, VIDEO_ONLY, PrepareSettings, prepare_set
+    from lightning_mmrl.data.prepare.kinds import AUDIO_ONLY, VIDEO_ONLY
+    from lightning_mmrl.data.prepare.writer import PrepareSettings, prepare_set
     from lightning_mmrl.training.console import ConsoleProgress
 
     flags = ((AUDIO_ONLY, options.audio_only), (VIDEO_ONLY, options.video_only))
@@ -135,20 +137,22 @@ def _print_preparation(preparation: "Preparation", card: "SetCard", num_shown: i
 
 def _next(preparation: "Preparation", card: "SetCard") -> list[str]:
     """The commands that a user needs next: validation, and a training or an evaluation."""
-    out = preparation.directory
-    folder = next(iter(preparation.sizes)).rpartition("/")[0]
+    out, sizes = preparation.directory, preparation.sizes
+    folder = next(iter(sizes)).rpartition("/")[0]
+    splits = [name.rpartition("/")[2] for name in sizes if name.rpartition("/")[0] == folder]
     name = "_".join([card.name, *filter(None, folder.split("/"))])
-    configs = shlex.quote(str(out / "configs"))
-    use = f"--config-dir {configs} data={name}"
-    if not any(size.rpartition("/")[2] == "train" for size in preparation.sizes):
-        use = f"--config-dir {configs} +data@datasets.{card.name}={name} evaluation.sets.{card.name}="
-        use += shlex.quote(f"{{manifest: test.jsonl, dataset: {card.name}}}")
+    use = f"--config-dir {shlex.quote(str(out / 'configs'))}"
+    if "train" not in splits:
+        use += f" ... +data@datasets.{card.name}={name} "
+        use += shlex.quote(f"+evaluation.sets.{card.name}={{manifest: test.jsonl, dataset: {card.name}}}")
+    elif preparation.labels is None:
+        use += f" ... data={name}"
+    else:
+        use += f" experiment=own_clips data={name} data.root={shlex.quote(str(out / folder))}"
+        use += "" if "test" in splits else f" evaluation.sets.test={min(splits, key='validation'.__ne__)}.jsonl"
     manifests = shlex.quote(str(out / folder)) + "/*.jsonl"
-    root = shlex.quote(_media_root(out, name))
-    return ["next:", f"  mmrl data validate {manifests} --media-root {root}", f"  mmrl train {use} ..."]
-
-
-def _media_root(out: Path, name: str) -> str:
-    import yaml
-
-    return yaml.safe_load((out / "configs" / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["media_root"]
+    return [
+        "next:",
+        f"  mmrl data validate {manifests} --media-root {shlex.quote(str(preparation.media_root))}",
+        f"  mmrl train {use}",
+    ]

@@ -52,7 +52,7 @@ def print_problems(console: Console, problems: Sequence[Problem], num_shown: int
     table.add_column("lines", justify="right")
     table.add_column("first at", overflow="fold")
     for group, members in by_group(problems).items():
-        table.add_row(group, str(len(members)), f"{members[0].file}:{members[0].line}")
+        table.add_row(group, str(len(members)), members[0].place)
     console.print(table)
 
 

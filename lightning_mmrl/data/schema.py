@@ -55,15 +55,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An unusable line: its place, the sort of fault, and the reason with its fix."""
+    """An unusable line: its place, the sort of fault, and the reason with its fix; line 0 is a whole file."""
 
     file: str
     line: int
     group: str
     reason: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,16 @@
-"""Rows that the reader of a published set makes of the originals, and the files and tables that readers look into."""
+"""Rows that the reader of a published set makes of the originals, and the media files that it looks into."""
 
-import csv
 import filecmp
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_mmrl.data.formats.csv_text import csv_text, delimiter_of
-from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.data.formats.label_csv import CsvRow
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".ogg"})
@@ -35,7 +33,7 @@ class Row:
         picture: A further file with the clip's picture.
         speaker: The person who is seen and heard.
         reasoning: A written thought, which becomes a part of the cold start's target.
-        question: The question, if it differs from that of all others.
+        preface: Text before the question, such as a subtitle.
         counted_as: Names of the counts that the clip belongs to.
         speaker_counted_as: Name of the count of speakers that its speaker belongs to.
         extras: Further columns of the manifest.
@@ -49,10 +47,20 @@ class Row:
     picture: str | None = None
     speaker: str | None = None
     reasoning: str | None = None
-    question: str | None = None
+    preface: str = ""
     counted_as: Sequence[str] = ()
     speaker_counted_as: str | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """The list and its line, or the file."""
+        return self.problem("", "").place
+
+    @property
+    def source(self) -> CsvRow:
+        """The row as a row of a CSV, for the checks and the target of a cold start."""
+        return CsvRow(line=self.place[1], file=self.name, label=str(self.label), reasoning=self.reasoning)
 
     def problem(self, group: str, reason: str) -> Problem:
         """A fault of this row."""
@@ -67,7 +75,8 @@ Parts = dict[str, dict[str, list[Row]]]
 class Originals:
     """The content of the originals' folder: its rows, what is wrong, and counts that no row shows.
 
-    `labels` is the label set that the options leave; None for an open vocabulary.
+    `labels` is the label set that the options leave; None for an open vocabulary. `question` is what is asked unless
+    the user asks something else.
     """
 
     parts: Parts
@@ -75,6 +84,7 @@ class Originals:
     labels: Sequence[str] | None
     counted: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    question: str = DEFAULT_QUESTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,34 +174,3 @@ def number_key(path: Path) -> str:
     ('12', '00abc')
     """
     return str(int(path.stem)) if path.stem.isascii() and path.stem.isdecimal() else path.stem
-
-
-def read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the rows of a CSV with the number of their lines; a row with too few or many fields is a problem.
-
-    Raises:
-        DataError: The file cannot be read or lacks one of the columns.
-    """
-    text = csv_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text)[0], strict=True)
-    header: list[str] | None = None
-    try:
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if header is None:
-                header = [name.strip().casefold() for name in fields]
-                if missing := [name for name in columns if name not in header]:
-                    raise DataError(
-                        f"{path}:{reader.line_num}: no column {quoted(missing[0])}; the header has "
-                        f"{', '.join(map(quoted, fields[:8]))}: download the list again"
-                    )
-            elif len(fields) != len(header):
-                reason = f"{len(fields)} fields but {len(header)} columns; download the list again or correct the row"
-                problems.append(Problem(file=str(path), line=reader.line_num, group="not a CSV row", reason=reason))
-            else:
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, fields, strict=True)}
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not a CSV row ({error}); download the list again") from error
-    if header is None:
-        raise DataError(f"{path} is empty; download the list again")
