@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning_mmrl.data.media.examine import Guard, fault, held_kinds
 from lightning_mmrl.data.prepare.rows import Request, Row
 from lightning_mmrl.data.schema import LineError, Problem, resolve_media
+from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaKind, MediaRef
 
 BOTH, AUDIO_ONLY, VIDEO_ONLY = "", "audio_only", "video_only"
@@ -47,9 +48,20 @@ class MediaKinds:
         """Opens the files of the rows and returns the copies that can be written: `BOTH` first, then those asked for.
 
         Sets `used`, the rows that have the media of the first copy; names the others as problems.
+
+        Raises:
+            DataError: No row has a file of picture and sound, and no copy is asked for.
         """
         copies = [BOTH, *asked]
-        if asked and not any(row.clip for row in rows):
+        if not any(row.clip for row in rows):
+            if not asked:
+                problems = self._problems
+                first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
+                raise DataError(
+                    f"none of {len(rows)} clips has a file with picture and sound in {self._root}, such as that of "
+                    f"{rows[0].where}; complete the download, or give --audio-only or --video-only for files of one "
+                    f"medium{first}"
+                )
             copies = list(asked)
             self.notes.append(f"no file has picture and sound: only {' and '.join(copies)} is written")
         self.look(row.clip for row in rows)

@@ -99,7 +99,7 @@ def prepare_set(
     )
     originals = card.reader(request)
     problems = list(originals.problems)
-    parts = _without_repetitions(originals.parts, card.by_speaker, problems)
+    parts = without_repetitions(originals.parts, card.by_speaker, problems)
     if not any(row for splits in parts.values() for rows in splits.values() for row in rows):
         raise DataError(_no_clips(request, originals))
     files = MediaKinds(request, guard, on_progress, problems)
@@ -162,7 +162,7 @@ def _no_clips(request: Request, originals: Originals) -> str:
     return f"{request.clips} holds no clip of {' or '.join(request.subsets)}; see --help for the files it needs{first}"
 
 
-def _without_repetitions(parts: Parts, by_speaker: bool, problems: list[Problem]) -> Parts:
+def without_repetitions(parts: Parts, by_speaker: bool, problems: list[Problem]) -> Parts:
     """Drops a clip that stands twice in a split or in two splits of one fold; names speakers in two splits."""
     kept: Parts = {}
     for folder, splits in parts.items():
