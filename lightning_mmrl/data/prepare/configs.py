@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from lightning_mmrl.data.prepare.card import SetCard
-from lightning_mmrl.data.prepare.rows import Request
+from lightning_mmrl.data.prepare.rows import PrepareRequest
 
 
 def config_texts(
-    card: SetCard, request: Request, directory: Path, sizes: Mapping[str, int], labels: Sequence[str] | None
+    card: SetCard, request: PrepareRequest, directory: Path, sizes: Mapping[str, int], labels: Sequence[str] | None
 ) -> dict[str, str]:
     """The texts of further files by name: `configs/data/SET.yaml`, one for each folder, and labels.json in each folder.
 
@@ -34,7 +34,9 @@ def config_texts(
     return texts
 
 
-def _config(card: SetCard, request: Request, folder: Path, splits: set[str], labels: Sequence[str] | None) -> str:
+def _config(
+    card: SetCard, request: PrepareRequest, folder: Path, splits: set[str], labels: Sequence[str] | None
+) -> str:
     wheel = request.options.get("wheel")
     open_task = ["defaults:", "  - /task@task: open_vocabulary", "  - _self_", ""]
     lines = [

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_mmrl.data.prepare.lists import read_folds, read_table
-from lightning_mmrl.data.prepare.rows import VIDEO_SUFFIXES, MediaFiles, Originals, Request, number_key
+from lightning_mmrl.data.prepare.rows import VIDEO_SUFFIXES, MediaFiles, Originals, PrepareRequest, number_key
 from lightning_mmrl.data.schema import Problem
 
 
-def read(request: Request) -> Originals:
+def read(request: PrepareRequest) -> Originals:
     """Reads the lists of the folds; a clip is found by its number, with or without leading zeros."""
     files = MediaFiles(request.root, request.clips, VIDEO_SUFFIXES, number_key)
     parts, problems = read_folds(request, files, _endings, _lines, number_key)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning_mmrl.data.media.examine import Guard, fault, held_kinds
-from lightning_mmrl.data.prepare.rows import Request, Row
+from lightning_mmrl.data.prepare.rows import PrepareRequest, Row
 from lightning_mmrl.data.schema import LineError, Problem, resolve_media
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaKind, MediaRef
@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 class MediaKinds:
     """The kinds of media that files hold, each opened once; files that cannot be opened become problems."""
 
-    def __init__(self, request: Request, guard: Guard, on_progress: Progress, problems: list[Problem]) -> None:
+    def __init__(self, request: PrepareRequest, guard: Guard, on_progress: Progress, problems: list[Problem]) -> None:
         self._root, self._guard, self._on_progress, self._problems = request.root, guard, on_progress, problems
         self._kinds: dict[str, Sequence[MediaKind]] = {}
         self.used: list[Row] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_mmrl.data.formats.csv_text import csv_text, delimiter_of
 from lightning_mmrl.data.formats.turns import quoted
-from lightning_mmrl.data.prepare.rows import MediaFiles, Parts, Request, Row
+from lightning_mmrl.data.prepare.rows import MediaFiles, Parts, PrepareRequest, Row
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.errors import DataError
 
@@ -61,7 +61,7 @@ class Lists:
 
 
 def read_folds(
-    request: Request,
+    request: PrepareRequest,
     files: MediaFiles,
     endings: Callable[[int, str], Sequence[str]],
     read: Callable[[Path, list[Problem]], Iterable[tuple[int, str, str]]],

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_mmrl.data.formats.csv_clips import text_problem
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.prepare.lists import Lists, read_table
-from lightning_mmrl.data.prepare.rows import AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaFiles, Originals, Request, Row
+from lightning_mmrl.data.prepare.rows import AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaFiles, Originals, PrepareRequest, Row
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.prompts.template import control_token, media_tags
 from lightning_mmrl.prompts.wheel import Wheel
@@ -17,7 +17,7 @@ OPEN_QUESTION = "Which emotions?"
 SUBTITLES = ("english", "chinese")
 
 
-def read(request: Request) -> Originals:
+def read(request: PrepareRequest) -> Originals:
     """Reads the tables of one subset; the sound is the clip's own or, if it has none, audio/NAME.wav.
 
     Raises:

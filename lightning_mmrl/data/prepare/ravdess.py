@@ -11,7 +11,7 @@ from lightning_mmrl.data.prepare.rows import (
     MediaFiles,
     Originals,
     Parts,
-    Request,
+    PrepareRequest,
     Row,
 )
 from lightning_mmrl.data.schema import Problem
@@ -26,7 +26,7 @@ _CHANNELS = {"01": "speech", "02": "song"}
 _RANGES = (3, 2, 8, 2, 2, 2, 24)
 
 
-def read(request: Request) -> Originals:
+def read(request: PrepareRequest) -> Originals:
     """Reads the tree; with `--calm drop`, clips of calm have no label.
 
     A name with a field out of its range, or in the folder of another actor, is a problem of its file.
@@ -95,7 +95,7 @@ def _row(name: str, channel: str, files: Mapping[str, str], labels: Mapping[str,
     )
 
 
-def _parts(rows: Sequence[Row], request: Request) -> Parts:
+def _parts(rows: Sequence[Row], request: PrepareRequest) -> Parts:
     protocol = request.options["protocol"]
     if protocol == "test_only":
         return {"": {"test": list(rows)}}

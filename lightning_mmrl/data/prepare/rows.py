@@ -88,7 +88,7 @@ class Originals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PrepareRequest:
     """The folder of the originals, the folder of the clips in it, subsets with their labels, options and seed."""
 
     root: Path
@@ -117,7 +117,7 @@ class Request:
 class Reader(Protocol):
     """Reads the originals of one set."""
 
-    def __call__(self, request: Request) -> Originals: ...
+    def __call__(self, request: PrepareRequest) -> Originals: ...
 
 
 class MediaFiles:

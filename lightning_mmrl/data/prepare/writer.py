@@ -14,7 +14,7 @@ from lightning_mmrl.data.prepare.configs import config_texts
 from lightning_mmrl.data.prepare.counts import Compared, compared
 from lightning_mmrl.data.prepare.kinds import AUDIO_ONLY, VIDEO_ONLY, MediaKinds, Progress
 from lightning_mmrl.data.prepare.manifests import manifest_rows, with_validation
-from lightning_mmrl.data.prepare.rows import HARMLESS, Originals, Parts, Request, Row
+from lightning_mmrl.data.prepare.rows import HARMLESS, Originals, Parts, PrepareRequest, Row
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import question_about
@@ -145,7 +145,7 @@ def prepare_set(
     )
 
 
-def _request(card: SetCard, root: Path, settings: PrepareSettings) -> Request:
+def _request(card: SetCard, root: Path, settings: PrepareSettings) -> PrepareRequest:
     for folder in (root, settings.clips or root):
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder; name the folder of the originals: {card.layout}")
@@ -154,10 +154,12 @@ def _request(card: SetCard, root: Path, settings: PrepareSettings) -> Request:
         raise DataError(f"--clips {settings.clips} is not within {root}; name a folder in it")
     names = list(settings.subsets) or [next(iter(card.subsets))]
     subsets = {name: card.subsets[name].labels for name in names}
-    return Request(root=root.resolve(), clips=clips, subsets=subsets, options=settings.options, seed=settings.seed)
+    return PrepareRequest(
+        root=root.resolve(), clips=clips, subsets=subsets, options=settings.options, seed=settings.seed
+    )
 
 
-def _no_clips(request: Request, originals: Originals) -> str:
+def _no_clips(request: PrepareRequest, originals: Originals) -> str:
     first = f"; the first of {len(originals.problems)} problems: {originals.problems[0]}" if originals.problems else ""
     return f"{request.clips} holds no clip of {' or '.join(request.subsets)}; see --help for the files it needs{first}"
 
@@ -186,7 +188,7 @@ def without_repetitions(parts: Parts, by_speaker: bool, problems: list[Problem])
 
 
 def _record(
-    card: SetCard, request: Request, counts: Sequence[Compared], notes: Sequence[str], *, met: bool
+    card: SetCard, request: PrepareRequest, counts: Sequence[Compared], notes: Sequence[str], *, met: bool
 ) -> dict[str, Any]:
     return {
         "source": card.name,
