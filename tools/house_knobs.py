@@ -19,6 +19,7 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "EncodingCheck.media_root",
             "Inventory.media_root",
+            "Preparation.media_root",
             "PreparedSet.media_root",
             "Publication.media_root",
             "SampleJob.media_root",
@@ -46,6 +47,7 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "Conversion.directory",
             "PartStore.directory",
+            "Preparation.directory",
             "EvaluatedBase.directory",
             "EvaluationModule.directory",
             "FinishedRun.directory",
@@ -85,7 +87,10 @@ COINCIDENCES: Mapping[str, str] = {
         "steps that were taken",
     ),
     **dict.fromkeys(
-        ("ClipPlan.seed", "CsvSettings.seed", "EmotionSetSettings.seed", "Plan.seed"),
+        (
+            *("ClipPlan.seed", "CsvSettings.seed", "EmotionSetSettings.seed", "Plan.seed"),
+            *("PrepareRequest.seed", "PrepareSettings.seed"),
+        ),
         "seed of a dataset that is made, which no run changes",
     ),
     **dict.fromkeys(
@@ -93,11 +98,11 @@ COINCIDENCES: Mapping[str, str] = {
         "ending of a file's name, not of a prompt",
     ),
     **dict.fromkeys(
-        ("DecodeTask.root", "ClipFolder.root"),
+        ("ClipFolder.root", "DecodeTask.root", "Lists.root", "MediaFiles.root", "PrepareRequest.root"),
         "folder of one clip or of a download, not of the dataset",
     ),
     **dict.fromkeys(
-        ("Conversion.labels", "CsvSettings.labels", "Task.labels"),
+        ("Conversion.labels", "CsvSettings.labels", "Originals.labels", "Preparation.labels", "Task.labels"),
         "labels of a dataset that is being made",
     ),
     **dict.fromkeys(
@@ -115,7 +120,7 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("EncodingCheck.media_root", "Publication.media_root", "Inventory.media_root"),
-            "PreparedSet.media_root",
+            *("Preparation.media_root", "PreparedSet.media_root"),
         ),
         "folder of the media of any manifest, not of an evaluation set alone",
     ),

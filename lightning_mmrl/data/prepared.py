@@ -9,6 +9,7 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
@@ -169,12 +170,13 @@ class PreparedSet(Dataset[EncodedSample]):
             StageError: The checkpoint is at fault.
             MachineError: The machine is.
         """
-        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode)
+        fresh: dict[str, dict[str, Tensor]] = {}
+        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode, fresh=fresh)
         found: list[EncodedSample | Fault] = []
         for draw in draws:
             sample = self.samples[draw.index]
             reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
-            encoded = self._tried(sample, draw.variant) if reason is None else reason
+            encoded = self._tried(sample, draw.variant, fresh) if reason is None else reason
             found.append(Fault(reason=encoded) if isinstance(encoded, str) else encoded)
         return found, warnings
 
@@ -192,14 +194,17 @@ class PreparedSet(Dataset[EncodedSample]):
             # Converted, because a loop over a loader would take a StopIteration for the end of the data.
             raise DataError(f"sample {sample.id}: {in_words(error)}") from error
 
-    def _encoded(self, sample: Sample, variant: Variant) -> EncodedSample:
+    def _encoded(
+        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]] | None = None
+    ) -> EncodedSample:
+        """Encodes a sample; `fresh` holds encoded media by key, which need not be in the cache."""
         encoder = self._pipeline.encoder
         found = exchanges(sample, self._template, supervised=self._supervised, last_only=self._last_only)
         media, keys = [], []
         for ref in sample.media:
             path = resolve_media(ref.path, self._root, f"medium {ref.path}")
-            key, _ = self._pipeline.keyed_task(path, ref, self._root)
-            encoded = self._pipeline.cache.get(key)
+            key, task = self._pipeline.keyed_task(path, ref, self._root)
+            encoded = dict(fresh[key]) if fresh and key in fresh else self._pipeline.fetched(key, task)
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
@@ -262,7 +267,7 @@ class PreparedSet(Dataset[EncodedSample]):
     ) -> dict[str, str]:
         """Maps ids of unusable samples to the reason; prompts of samples in `tried` are not tested again."""
         progress = partial(monitor.progress, f"preparing {manifest}")
-        by_ref, warnings = self._encode_media(samples, self._pipeline.decoder.decode_all, progress)
+        by_ref, warnings = self._encode_media(samples, self._pipeline.decoder.decode_all, progress=progress)
         if warnings:
             monitor.warn(manifest, warnings)
         found: dict[str, str] = {}
@@ -279,10 +284,12 @@ class PreparedSet(Dataset[EncodedSample]):
                 found[sample.id] = reason
         return found
 
-    def _tried(self, sample: Sample, variant: Variant) -> EncodedSample | str:
+    def _tried(
+        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]] | None = None
+    ) -> EncodedSample | str:
         """The encoded sample, or why it cannot be encoded."""
         try:
-            return self._encoded(sample, variant)
+            return self._encoded(sample, variant, fresh)
         except StageError:  # the checkpoint is at fault, not the sample
             raise
         except Exception as error:
@@ -291,9 +298,14 @@ class PreparedSet(Dataset[EncodedSample]):
             return in_words(error)
 
     def _encode_media(
-        self, samples: Sequence[Sample], decode: DecodeAll, progress: Callable[[int, int], None] | None = None
+        self,
+        samples: Sequence[Sample],
+        decode: DecodeAll,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        fresh: dict[str, dict[str, Tensor]] | None = None,
     ) -> tuple[dict[MediaRef, str], list[str]]:
-        """Decodes and encodes each medium that is not in the cache.
+        """Decodes and encodes each medium that is not in the cache, and adds it to `fresh` by key.
 
         Returns:
             The reason for each failure, and what decoders found odd.
@@ -324,6 +336,8 @@ class PreparedSet(Dataset[EncodedSample]):
             else:
                 warnings.extend(outcome.value.warnings)
                 self._pipeline.cache.put(key, encoded)
+                if fresh is not None:
+                    fresh[key] = encoded
             if progress is not None:
                 progress(next(done), len(tasks))
 

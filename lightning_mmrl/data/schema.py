@@ -67,7 +67,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An unusable line or row: its place, as in `Entry`, the sort of fault, and the reason with its fix."""
+    """An unusable line or row: its place, as in `Entry`, the sort of fault, and the reason with its fix.
+
+    Line 0 is a whole file.
+    """
 
     file: str
     line: int
@@ -78,7 +81,9 @@ class Problem:
     @property
     def place(self) -> str:
         """The place as messages name it."""
-        return f"{self.file}: {self.where}" if self.where else f"{self.file}:{self.line}"
+        if self.where:
+            return f"{self.file}: {self.where}"
+        return f"{self.file}:{self.line}" if self.line else self.file
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"

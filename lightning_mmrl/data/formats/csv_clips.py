@@ -54,7 +54,7 @@ def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Cl
         except LineError as error:
             reject(row, error.group, error.reason)
             continue
-        problem = _text_problem(row)
+        problem = text_problem(row)
         if problem is None:
             clips.append(Clip(row=row, real=real, path=real.relative_to(folder.real).as_posix()))
         else:
@@ -62,7 +62,7 @@ def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Cl
     return clips
 
 
-def _text_problem(row: CsvRow) -> tuple[str, str] | None:
+def text_problem(row: CsvRow) -> tuple[str, str] | None:
     """The sort of fault and the reason, if the row's training target would break the answer format or end early."""
     target = target_of(row)
     if tags := media_tags(target):

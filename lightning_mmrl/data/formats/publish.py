@@ -31,29 +31,39 @@ class Publication:
 
     Args:
         directory: The dataset's folder, new or existing.
-        media_root: Folder of the clips.
+        media_root: Folder of the clips; None if manifests name clips below a folder of their own, which stay there.
         copy: True to copy clips instead of linking them, for example from another file system.
         overwrite: True to replace the files of an earlier dataset.
+        made_by: The command that makes the dataset; only what the same command made is replaced.
+        folders: Folders of the dataset beside its files.
 
     Raises:
         DataError: The folder already holds files with the names of the dataset's files.
     """
 
-    def __init__(self, directory: Path, media_root: Path, *, copy: bool, overwrite: bool) -> None:
-        self._directory = directory
-        self._copy = copy
-        root, target = media_root.resolve(), directory.resolve()
+    def __init__(
+        self,
+        directory: Path,
+        media_root: Path | None,
+        *,
+        copy: bool,
+        overwrite: bool,
+        made_by: str = MADE_BY,
+        folders: Sequence[str] = (),
+    ) -> None:
+        self._directory, self._copy, self._made_by = directory, copy, made_by
+        root, target = (media_root or directory).resolve(), directory.resolve()
         self._inside = root.is_relative_to(target)
         below = root.relative_to(target).as_posix() if self._inside else MEDIA_FOLDER
         self.prefix = "" if below == "." else f"{below}/"
         names = [*(f"{name}.jsonl" for name in ("train", "validation", "test", "cold_start")), "labels.json"]
-        self._names = [*names, "rejected.csv", RECORD, *([] if self._inside else [MEDIA_FOLDER])]
+        self._names = [*names, "rejected.csv", RECORD, *folders, *([] if self._inside else [MEDIA_FOLDER])]
         if directory.exists() and not directory.is_dir():
             raise DataError(f"{directory} is no folder; name another one by --out")
         found = next((name for name in self._names if (directory / name).exists()), None)
         if found is not None:
             try:
-                ours = json.loads((directory / RECORD).read_text(encoding="utf-8")).get("made_by") == MADE_BY
+                ours = json.loads((directory / RECORD).read_text(encoding="utf-8")).get("made_by") == made_by
             except (OSError, ValueError, AttributeError):
                 ours = False
             if not ours:
@@ -70,8 +80,9 @@ class Publication:
         problems: Sequence[Problem],
         clips: Mapping[str, Path],
         record: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes all files.
+        """Writes all files; a manifest may lie in a folder of the dataset, and `texts` are further files by name.
 
         Raises:
             DataError: The folder cannot be written, or the clips cannot be linked.
@@ -86,7 +97,10 @@ class Publication:
             aside.mkdir(parents=True)
             try:
                 with FileLock(aside / _LOCK):
-                    _write(aside, manifests, labels, problems, record)
+                    _write(aside, manifests, labels, problems, {"made_by": self._made_by, **record})
+                    for name, text in (texts or {}).items():
+                        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                        (aside / name).write_text(text, encoding="utf-8")
                     if not self._inside:
                         self._bring(clips, aside / MEDIA_FOLDER)
                     self._move(aside)
@@ -139,16 +153,17 @@ def _write(
         if not rows:
             continue  # readers refuse an empty manifest
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         digests[f"{name}.jsonl"] = hashlib.sha256(text.encode()).hexdigest()
     with (folder / "rejected.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("line", "group", "reason"))
-        writer.writerows((problem.line, problem.group, problem.reason) for problem in problems)
+        writer.writerow(("file", "line", "group", "reason"))
+        writer.writerows((problem.file, problem.line, problem.group, problem.reason) for problem in problems)
     write_json(folder / "labels.json", {"labels": list(labels)}, ascii_only=False)
     sizes = {name: len(rows) for name, rows in manifests.items()}
     write_json(
         folder / RECORD,
-        {"made_by": MADE_BY, **record, "sizes": sizes, "num_rejected": len(problems), "manifests": digests},
+        {**record, "sizes": sizes, "num_rejected": len(problems), "manifests": digests},
         ascii_only=False,
     )
