@@ -22,7 +22,9 @@ COINCIDENCES: Mapping[str, str] = {
             "Preparation.media_root",
             "PreparedSet.media_root",
             "Publication.media_root",
+            "Reading.media_root",
             "SampleJob.media_root",
+            "Source.media_root",
         ),
         "the folder of one set of media, wherever the set was named",
     ),
@@ -42,6 +44,7 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(
         ("ConstantLength.max_tokens", "SamplingRequest.max_tokens", "SoftOverlong.max_tokens"), "a length of its own"
     ),
+    **dict.fromkeys(("Outline.format", "Tracks.format"), "FFmpeg's name of the container"),
     **dict.fromkeys(("Completion.truncated", "Sampled.truncated"), "whether one answer was cut off"),
     **dict.fromkeys(
         (

@@ -56,13 +56,13 @@ def check_source_options(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: The media root is no folder, or there is no such format.
     """
-    from lightning_mmrl.data.formats.readers.registry import AUTO, READERS
+    from lightning_mmrl.data.formats.readers.registry import FORMATS
     from lightning_mmrl.suggestions import did_you_mean
 
     if not options.media_root.is_dir():
         raise ConfigError(f"--media-root {options.media_root} is no folder; name the folder that paths are relative to")
-    if options.format not in (None, AUTO, *READERS):
-        raise ConfigError(f"--format {options.format}: no such format{did_you_mean(options.format, [AUTO, *READERS])}")
+    if options.format not in (None, *FORMATS):
+        raise ConfigError(f"--format {options.format}: no such format{did_you_mean(options.format, FORMATS)}")
 
 
 def _check_out(options: argparse.Namespace) -> None:

@@ -48,21 +48,21 @@ class LineError(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A usable line of a manifest, or row of another file; `where` are the words for a place that is no line."""
+    """A usable line of a manifest, or row of another file; `within` are the words for a place that is no line."""
 
     file: str
     line: int
     sample: Sample
-    where: str = ""
+    within: str = ""
 
     @property
     def place(self) -> str:
         """The place as messages name it, such as `train.jsonl:3` or `train.parquet: row 3`."""
-        return f"{self.file}: {self.where}" if self.where else f"{self.file}:{self.line}"
+        return f"{self.file}: {self.within}" if self.within else f"{self.file}:{self.line}"
 
     def problem(self, group: str, reason: str) -> "Problem":
         """The problem of an entry that turns out to be unusable."""
-        return Problem(file=self.file, line=self.line, group=group, reason=reason, where=self.where)
+        return Problem(file=self.file, line=self.line, group=group, reason=reason, within=self.within)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +76,13 @@ class Problem:
     line: int
     group: str
     reason: str
-    where: str = ""
+    within: str = ""
 
     @property
     def place(self) -> str:
         """The place as messages name it."""
-        if self.where:
-            return f"{self.file}: {self.where}"
+        if self.within:
+            return f"{self.file}: {self.within}"
         return f"{self.file}:{self.line}" if self.line else self.file
 
     def __str__(self) -> str:

@@ -36,7 +36,7 @@ class Source:
     Args:
         path: The file or folder; `PATH#PART` for one of several parts.
         media_root: Folder that paths of media are relative to, and below which media that lie in a table are written.
-        format: Name of the format; None or `auto` recognises it by the beginning of the content.
+        format_name: Name of the format; None or `auto` recognises it by the beginning of the content.
 
     Attributes:
         reader: The reader of its format.
@@ -47,11 +47,11 @@ class Source:
         DataError: The source does not exist, or its format cannot be told.
     """
 
-    def __init__(self, path: Path, media_root: Path, format: str | None = None) -> None:
+    def __init__(self, path: Path, media_root: Path, format_name: str | None = None) -> None:
         self._path = path
         self._reading = Reading(media_root=media_root)
         self._parts: Parts = parts_of(path)
-        self.reader: Reader = reader_of(self._parts, format or AUTO)
+        self.reader: Reader = reader_of(self._parts, format_name or AUTO)
         self.files = tuple(self.reader.files(self._parts))
 
     @property
@@ -85,9 +85,9 @@ class Source:
                     raise row
                 sample = self._sample(path, place, row, seen)
             except LineError as error:
-                yield Problem(file=file, line=line, group=error.group, reason=error.reason, where=place.where)
+                yield Problem(file=file, line=line, group=error.group, reason=error.reason, within=place.where)
             else:
-                yield Entry(file=file, line=line, sample=sample, where=place.where)
+                yield Entry(file=file, line=line, sample=sample, within=place.where)
 
     def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str]) -> Sample:
         root = self._reading.media_root

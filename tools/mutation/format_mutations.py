@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from published_files import PUBLISHED, Published, write_array, write_lines
+from published_files import PUBLISHED
+from published_layout import Published, write_array, write_lines
 
 from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.data.sources import Source, read_source

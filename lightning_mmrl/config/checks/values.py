@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.data.formats.readers.registry import AUTO, FORMATS
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -154,6 +155,7 @@ def _check_evaluation(config: RunSettings) -> None:
     taken = {f"{each}-{ablation}": (each, ablation) for each in evaluation.sets for ablation in ABLATIONS}
     for name, each in evaluation.sets.items():
         check_name("evaluation.sets", name)
+        one_of(each.format or AUTO, f"evaluation.sets.{name}.format", FORMATS)
         if each.prompt is not None:
             PromptTemplate(each.prompt)
         rule = "another one: validations during training have it"
@@ -256,6 +258,7 @@ def _check_stage_data(path: str, spec: StageSpec) -> None:
     for name, source in data.sources.items():
         check_name(f"{path}.sources", name)
         key = f"{path}.sources.{name}"
+        one_of(source.format or AUTO, f"{key}.format", FORMATS)
         if bool(source.manifest.strip()) == bool(source.stage):
             given = "both" if source.stage else "neither"
             raise ConfigError(f"{key} has {given} of manifest and stage; give a manifest, or a stage and its artifact")

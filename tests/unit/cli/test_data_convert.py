@@ -5,7 +5,8 @@ import pyarrow
 import pytest
 import words
 from PIL import Image
-from published_files import CANONICAL, GEOMETRY3K, LLAVA, VERL, write_array
+from published_files import CANONICAL, GEOMETRY3K, LLAVA, VERL
+from published_layout import write_array
 from pyarrow import parquet
 
 from lightning_mmrl.cli.main import main

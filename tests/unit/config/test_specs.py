@@ -1,11 +1,15 @@
 """Data are part of what a stage was run with: changed manifests are another configuration."""
 
+import pytest
 from omegaconf import OmegaConf
+from published_files import LLAMA_FACTORY
 
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
+from lightning_mmrl.errors import ConfigError
 
 
 def specs(root, *overrides):
@@ -88,3 +92,27 @@ def test_the_name_of_a_built_base_changes_no_stage_that_was_run_before(tmp_path)
     assert content["model.checkpoint"] == "runs/models/tiny_omni-seed0"
     other = specs(tmp_path, "+model.build.hidden_size=64")
     assert describe_changes({"cold_start": content}, other) == ["model.build.hidden_size: - -> 64"]
+
+
+def test_a_source_names_a_known_format_and_null_is_no_change(tmp_path):
+    key = "stages.reason.data"
+    source = f"+{key}.sources={{one: {{manifest: a.parquet%s}}}}"
+    before = {spec.name: spec.content for spec in specs(tmp_path, f"{key}.manifest=null", source % "")}
+    absent = {name: dict(content) for name, content in before.items()}
+    del absent["reason"]["stage.data.sources.one.format"]
+    assert describe_changes(absent, specs(tmp_path, f"{key}.manifest=null", source % "")) == []
+    named = specs(tmp_path, f"{key}.manifest=null", source % ", format: verl")
+    assert describe_changes(before, named) == ["stages.reason.data.sources.one.format: None -> verl"]
+    with pytest.raises(ConfigError, match=r"sources.one.format is 'verll', which is no choice; did you mean 'verl'"):
+        specs(tmp_path, f"{key}.manifest=null", source % ", format: verll")
+
+
+def test_a_published_set_is_part_of_what_a_stage_was_run_with(tmp_path):
+    path = LLAMA_FACTORY.put(tmp_path)
+    sources = f"+stages.reason.data.sources={{one: {{manifest: {path.name}}}}}"
+    how = ("stages.reason.data.manifest=null", sources, "stages.reason.num_steps=null", "+stages.reason.num_epochs=1")
+    before = specs(tmp_path, *how)[1]
+    (tmp_path / "mmo.json").write_text((tmp_path / "mmo.json").read_text() + " ")
+    assert specs(tmp_path, *how)[1].digest != before.digest
+    config = compose([f"data.root={tmp_path}", *how, "stages.reason.data.batch_size=1"])
+    assert with_steps(config, "reason").num_steps == len(LLAMA_FACTORY.samples)

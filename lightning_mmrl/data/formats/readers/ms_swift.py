@@ -62,7 +62,10 @@ def asked_turns(row: Row, asked: str, more: str, response: str, history: str = "
         LineError: A column is missing or malformed.
     """
     turns: list[dict[str, str]] = []
-    for pair in row.get(history) or []:
+    earlier = row.get(history) or []
+    if not isinstance(earlier, list):
+        raise LineError("messages", f"{history!r} is {quoted(earlier)}; it must be a list of pairs")
+    for pair in earlier:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) and text for text in pair):
             raise LineError("messages", f"{history!r} entry {quoted(pair)} must be a pair of two texts; correct it")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]

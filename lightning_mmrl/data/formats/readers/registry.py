@@ -38,6 +38,7 @@ READERS: Mapping[str, Reader] = {
         CSV,
     )
 }
+FORMATS = (AUTO, *READERS)
 
 
 def reader_of(parts: Parts, name: str = AUTO) -> Reader:
@@ -49,7 +50,7 @@ def reader_of(parts: Parts, name: str = AUTO) -> Reader:
     """
     if name != AUTO:
         if name not in READERS:
-            raise ConfigError(f"format is {name!r}, which is no format{did_you_mean(name, [AUTO, *READERS])}")
+            raise ConfigError(f"format is {name!r}, which is no format{did_you_mean(name, FORMATS)}")
         return READERS[name]
     start = peek(parts.files[0])
     fitting = [reader for reader in READERS.values() if reader.recognises(start)]
