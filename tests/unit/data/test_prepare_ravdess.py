@@ -94,6 +94,16 @@ def test_five_folds_test_the_published_actors(tree, tmp_path):
     assert tested == [[2, 5, 14, 15, 16], [3, 6, 7, 13, 18], [10, 11, 12, 19, 20], [8, 17, 21, 23, 24], [1, 4, 9, 22]]
 
 
+def test_speech_and_song_are_counted_apart_and_split_together(few, tmp_path):
+    write_ravdess(few, channel="song", actors=(1, 2, 3))
+    counts = {"speech": 180, "song": 3 * 44, "song actors": 3}
+    made = prepare("ravdess", few, tmp_path / "out", options=KEEP, subsets=["speech", "song"], counts=counts)
+    assert made.met
+    splits = [lines(tmp_path / "out", name) for name in ("train", "validation", "test")]
+    homes = {(row["speaker"], number) for number, rows in enumerate(splits) for row in rows}
+    assert (len(homes), sum(map(len, splits))) == (3, 312)
+
+
 @pytest.mark.parametrize("channel", ["speech", "song"])
 def test_the_counts_of_the_card_are_the_design_of_the_set(channel):
     card = read_card("ravdess").subsets[channel]
