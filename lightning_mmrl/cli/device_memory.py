@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from lightning_mmrl.cli.doctor_machine import memory_limit
-from lightning_mmrl.planning.refusals import refuse_certain
+from lightning_mmrl.planning.refusals import require_room
 from lightning_mmrl.settings.run import RunSettings
 
 
@@ -18,8 +18,7 @@ def require_memory(config: RunSettings, say: Callable[[str], object]) -> None:
     Raises:
         ConfigError: A stage cannot fit.
     """
-    found = device_memory(config.trainer.accelerator, config.trainer.devices)
-    warning = None if found is None else refuse_certain(config, *found)
+    warning = require_room(config, device_memory(config.trainer.accelerator, config.trainer.devices))
     if warning is not None:
         say(warning)
 

@@ -11,10 +11,12 @@ from lightning_mmrl.planning.memory import CONTEXT, FRAGMENTATION, Lengths
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.rollout.vllm.memory import check_share
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import SHARDED_PRECISIONS
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
 
 GIB = 2**30
 CAPACITY = "trainer.gpu_memory_gb"
+CERTAIN = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+"""Optimizers whose memory is known; others may need less than the plan counts."""
 
 
 def refuse_misfits(config: RunSettings, shape: ModelShape, lengths: Lengths) -> None:
@@ -31,21 +33,22 @@ def refuse_misfits(config: RunSettings, shape: ModelShape, lengths: Lengths) -> 
         raise ConfigError(f"{misfits[first]}{also}")
 
 
-def refuse_certain(config: RunSettings, capacity: int, where: str) -> str | None:
-    """Refuses a run of which a stage cannot fit a device of this machine, whatever the lengths of its prompts are.
+def require_room(config: RunSettings, device: tuple[int, str] | None) -> str | None:
+    """Refuses a run of which a stage exceeds its `trainer.gpu_memory_gb`, or cannot fit the device of a rank.
+
+    Prompts may be shorter than the plan assumes. So the device itself refuses only a stage that exceeds it at any
+    length.
 
     Args:
         config: The configuration.
-        capacity: Bytes of the device of one rank.
-        where: Words for the device.
+        device: Bytes of the device of one rank, and words for it; None if they are not known.
 
     Returns:
-        A warning if a stage does not fit at the lengths that `mmrl plan` assumes; None also if nothing is known of the
-        model.
+        A warning if a stage does not fit the device at the lengths that `mmrl plan` assumes; None also if nothing is
+        known of the model.
 
     Raises:
-        ConfigError: Weights, gradients and optimizer of a stage alone are larger than the device; or the stage exceeds
-            its `trainer.gpu_memory_gb`.
+        ConfigError: Says what is needed, what is there, and which keys to change.
     """
     try:
         shape = read_shape(config.model.checkpoint, config.model.known_sizes)
@@ -55,10 +58,13 @@ def refuse_certain(config: RunSettings, capacity: int, where: str) -> str | None
         return None
     lengths, _ = lengths_with_clip(Lengths(), None, config.data.media, shape, config.model.checkpoint)
     refuse_misfits(config, shape, lengths)
+    if device is None:
+        return None
+    capacity, where = device
     warning = None
     for name, stage in config.trained.items():
         found = stage_estimate(config, stage, shape, config.trainer.world_size, lengths)
-        if found.least > capacity:
+        if found.least > capacity and _optimizer(stage) in CERTAIN:
             raise ConfigError(
                 f"stages.{name} needs {_gib(found.least)} for weights, gradients and the optimizer's step alone, and "
                 f"{where} has {_gib(capacity)}; {_remedy(config, name, shape, lengths, capacity)}"
@@ -119,6 +125,10 @@ def _remedy(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths,
         if stage_estimate(config, sharded[-1], shape, each, lengths).needed <= capacity:
             return f"set trainer.devices={each} trainer.strategy=fsdp2 trainer.activation_checkpointing=true"
     return f"take a smaller model, or lower stages.{name}.data.batch_size or evaluation.batch_size"
+
+
+def _optimizer(stage: StageSettings) -> str:
+    return str(stage.optimizer["_target_"])
 
 
 def _each(ranks: int) -> str:
