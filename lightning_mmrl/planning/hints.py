@@ -69,7 +69,9 @@ def alternatives(
     ]
 
 
-def fitting_places(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
+def fitting_places(
+    config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths
+) -> set[tuple[int, int]]:
     """Returns the pairs of device size in GB and number of GPUs on which a stage fits."""
     found = estimates(config, stage, shape, lengths)
     return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}

@@ -258,10 +258,13 @@ class _Rank:
         answers = self.group_size * self.answer
         scored = -(-self.tokens() * answers // (self.lengths.prompt + answers))
         tile = min(scored, max(1, TILE_ELEMENTS // self.shape.vocabulary)) * self.shape.vocabulary
+        logits = tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE))
+        # The logits are gone before a block computes its gradients.
+        computing = max(0, self.at_hand("text", self.tokens()) - logits)
         return {
             "gathered weights": weights + root + unit,
-            "activations": self.kept("text", self.tokens()) + towers,
-            "logits": tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE)),
+            "activations": self.kept("text", self.tokens()) + computing + towers,
+            "logits": logits,
         }
 
     def wide_copies(self) -> int:
@@ -291,7 +294,8 @@ class _Rank:
         """Bytes of activations of the towers that learn, for all prompts whose tower graphs are held at once."""
         prompts = self.prompts if self.one_run else self.prompts_at_once()
         towers = [group for group in self.shape.stacks if group != "text" and group in self.learns]
-        return sum(self.kept(group, self.tower_rows(group, prompts)) for group in towers)
+        rows = {group: self.tower_rows(group, prompts) for group in towers}
+        return sum(self.kept(group, rows[group]) + self.at_hand(group, rows[group]) for group in towers)
 
     def chunk(self, group: str) -> int:
         """Number of prompts that enter a frozen tower together."""
@@ -312,17 +316,19 @@ class _Rank:
         rank = 0 if adapter is None else adapter.r
         trains = group in self.trains
         block = kept_per_row(stack, precision, trains=trains, adapted=adapted, rank=rank)
-        at_hand = computed_per_row(stack, precision, trains=trains)
         if self.stage.trainer.activation_checkpointing:
-            return rows * (stack.depth * stack.width * precision.stream(trains=trains) + block + at_hand)
-        return rows * (stack.depth * block + at_hand)
+            return rows * (stack.depth * stack.width * precision.stream(trains=trains) + block)
+        return rows * stack.depth * block
+
+    def at_hand(self, group: str, rows: int) -> int:
+        """Bytes that one block of a stack holds while it computes."""
+        return rows * computed_per_row(self.shape.stacks[group], self.precision, trains=group in self.trains)
 
     def media(self, prompts: int, encoded: int) -> int:
         """Bytes of the towers' float32 inputs for all prompts, and of their outputs for prompts encoded at once."""
         width = self.shape.text.width * self.precision.computed
         return sum(
-            self.tower_rows(group, prompts) * stack.input_values * SINGLE
-            + encoded * self.lengths.media(group) * width
+            self.tower_rows(group, prompts) * stack.input_values * SINGLE + encoded * self.lengths.media(group) * width
             for group, stack in self.shape.stacks.items()
             if group != "text"
         )

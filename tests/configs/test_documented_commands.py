@@ -59,7 +59,9 @@ def _has_root(found):
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))})
-PRESETS = sorted(path.stem for path in configs_dir().glob("trainer/*.yaml") if "gpu_memory_gb: null" not in path.read_text())
+PRESETS = sorted(
+    path.stem for path in configs_dir().glob("trainer/*.yaml") if "gpu_memory_gb: null" not in path.read_text()
+)
 ON_GPUS = [each for each in COMMANDS if any(f"trainer={preset}" in each for preset in PRESETS)]
 
 
