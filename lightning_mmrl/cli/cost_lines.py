@@ -3,11 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.planning.costs import ON_CPU, ON_GPU, cpu_peak, disk, free_bytes, operations
 from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.settings.run import RunSettings
+
+
+def show_costs(console: Console, config: RunSettings, known: tuple[ModelShape, Lengths] | None) -> None:
+    """Prints the lines, if the sizes of the model are known."""
+    for line in [] if known is None else cost_lines(config, *known):
+        console.print(line, soft_wrap=True)
 
 
 def cost_lines(config: RunSettings, shape: ModelShape, lengths: Lengths) -> Iterator[str]:
@@ -26,7 +34,8 @@ def cost_lines(config: RunSettings, shape: ModelShape, lengths: Lengths) -> Iter
                 f"{name:<12} takes about {_time(stage.num_steps * seconds)}, {seconds:.2g} s a step: "
                 f"{_trillions(each.training + each.sampling)} operations"
             )
-        yield f"{name:<12} writes {_size(written.states)} of states while it trains, and a handoff of {_size(written.handoff)}"
+        handoff = f"a handoff of {_size(written.handoff)}"
+        yield f"{name:<12} writes {_size(written.states)} of states while it trains, and {handoff}"
         needed = max(needed, written.states) + written.handoff
     if peak is None:
         yield "time         no estimate: trainer.gpu_teraflops has no peak of the device, as the presets of GPUs do"
@@ -40,8 +49,8 @@ def cost_lines(config: RunSettings, shape: ModelShape, lengths: Lengths) -> Iter
     cache = config.model.feature_cache
     extra = "" if cache is None else f" and {_size(cache.max_bytes)} of features"
     yield (
-        f"disk         at most {_size(needed)}{extra} at a time, besides prepared media in {config.data.media.cache_dir}; "
-        f"{_size(free_bytes(Path(config.output_dir)))} are free at {config.output_dir}"
+        f"disk         at most {_size(needed)}{extra} at a time, besides prepared media in "
+        f"{config.data.media.cache_dir}; {_size(free_bytes(Path(config.output_dir)))} are free at {config.output_dir}"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lightning_mmrl.cli.cost_lines import cost_lines
+from lightning_mmrl.cli.cost_lines import show_costs
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.epochs import num_samples, with_steps
@@ -77,8 +77,7 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
         if not spec.trains:
             console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
     known = show_memory(console, config, list(config.trained), lengths, clip)
-    for line in [] if known is None else cost_lines(config, *known):
-        console.print(line, soft_wrap=True)
+    show_costs(console, config, known)
     sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     for data in config.all_data.values():
@@ -90,8 +89,7 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
     console.print(f"run folder   {directory}")
     tell_leftovers(config, console.print)
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
-    if known is not None:
-        refuse_misfits(config, *known)
+    refuse_misfits(config, known)
 
 
 def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:

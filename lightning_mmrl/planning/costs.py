@@ -36,7 +36,7 @@ MEASURED = 768
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
-    """Operations of one step of a stage, on all devices together: of scoring with its backward pass, and of sampling."""
+    """Operations of one step on all devices together: of scoring with its backward pass, and of sampling."""
 
     training: int
     sampling: int
@@ -105,7 +105,7 @@ def cpu_peak() -> float:
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        one @ one
+        np.matmul(one, one)
         seconds.append(time.perf_counter() - start)
     return 2 * MEASURED**3 / min(seconds)
 

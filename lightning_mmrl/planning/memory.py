@@ -182,7 +182,7 @@ class _Rank:
         block = max((self.tower_rows(group, self.chunk(group)) * size for group, size in blocks.items()), default=0)
         phases = {
             "towers": {**before, **media, "activations": block, "gathered weights": self.gathered()},
-            "backward": {**kept, **media, **self.backward()},
+            "backward": {**kept, **media, **self.backward(resident["gradients"], offload=offload)},
             "reduction": {**kept, "gathered weights": self.reduction()},
             "optimizer step": {**kept, "copies": 0 if offload else self.copies(size)},
         }
@@ -248,8 +248,11 @@ class _Rank:
         wide = self.shape.parameters + self.adapters if precision.stored > precision.computed else self.trained
         return wide * precision.computed
 
-    def backward(self) -> dict[str, int]:
-        """Memory of scoring and its backward pass."""
+    def backward(self, gradients: int, *, offload: bool) -> dict[str, int]:
+        """Memory of scoring and its backward pass.
+
+        With one microbatch gradients appear while activations go, that of the head first.
+        """
         precision = self.precision
         weights = self.cast() if precision.autocast else self.gathered()
         root = self.shape.root * precision.computed if "text" in self.trains and self.sharded else 0
@@ -261,9 +264,14 @@ class _Rank:
         logits = tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE))
         # The logits are gone before a block computes its gradients.
         computing = max(0, self.at_hand("text", self.tokens()) - logits)
+        activations = self.kept("text", self.tokens()) + computing + towers
+        if self.tokens() == self.total():
+            first = self.split(self.shape.root * precision.trained) if "text" in self.trains else 0
+            gradients = min(gradients, max(first, gradients - activations - logits))
         return {
+            **({} if offload else {"gradients": gradients}),
             "gathered weights": weights + root + unit,
-            "activations": self.kept("text", self.tokens()) + computing + towers,
+            "activations": activations,
             "logits": logits,
         }
 
@@ -281,9 +289,12 @@ class _Rank:
 
     def tokens(self) -> int:
         """Number of decoder tokens of one microbatch; a completion longer than the budget is scored alone."""
-        total = self.prompts * (self.lengths.prompt + self.group_size * self.answer)
         budget = microbatches_of(self.stage).tokens_per_microbatch
-        return min(total, max(budget, self.lengths.prompt + self.answer))
+        return min(self.total(), max(budget, self.lengths.prompt + self.answer))
+
+    def total(self) -> int:
+        """Number of decoder tokens of a step."""
+        return self.prompts * (self.lengths.prompt + self.group_size * self.answer)
 
     def prompts_at_once(self) -> int:
         """Number of prompts of one microbatch."""

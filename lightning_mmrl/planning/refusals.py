@@ -19,13 +19,15 @@ CERTAIN = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 """Optimizers whose memory is known; others may need less than the plan counts."""
 
 
-def refuse_misfits(config: RunSettings, shape: ModelShape, lengths: Lengths) -> None:
-    """Refuses a run of which a stage exceeds its `trainer.gpu_memory_gb`.
+def refuse_misfits(config: RunSettings, known: tuple[ModelShape, Lengths] | None) -> None:
+    """Refuses a run of which a stage exceeds its `trainer.gpu_memory_gb`; without known sizes it refuses nothing.
 
     Raises:
         ConfigError: Says how much the first such stage needs and which keys make it fit, and names the other ones.
     """
-    found = {name: _misfit(config, name, shape, lengths) for name in config.trained}
+    if known is None:
+        return
+    found = {name: _misfit(config, name, *known) for name in config.trained}
     misfits = {name: words for name, words in found.items() if words}
     if misfits:
         first, *others = misfits
@@ -57,7 +59,7 @@ def require_room(config: RunSettings, device: tuple[int, str] | None) -> str | N
     if shape is None:
         return None
     lengths, _ = lengths_with_clip(Lengths(), None, config.data.media, shape, config.model.checkpoint)
-    refuse_misfits(config, shape, lengths)
+    refuse_misfits(config, (shape, lengths))
     if device is None:
         return None
     capacity, where = device

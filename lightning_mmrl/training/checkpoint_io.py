@@ -20,7 +20,9 @@ class SnapshotIO(CheckpointIO):
     """Holds a checkpoint in memory, to be written later; loads only tensors and primitives.
 
     With `copies` training can go on while it is written. Without, the tensors themselves are written, one after the
-    other, and must not change until then; this saves host memory of the state's size. Lightning's own `TorchCheckpointIO` holds the file a second time in
+    other, and must not change until then; this saves host memory of the state's size.
+
+    Lightning's own `TorchCheckpointIO` holds the file a second time in
     memory and moves it from the system's temporary folder (Lightning-AI/pytorch-lightning#21253).
     """
 

@@ -92,11 +92,11 @@ def test_a_documented_key_that_does_not_exist_would_be_found():
 @pytest.mark.parametrize("command", ON_GPUS)
 def test_a_documented_command_fits_its_gpus_and_not_a_third_of_them(command):
     config = compose(overrides(command))
-    refuse_misfits(config, *shape_and_lengths(config))
+    refuse_misfits(config, shape_and_lengths(config))
     for stage in config.trained.values():
         stage.trainer.gpu_memory_gb //= 3
     with pytest.raises(ConfigError, match=r"stages\.\w+ needs about .* GiB on .*trainer\.gpu_memory_gb is \d+"):
-        refuse_misfits(config, *shape_and_lengths(config))
+        refuse_misfits(config, shape_and_lengths(config))
 
 
 def test_the_memory_beside_a_documented_command_is_that_of_the_plan():

@@ -5,8 +5,8 @@
 
 Each case trains two steps of SFT and two of RL in a process of its own. Bytes of tensors are counted as operations make
 and free them, and compared with the highest phase of the plan for the lengths that occurred; `process` is the most that
-the process held, with Python, libraries and what the allocator keeps, and its children's own memory at the end. Half of the answers
-get a reward. Nothing is evaluated or validated.
+the process held, with Python, libraries and what the allocator keeps, and its children's own memory at the end.
+Half of the answers get a reward. Nothing is evaluated or validated.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def _watched(names: list[str], found: list[Measured]) -> Iterator[None]:
     """Counts tensors, and notes lengths, while a Trainer fits."""
     sys.path.insert(0, str(HELPERS))
     import lightning
-    from live_bytes import LiveBytes
+    from live_bytes import LiveBytes  # pyright: ignore[reportMissingImports]  its path comes first
 
     from lightning_mmrl.models.policy import Policy
     from lightning_mmrl.rewards.compose import WeightedReward

@@ -22,7 +22,6 @@ from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
-from lightning_mmrl.planning.engines import stage_estimate
 from lightning_mmrl.planning.hints import hints
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape, shape_of

@@ -21,17 +21,22 @@ def planned(*overrides):
     return config, read_shape(config.model.checkpoint, config.model.known_sizes), Lengths()
 
 
+def refuse(*overrides):
+    config, *known = planned(*overrides)
+    refuse_misfits(config, tuple(known))
+
+
 def refused(*overrides):
     with pytest.raises(ConfigError) as caught:
-        refuse_misfits(*planned(*overrides))
+        refuse(*overrides)
     return str(caught.value)
 
 
 def test_a_refusal_says_what_is_needed_what_is_there_and_keys_that_help():
     said = refused(*OMNI, "trainer=h100_1")
     assert re.match(
-        r"stages\.cold_start needs about \d+\.\d GiB on its device, at its peak in [a-z ]+ \(most of it [a-z ]+ \d+\.\d "
-        r"GiB\), and trainer\.gpu_memory_gb is 80, which is 74\.5 GiB; set stages\.cold_start\.",
+        r"stages\.cold_start needs about \d+\.\d GiB on its device, at its peak in [a-z ]+ \(most of it [a-z ]+ "
+        r"\d+\.\d GiB\), and trainer\.gpu_memory_gb is 80, which is 74\.5 GiB; set stages\.cold_start\.",
         said,
     )
     assert said.endswith("; stages.reason would not fit either")
@@ -43,30 +48,30 @@ def test_the_keys_of_a_refusal_make_the_stage_fit(model):
     keys = [f"model={model}", "trainer=gpu_24gb"]
     for _ in range(3):
         try:
-            refuse_misfits(*planned(*keys))
+            refuse(*keys)
         except ConfigError as error:
             keys += re.search(r"; set ([^;]+)", str(error))[1].split()
         else:
             break
-    refuse_misfits(*planned(*keys))
+    refuse(*keys)
     assert len(keys) > 2
 
 
 def test_without_a_capacity_nothing_is_refused():
-    refuse_misfits(*planned(*OMNI, "trainer=h100_1", "trainer.gpu_memory_gb=null"))
+    refuse(*OMNI, "trainer=h100_1", "trainer.gpu_memory_gb=null")
 
 
 def test_an_engine_that_does_not_fit_beside_the_trainer_is_refused_and_the_policy_alone_fits():
     assert "set rollout=hf" in refused(*OMNI, *LORA, "trainer=gpu_24gb", "rollout=vllm")
-    refuse_misfits(*planned(*OMNI, *LORA, "trainer=gpu_24gb"))
+    refuse(*OMNI, *LORA, "trainer=gpu_24gb")
 
 
 def test_a_share_that_does_not_hold_the_engine_is_refused_with_its_key():
     share = "rollout.settings.gpu_memory_utilization"
     given = (*OMNI, *LORA, "trainer=h100_1", "rollout=vllm")
-    refuse_misfits(*planned(*given))
+    refuse(*given)
     assert f"{share} is 0.05" in refused(*given, f"{share}=0.05")
-    refuse_misfits(*planned(*given, f"{share}=0.2"))
+    refuse(*given, f"{share}=0.2")
 
 
 def test_an_engine_counts_while_it_samples_and_rests_otherwise():
