@@ -25,22 +25,24 @@ WAYS = {
 HEAD = """# Memory by model, stage and GPUs
 
 Estimates of `mmrl plan` in GiB per rank with the reserve, never measured on CUDA; limits are in
-[benchmarks](../benchmarks.md#memory-plan). `python tools/draw_memory_plan.py` writes this page. **Bold** fits 24 GB, others 80 GB,
-(in brackets) neither. Weights that train have float32 masters (`trainer.precision=auto`), others are bfloat16. The default stages (32
-prompts or targets per step in all, 8 completions of up to 512 tokens, 16,384 tokens per microbatch) with
-`trainer.activation_checkpointing=true`, prompts of 2,048 tokens, `rollout=hf`, validations and evaluations of 64 prompts.
+[benchmarks](../benchmarks.md#memory-plan). `python tools/draw_memory_plan.py` writes this page. **Bold** fits 24 GB,
+others 80 GB, (in brackets) neither. Weights that train have float32 masters (`trainer.precision=auto`), others are
+bfloat16. The default stages (32 prompts or targets per step in all, 8 completions of up to 512 tokens, 16,384 tokens
+per microbatch) with `trainer.activation_checkpointing=true`, prompts of 2,048 tokens, `rollout=hf`, validations and
+evaluations of 64 prompts.
 
 ## Qwen2.5-Omni by what trains
 
 """
 MIDDLE = """
-`.venv/bin/mmrl plan model=qwen2_5_omni_3b trainer.activation_checkpointing=true` prints all four columns. `trainer.strategy=fsdp2`
-gives the rows of FSDP2, `stages.NAME.freeze=[vision,audio]` the text model alone, `stages.NAME.adapter={}` LoRA.
+`.venv/bin/mmrl plan model=qwen2_5_omni_3b trainer.activation_checkpointing=true` prints all four columns.
+`trainer.strategy=fsdp2` gives the rows of FSDP2, `stages.NAME.freeze=[vision,audio]` the text model alone,
+`stages.NAME.adapter={}` LoRA.
 
 ## All released models
 
-The largest stage of SFT and GRPO. LoRA is replicated; all weights are sharded by FSDP2. The last column samples with vLLM on the same
-GPUs, with all weights on 8 of them. Licenses are those of the models' pages.
+The largest stage of SFT and GRPO. LoRA is replicated; all weights are sharded by FSDP2. The last column samples with
+vLLM on the same GPUs, with all weights on 8 of them. Licenses are those of the models' pages.
 
 """
 
