@@ -84,7 +84,7 @@ def training_job(
     module = make_module(policy, encoder, common, resources)
     run.log_params(flattened(asdict(stage)))
     states = StateStore(directory / STATES, settings=config.state, check=check_finite)
-    io = SnapshotIO()
+    io = SnapshotIO(copies=config.state.in_background)
     saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say)
     trainer = training_trainer(
         stage.trainer,

@@ -1,9 +1,6 @@
 """The memory part of `mmrl plan`: an estimate per rank for each stage, and keys that make a stage fit."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import reduce
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,23 +8,20 @@ from rich.table import Table
 
 from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.planning.clips import Clip, lengths_with_clip
-from lightning_mmrl.planning.memory import Estimate, Lengths, cached_bytes, estimate
+from lightning_mmrl.planning.hints import GIGABYTES, RANKS, estimates, hints
+from lightning_mmrl.planning.memory import Lengths, cached_bytes
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.settings.algorithm import MicrobatchSettings
-from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
-
-RANKS = (1, 2, 4, 8)
-GIGABYTES = (24, 80)
-
-Change = Callable[[StageSettings], StageSettings]
 
 
 def show_memory(
     console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths, clip: Clip | None = None
-) -> None:
+) -> tuple[ModelShape, Lengths] | None:
     """Prints one line for a stage that fits the smallest device, a table and hints for any other.
+
+    Returns:
+        The sizes of the model and the lengths that were taken; None if there is no estimate.
 
     Raises:
         ConfigError: The keys of frames and sizes refuse the clip.
@@ -36,7 +30,7 @@ def show_memory(
         shape = read_shape(config.model.checkpoint, config.model.known_sizes)
     except ValueError as error:
         console.print(f"memory       no estimate for {config.model.checkpoint}: {error}")
-        return
+        return None
     if shape is None:
         checkpoint = config.model.checkpoint
         if config.model.build is not None:
@@ -46,7 +40,7 @@ def show_memory(
         else:
             reason = "is not here, and model.known_sizes does not name it; download it and give its folder"
             console.print(f"memory       no estimate: {checkpoint} {reason}")
-        return
+        return None
     if shape.assumed is not None:
         console.print(f"memory       {shape.assumed} is no family of this package; it is taken to have Llama's layers")
     lengths, counted = lengths_with_clip(lengths, clip, config.data.media, shape, config.model.checkpoint)
@@ -60,6 +54,7 @@ def show_memory(
             f"memory       estimated, not measured, for prompts of {lengths.prompt:,} tokens (--prompt-tokens N) and "
             f"targets of {lengths.answer:,}"
         )
+    return shape, lengths
 
 
 def _disk(config: RunSettings, size: int) -> str:
@@ -75,26 +70,6 @@ def _disk(config: RunSettings, size: int) -> str:
     total = "" if not samples else f", {samples * size / 1e9:,.1f} GB for {samples:,} samples"
     limit = "no limit" if media.cache_limit_gb is None else f"data.media.cache_limit_gb is {media.cache_limit_gb:g}"
     return f"{media.cache_dir}: at most {size / 1e6:,.1f} MB a sample{total} ({limit})"
-
-
-def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
-    """Maps the number of ranks to the estimated memory of one rank."""
-    return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
-
-
-def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """Returns the fewest keys with which a stage fits the most devices, first without and then with an adapter."""
-    stage, found = config.trained[name], []
-    towers = [group for group in shape.stacks if group != "text"]
-    best = _fitting(config, stage, shape, lengths)
-    for adapts in (False, True):
-        words = None
-        for keys, changed in _alternatives(name, stage, towers, adapts=adapts):
-            fitting = _fitting(config, changed, shape, lengths)
-            if len(fitting) > len(best):
-                best, words = fitting, f"fits {_places(fitting)} with {keys}"
-        found += [words] if words is not None else []
-    return found
 
 
 def memory_hint(config: RunSettings, name: str | None) -> str:
@@ -160,52 +135,6 @@ def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelSh
     for line in hints(config, name, shape, lengths):
         console.print(f"{name:<12} {line}")
     return False
-
-
-def _alternatives(
-    name: str, stage: StageSettings, towers: list[str], *, adapts: bool
-) -> list[tuple[str, StageSettings]]:
-    """Returns pairs of keys to set and the stage with these keys, the fewest keys first."""
-    path = f"stages.{name}"
-    changes: list[tuple[str, Change]] = [
-        (
-            f"{path}.trainer.activation_checkpointing=true",
-            lambda found: replace(found, trainer=replace(found.trainer, activation_checkpointing=True)),
-        )
-    ]
-    if stage.trainer.precision in SHARDED_PRECISIONS:
-        changes.append(
-            (
-                f"{path}.trainer.strategy=fsdp2",
-                lambda found: replace(found, trainer=replace(found.trainer, strategy="fsdp2")),
-            )
-        )
-    start: list[tuple[str, Change]] = []
-    if stage.adapter is None and "text" not in stage.freeze:
-        if adapts:
-            start.append((f"{path}.adapter={{}}", lambda found: replace(found, adapter=AdapterSettings())))
-        elif towers:
-            changes.append((f"{path}.freeze=[{','.join(towers)}]", lambda found: replace(found, freeze=towers)))
-    return [
-        (" ".join(keys for keys, _ in chosen), reduce(lambda found, change: change[1](found), chosen, stage))
-        for count in range(len(changes) + 1)
-        for chosen in ([*start, *some] for some in combinations(changes, count))
-    ]
-
-
-def _fitting(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
-    """Returns the pairs of device size in GB and number of GPUs on which a stage fits."""
-    found = estimates(config, stage, shape, lengths)
-    return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}
-
-
-def _places(fitting: set[tuple[int, int]]) -> str:
-    """Says in words how many GPUs of each size a stage needs at least."""
-    least = {size: min(ranks for each, ranks in fitting if each == size) for size in {size for size, _ in fitting}}
-    return " and ".join(
-        f"{size} GB on {ranks} GPU{'s' if ranks > 1 else ''}{' or more' if ranks < RANKS[-1] else ''}"
-        for size, ranks in sorted(least.items())
-    )
 
 
 def _gib(size: int) -> str:

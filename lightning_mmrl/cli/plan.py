@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lightning_mmrl.cli.cost_lines import show_costs
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.epochs import num_samples, with_steps
@@ -17,6 +18,7 @@ from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.planning.clips import CLIP, Clip
 from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.planning.refusals import refuse_misfits
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
@@ -44,7 +46,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> None:
-    """Prints stages, sizes, batch arithmetic, memory and the places of all outputs."""
+    """Prints stages, sizes, batch arithmetic, memory and the places of all outputs.
+
+    Raises:
+        ConfigError: A stage does not fit the devices of `trainer.gpu_memory_gb`.
+    """
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
@@ -70,7 +76,8 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
     for spec in specs:
         if not spec.trains:
             console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
-    show_memory(console, config, list(config.trained), lengths, clip)
+    known = show_memory(console, config, list(config.trained), lengths, clip)
+    show_costs(console, config, known)
     sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     for data in config.all_data.values():
@@ -82,6 +89,7 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
     console.print(f"run folder   {directory}")
     tell_leftovers(config, console.print)
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
+    refuse_misfits(config, known)
 
 
 def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:

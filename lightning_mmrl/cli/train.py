@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from lightning_mmrl.cli.device_memory import require_memory
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
@@ -33,6 +34,7 @@ def train(
     """Trains the unfinished or selected stages, then shows the results and gain of every stage.
 
     Raises:
+        ConfigError: A stage does not fit the devices of this machine.
         GateError: A stage missed its gate, which ends the curriculum.
         OutOfMemoryError: A stage ran out of memory; the message names keys that reduce the memory use.
     """
@@ -48,6 +50,7 @@ def train(
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
     settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
+        require_memory(config, print if group.leads else lambda line: None)
         for name in config.order if group.leads else ():
             stage = config.stages[name]
             steps = ""

@@ -6,13 +6,16 @@ Each phase adds:
 
 - `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, of
   a microbatch in SFT;
-- `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
+- `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits; or an
+  engine beside the trainer;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
 - `reduction`: under FSDP2 the gradient of the root while it is summed;
-- `optimizer step`: the copy that torch's foreach optimizers make of the trained parameters.
+- `optimizer step`: the copy that torch's foreach optimizers make of the trained parameters; on a CPU, and with
+  `foreach: false`, two copies of the largest one; with `fused: true` none;
+- `validation`, `evaluation`: the sampling of one greedy answer to each prompt, beside training and after it.
 
-Lengths are assumed, since no data are read: see `Lengths`. Left out are evaluation, attention scores of float32 models
-on a GPU, and copies within single operations. `needed` adds a reserve for memory that no tensor accounts for.
+Lengths are assumed, since no data are read: see `Lengths`. Left out are attention scores of float32 models on a GPU,
+and copies within single operations. `needed` adds a reserve for memory that no tensor accounts for.
 """
 
 import math
@@ -71,11 +74,33 @@ def cached_bytes(shape: ModelShape, lengths: Lengths) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Uses of a rank's device beside training.
+
+    Attributes:
+        engine: Bytes of an engine while it samples; 0: the policy samples.
+        resting: Bytes of that engine at any other time.
+        evaluated: Prompts that evaluations answer at once, of all ranks together; 0: none.
+        answer: Tokens of the longest answer of an evaluation.
+    """
+
+    engine: int = 0
+    resting: int = 0
+    evaluated: int = 0
+    answer: int = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Bytes on the device by phase and part, and bytes in host memory (`host`)."""
 
     phases: Mapping[str, Mapping[str, int]]
     host: int = 0
+
+    @property
+    def least(self) -> int:
+        """Bytes of tensors that a step takes whatever the lengths are."""
+        return sum(self.phases["optimizer step"].values())
 
     @property
     def phase(self) -> str:
@@ -103,9 +128,14 @@ class Estimate:
         return self.needed <= gigabytes * 10**9
 
 
-def estimate(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> Estimate:
-    """Estimates the memory of one of `ranks` ranks under the stage's strategy; `dtype` is `model.dtype`."""
-    return _Rank(shape, stage, dtype, ranks, lengths).estimate()
+def estimate(
+    shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths, beside: Beside | None = None
+) -> Estimate:
+    """Estimates the memory of one of `ranks` ranks under the stage's strategy; `dtype` is `model.dtype`.
+
+    Without `beside` the policy samples, and nothing is evaluated.
+    """
+    return _Rank(shape, stage, dtype, ranks, lengths).estimate(beside or Beside())
 
 
 class _Rank:
@@ -147,12 +177,12 @@ class _Rank:
         self.models = 1 if algorithm is None or algorithm.critic is None else 2
         self.one_run = algorithm is not None and algorithm.update.on_policy
 
-    def estimate(self) -> Estimate:
+    def estimate(self, beside: Beside) -> Estimate:
         """Adds up the parts of all phases."""
         resident, offload = self.resident(), self.stage.trainer.cpu_offload
         kept = {} if offload else resident
         before = {part: size for part, size in kept.items() if part != "gradients"}
-        media = {"media": self.media()}
+        media = {"media": self.media(self.prompts, self.encoded_at_once())}
         # One copy of what trains; it is larger than a bucket in which ddp sums gradients.
         size = self.precision.adapter if self.adapters else self.precision.trained
         # The largest block of a tower that learns nothing.
@@ -165,13 +195,33 @@ class _Rank:
         block = max((self.tower_rows(group, self.chunk(group)) * size for group, size in blocks.items()), default=0)
         phases = {
             "towers": {**before, **media, "activations": block, "gathered weights": self.gathered()},
-            "backward": {**kept, **media, **self.backward()},
+            "backward": {**kept, **media, **self.backward(resident["gradients"], offload=offload)},
             "reduction": {**kept, "gathered weights": self.reduction()},
-            "optimizer step": {**kept, "copies": 0 if offload else self.split(self.trained * size)},
+            "optimizer step": {**kept, "copies": 0 if offload else self.copies(size)},
         }
-        if self.stage.algorithm is not None:
-            phases["generation"] = {**before, **media, **self.generation()}
+        if self.stage.algorithm is not None and not beside.engine:
+            graphs = self.tower_graph() if self.one_run else 0
+            own = self.generation(self.prompts, self.group_size, self.answer)
+            phases["generation"] = {**before, **media, **own, "activations": graphs}
+        if beside.evaluated:
+            answers = self.answering(beside)
+            weights = self.split(self.shape.parameters * self.precision.stored)
+            phases["evaluation"] = {"weights": 0 if offload else weights, **answers}
+            phases |= {"validation": {**before, **answers}} if self.stage.validate_every is not None else {}
+        if beside.engine:
+            resting = {name: {**parts, "engine": beside.resting} for name, parts in phases.items()}
+            phases = {**resting, "generation": {**before, **media, "engine": beside.engine}}
         return Estimate(phases=phases, host=sum(resident.values()) if offload else 0)
+
+    def copies(self, size: int) -> int:
+        """Bytes that the optimizer needs for its step, for numbers of `size` bytes."""
+        optimizer, trainer = self.stage.optimizer, self.stage.trainer
+        if optimizer.get("fused"):
+            return 0
+        if trainer.accelerator == "cpu" or optimizer.get("foreach") is False:
+            largest = self.shape.vocabulary * self.shape.text.width if "text" in self.trains else 0
+            return 2 * self.split(largest * size)
+        return self.split(self.trained * size)
 
     def resident(self) -> dict[str, int]:
         """Bytes of weights, optimizer state and reference weights, and of the gradients while there are any."""
@@ -211,8 +261,11 @@ class _Rank:
         wide = self.shape.parameters + self.adapters if precision.stored > precision.computed else self.trained
         return wide * precision.computed
 
-    def backward(self) -> dict[str, int]:
-        """Memory of scoring and its backward pass."""
+    def backward(self, gradients: int, *, offload: bool) -> dict[str, int]:
+        """Memory of scoring and its backward pass.
+
+        With one microbatch gradients appear while activations go, that of the head first.
+        """
         precision = self.precision
         weights = self.cast() if precision.autocast else self.gathered()
         root = self.shape.root * precision.computed if "text" in self.trains and self.sharded else 0
@@ -221,10 +274,18 @@ class _Rank:
         answers = self.group_size * self.answer
         scored = -(-self.tokens() * answers // (self.lengths.prompt + answers))
         tile = min(scored, max(1, TILE_ELEMENTS // self.shape.vocabulary)) * self.shape.vocabulary
+        logits = tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE))
+        # The logits are gone before a block computes its gradients.
+        computing = max(0, self.at_hand("text", self.tokens()) - logits)
+        activations = self.kept("text", self.tokens()) + computing + towers
+        if self.tokens() == self.total():
+            first = self.split(self.shape.root * precision.trained) if "text" in self.trains else 0
+            gradients = min(gradients, max(first, gradients - activations - logits))
         return {
+            **({} if offload else {"gradients": gradients}),
             "gathered weights": weights + root + unit,
-            "activations": self.kept("text", self.tokens()) + towers,
-            "logits": tile * (precision.computed + self.wide_copies() * max(precision.computed, SINGLE)),
+            "activations": activations,
+            "logits": logits,
         }
 
     def wide_copies(self) -> int:
@@ -241,9 +302,12 @@ class _Rank:
 
     def tokens(self) -> int:
         """Number of decoder tokens of one microbatch; a completion longer than the budget is scored alone."""
-        total = self.prompts * (self.lengths.prompt + self.group_size * self.answer)
         budget = microbatches_of(self.stage).tokens_per_microbatch
-        return min(total, max(budget, self.lengths.prompt + self.answer))
+        return min(self.total(), max(budget, self.lengths.prompt + self.answer))
+
+    def total(self) -> int:
+        """Number of decoder tokens of a step."""
+        return self.prompts * (self.lengths.prompt + self.group_size * self.answer)
 
     def prompts_at_once(self) -> int:
         """Number of prompts of one microbatch."""
@@ -255,7 +319,10 @@ class _Rank:
         prompts = self.prompts if self.one_run else self.prompts_at_once()
         towers = [group for group in self.shape.stacks if group != "text" and group in self.learns]
         rows = {group: self.tower_rows(group, prompts) for group in towers}
-        return sum(self.kept(group, num) + num * self.shape.stacks[group].normalized for group, num in rows.items())
+        return sum(
+            self.kept(group, num) + self.at_hand(group, num) + num * self.shape.stacks[group].normalized
+            for group, num in rows.items()
+        )
 
     def chunk(self, group: str) -> int:
         """Number of prompts that enter a frozen tower together."""
@@ -276,28 +343,36 @@ class _Rank:
         rank = 0 if adapter is None else adapter.r
         trains = group in self.trains
         block = kept_per_row(stack, precision, trains=trains, adapted=adapted, rank=rank)
-        at_hand = computed_per_row(stack, precision, trains=trains)
         if self.stage.trainer.activation_checkpointing:
-            return rows * (stack.depth * stack.width * precision.stream(trains=trains) + block + at_hand)
-        return rows * (stack.depth * block + at_hand)
+            return rows * (stack.depth * stack.width * precision.stream(trains=trains) + block)
+        return rows * stack.depth * block
 
-    def media(self) -> int:
+    def at_hand(self, group: str, rows: int) -> int:
+        """Bytes that one block of a stack holds while it computes."""
+        return rows * computed_per_row(self.shape.stacks[group], self.precision, trains=group in self.trains)
+
+    def media(self, prompts: int, encoded: int) -> int:
         """Bytes of the towers' inputs for all prompts, and of their outputs for prompts encoded at once."""
         width = self.shape.text.width * self.precision.computed
         return sum(
-            self.tower_rows(group, self.prompts) * stack.input_values * stack.input_bytes
-            + self.encoded_at_once() * self.lengths.media(group) * width
+            self.tower_rows(group, prompts) * stack.input_values * stack.input_bytes
+            + encoded * self.lengths.media(group) * width
             for group, stack in self.shape.stacks.items()
             if group != "text"
         )
 
-    def generation(self) -> dict[str, int]:
+    def answering(self, beside: Beside) -> dict[str, int]:
+        """Memory of the answers of an evaluation."""
+        prompts = -(-beside.evaluated // self.ranks)
+        return {"media": self.media(prompts, prompts), **self.generation(prompts, 1, beside.answer)}
+
+    def generation(self, prompts: int, group_size: int, answer: int) -> dict[str, int]:
         """Memory of sampling once all rows are as long as they may get."""
         precision, text = self.precision, self.shape.text
-        rows = self.prompts * self.group_size
-        own = OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, self.answer - 1) / OWN_TOKENS)))
-        held = self.prompts * self.lengths.prompt + rows * own
-        prefill = min(self.prompts * self.lengths.prompt, max(PREFILL_TOKENS, self.lengths.prompt))
+        rows = prompts * group_size
+        own = OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS)))
+        held = prompts * self.lengths.prompt + rows * own
+        prefill = min(prompts * self.lengths.prompt, max(PREFILL_TOKENS, self.lengths.prompt))
         # A float64 distribution, its sum, and float32 log-probabilities.
         logits = rows * self.shape.vocabulary * (max(precision.computed, SINGLE) + 16)
         weights = (self.shape.parameters + self.adapters) * precision.computed if self.sharded else 0
@@ -307,5 +382,4 @@ class _Rank:
             "gathered weights": weights,
             "keys and values": held * text.depth * 2 * text.keys * precision.computed,
             "logits": max(logits, prefill * computed_per_row(text, precision, trains="text" in self.trains)),
-            "activations": self.tower_graph() if self.one_run else 0,
         }

@@ -28,12 +28,14 @@ class ModelShape:
     """The stacks of a model by parameter group, the decoder under `text`, and its vocabulary.
 
     `assumed` names the family of a model that is taken to have Llama's layers; None for families that are listed.
+    `positions` is the longest sequence that it knows; None if that is not said.
     """
 
     stacks: Mapping[str, Stack]
     vocabulary: int
     tied: bool
     assumed: str | None = None
+    positions: int | None = None
 
     @property
     def text(self) -> Stack:
@@ -99,7 +101,11 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     layers = str(text.get("model_type", family)).partition("_")[0]
     stacks["text"] = _decoder(text, layers=layers, tied=tied)
     return ModelShape(
-        stacks=stacks, vocabulary=text["vocab_size"], tied=tied, assumed=None if is_listed else str(family)
+        stacks=stacks,
+        vocabulary=text["vocab_size"],
+        tied=tied,
+        assumed=None if is_listed else str(family),
+        positions=text.get("max_position_embeddings"),
     )
 
 

@@ -71,6 +71,12 @@ class TrainerSettings:
     """Lightning's name of the precision: `32-true` computes in the type of the weights and `64-true` in float64;
     `bf16-mixed` and `16-mixed` compute in bfloat16 and float16, and keep weights that train in float32. `auto`:
     bf16-mixed for a bfloat16 model, 32-true for any other."""
+    tokens_per_microbatch: int = setting(16_384, at_least=1)
+    """Token budget of stages that give none of their own, in `tokens_per_microbatch` or `algorithm.update`."""
+    gpu_memory_gb: int | None = setting(None, at_least=1)
+    """Memory of each device in GB (10^9 bytes), which no stage may exceed in the plan; null: any."""
+    gpu_teraflops: float | None = setting(None, above=0)
+    """Stated peak of each device in 10^12 bfloat16 operations a second, for the plan's time; null: unknown."""
     num_threads: int | None = setting(None, at_least=1)
     """Threads of torch on a CPU; null leaves torch's own choice."""
     max_steps: int | None = setting(None, at_least=1)

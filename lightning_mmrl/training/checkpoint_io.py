@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_mmrl.machine import refusal
@@ -16,26 +17,32 @@ from lightning_mmrl.training.stored import read_stored
 
 
 class SnapshotIO(CheckpointIO):
-    """Copies a checkpoint in memory, to be written later; loads only tensors and primitives.
+    """Holds a checkpoint in memory, to be written later; loads only tensors and primitives.
 
-    Training goes on while the copy is written. Lightning's own `TorchCheckpointIO` holds the file a second time in
+    With `copies` training can go on while it is written. Without, the tensors themselves are written, one after the
+    other, and must not change until then; this saves host memory of the state's size.
+
+    Lightning's own `TorchCheckpointIO` holds the file a second time in
     memory and moves it from the system's temporary folder (Lightning-AI/pytorch-lightning#21253).
     """
 
     _write: Callable[[Path], None] | None = None
 
+    def __init__(self, *, copies: bool = True) -> None:
+        self._hold = _copied if copies else _compact
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Copies the tensors to the host, to be written to one file."""
+        """Keeps the checkpoint, to be written to one file."""
         self.save_with(torch.save, checkpoint)
 
     def save_with(self, write: Callable[..., None], checkpoint: dict[str, Any], *arguments: Any) -> None:
-        """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`.
+        """Keeps the checkpoint, to be written by `write(checkpoint, *arguments, path)`.
 
         If there is no memory for the copy, the later write fails instead: no state is saved, and training goes on.
         """
         try:
-            copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
-            self._write = partial(write, copy, *arguments)
+            held = tree_map_only(torch.Tensor, self._hold, checkpoint)
+            self._write = partial(write, held, *arguments)
         except (MemoryError, RuntimeError) as error:
             found = refusal(error)
             if found is None or not found.memory:
@@ -61,6 +68,18 @@ class SnapshotIO(CheckpointIO):
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes the file."""
         Path(path).unlink()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or a copy of one that is a part of a larger storage, which would be written as a whole."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor) or tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone()
 
 
 def _fail(error: Exception, path: Path) -> None:

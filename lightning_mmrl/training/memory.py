@@ -1,6 +1,8 @@
-"""Memory of a device that nothing uses any more."""
+"""Memory that nothing uses any more."""
 
+import ctypes
 import gc
+import platform
 
 import torch
 
@@ -13,3 +15,5 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # the C library keeps freed memory of the host for later use otherwise

@@ -49,10 +49,19 @@ class EngineSize:
         """Bytes with which vLLM starts."""
         return self.weights + ROOM + self.cache
 
+    @property
+    def rest(self) -> int:
+        """Bytes beside weights and cache."""
+        return ROOM
+
+    @property
+    def useful(self) -> int:
+        """Bytes with a useful cache."""
+        return self.weights + ROOM + self.token * max(self.longest, USEFUL_TOKENS)
+
     def share(self, total: int) -> float:
         """The share of a device that also has a useful cache, rounded up to a hundredth."""
-        useful = self.weights + ROOM + self.token * max(self.longest, USEFUL_TOKENS)
-        return math.ceil(100 * useful / total) / 100
+        return math.ceil(100 * self.useful / total) / 100
 
 
 def engine_size(text_config: Any, *, weights: int, itemsize: int, max_model_len: int | None) -> EngineSize:
@@ -83,6 +92,15 @@ def check_cache(size: EngineSize, cache_gib: float | None) -> None:
             f"tokens ({LENGTH}) take {size.cache / GIB:.3g} GiB; raise {CACHE} to at least {_up(size.cache / GIB)}, or "
             f"lower {LENGTH}"
         )
+
+
+def chosen_share(size: EngineSize, share: float | None, *, free: int, total: int) -> float:
+    """The share of a device that an engine gets: the given one, else one with a useful cache, if so much is free.
+
+    >>> chosen_share(EngineSize(weights=6 * GIB, token=36 * 2**10, longest=32_768), None, free=20 * GIB, total=24 * GIB)
+    0.36
+    """
+    return min(size.share(total), math.floor(100 * free / total) / 100) if share is None else share
 
 
 def check_share(size: EngineSize, share: float, cache_gib: float | None, *, free: int, total: int) -> None:

@@ -25,7 +25,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items
-from lightning_mmrl.rollout.vllm.memory import advice, check_cache, check_share, engine_size
+from lightning_mmrl.rollout.vllm.memory import advice, check_cache, check_share, chosen_share, engine_size
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
 from lightning_mmrl.rollout.weights import PolicyWeights, pushed_bytes
 
@@ -60,11 +60,12 @@ class ProcessHost:
     def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._weight_bytes = pushed_bytes(policy)
-        _require_memory(policy, encoder, self._weight_bytes, settings)
+        share = _require_memory(policy, encoder, self._weight_bytes, settings)
         self._number, self._cache_gib = 0, settings.cache_gib
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
         arguments = settings.arguments(policy.compute_dtype, policy.banned_ids.tolist())
+        arguments |= {} if share is None else {"gpu_memory_utilization": share}
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
     @_apart()
@@ -203,8 +204,8 @@ class ProcessHost:
         return mm_input(prompt.token_ids, items, hashes, places)
 
 
-def _require_memory(policy: Policy, encoder: PromptEncoder, weights: int, settings: VLLMSettings) -> None:
-    """Checks that the engine's memory suffices before anything is loaded."""
+def _require_memory(policy: Policy, encoder: PromptEncoder, weights: int, settings: VLLMSettings) -> float | None:
+    """Checks that the engine's memory suffices before anything is loaded; returns its share of a GPU."""
     size = engine_size(
         encoder.config.get_text_config(),
         weights=weights,
@@ -212,9 +213,12 @@ def _require_memory(policy: Policy, encoder: PromptEncoder, weights: int, settin
         max_model_len=settings.max_model_len,
     )
     check_cache(size, settings.cache_gib)
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        check_share(size, settings.gpu_memory_utilization, settings.cache_gib, free=free, total=total)
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    share = chosen_share(size, settings.gpu_memory_utilization, free=free, total=total)
+    check_share(size, share, settings.cache_gib, free=free, total=total)
+    return share
 
 
 @contextmanager

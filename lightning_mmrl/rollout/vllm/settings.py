@@ -29,6 +29,9 @@ SLEEP_LEVELS = (0, 1)
 CPU_CACHE_GIB = 0.25
 """Size of the key-value cache on a CPU, unless the user gives it."""
 
+CPU_SHARE = 0.3
+"""Share of a machine's memory that must be free on a CPU; the cache has its own size there."""
+
 WORKER = "lightning_mmrl.rollout.vllm.worker"
 BANNED = "lightning_mmrl.rollout.vllm.banned:BannedTokens"
 """The logits processor of both model runners."""
@@ -82,7 +85,8 @@ class VLLMSettings:
     """Settings that say how the engine shares its device.
 
     Attributes:
-        gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache.
+        gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache; None: a share
+            for this model with a cache of 32,768 tokens, and on a server vLLM's own default.
         kv_cache_gib: Size of the key-value cache in GiB; None: the rest of the share on a GPU, and 0.25 on a CPU.
         max_model_len: Longest prompt with its completion, in tokens; None: as many as the model has positions.
         max_num_seqs: Completions sampled at a time.
@@ -91,7 +95,7 @@ class VLLMSettings:
         server: Where vLLM runs; None: in this process. `mmrl serve` starts a server with the rest of these settings.
     """
 
-    gpu_memory_utilization: float = 0.3
+    gpu_memory_utilization: float | None = None
     kv_cache_gib: float | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
@@ -101,7 +105,10 @@ class VLLMSettings:
 
     def __post_init__(self) -> None:
         fits = {
-            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
+            "gpu_memory_utilization": (
+                self.gpu_memory_utilization is None or 0 < self.gpu_memory_utilization <= 1,
+                "above 0 and at most 1, or null",
+            ),
             "kv_cache_gib": (self.kv_cache_gib is None or self.kv_cache_gib > 0, "above 0, or null"),
             "max_model_len": (self.max_model_len is None or self.max_model_len > 1, "above 1, or null"),
             "max_num_seqs": (self.max_num_seqs > 0, "above 0"),
@@ -126,7 +133,7 @@ class VLLMSettings:
             "logprobs_mode": "processed_logprobs",
             "logits_processors": [BANNED],
             "additional_config": {"banned_token_ids": banned_token_ids},
-            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "gpu_memory_utilization": self.gpu_memory_utilization or (CPU_SHARE if on_cpu else None),
             "kv_cache_memory_bytes": int(cache_gib * 2**30) if cache_gib else None,
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lightning_mmrl.app.kinds import rl, sft
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.cli.memory_table import hints, show_memory
+from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.cli.plan import (
     adapters,
     conditions,
@@ -22,6 +22,7 @@ from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.planning.hints import hints
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape, shape_of
 from lightning_mmrl.settings.data import DataSettings, StageDataSettings

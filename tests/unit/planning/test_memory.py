@@ -205,12 +205,8 @@ def test_shards_are_exact_but_for_their_padding(folder, mesh, adapter):
 
 
 def peak_of(policy, batch):
-    """Bytes alive at most while a batch is scored and differentiated, weights and gradients counted."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    tensors = [*policy.parameters(), *(parameter.grad for parameter in trained)]
-    with LiveBytes([local(tensor) for tensor in tensors]) as live:
+    """Bytes alive at most while a batch is scored and differentiated, weights counted; there are no gradients yet."""
+    with LiveBytes([local(tensor) for tensor in policy.parameters()]) as live:
         policy(batch).logprobs.sum().backward()
     return live.peak
 
@@ -251,10 +247,8 @@ def test_microbatches_of_targets_stay_below_the_estimate_and_near_it(text, at_on
         completion_mask=groups.completion_mask,
         group_size=1,
     )
-    tokens, trained = at_once * (length + ANSWER), list(policy.parameters())
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    with LiveBytes([*trained, *(parameter.grad for parameter in trained)]) as live:
+    tokens = at_once * (length + ANSWER)
+    with LiveBytes(list(policy.parameters())) as live:
         for part, _ in microbatches(whole, range(8), budget=Budget(tokens=tokens), ranks=ALONE):
             policy(part).logprobs.sum().backward()
     lengths = Lengths(prompt=length, answer=ANSWER)
@@ -308,11 +302,9 @@ def test_a_sharded_reference_policy_scores_in_less_than_the_policy_trains_in(tex
     reference = Reference(policy, Sharding())
     Sharding().apply(policy, mesh, ALONE)
     reference.place(mesh, ALONE)
-    for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     with reference.entered() as frozen:
         copied = [local(parameter) for parameter in frozen.parameters()]
-    own = [local(tensor) for parameter in policy.parameters() for tensor in (parameter, parameter.grad)]
+    own = [local(parameter) for parameter in policy.parameters()]
     stage = sharded(stage_of(PENALTY, batch=BATCH * mesh.size()))
     found = estimate(read_shape(str(text)), stage, "float32", mesh.size(), Lengths(prompt=length))
     shards, padding = found.phases["backward"]["reference weights"], 4 * sum(-rows % 4 * row for rows, row in sizes)

@@ -1,0 +1,128 @@
+"""Estimates time and disk space of a stage from its sizes; loads no torch.
+
+Time is the number of operations of a step over a device's stated peak, at the stated shares of the peak that training
+and sampling reach (`Shares`). A pass takes two operations for each parameter of its linear layers and token, four for
+each attention pair and query value; a backward pass twice as much if weights train, and once with an adapter;
+checkpointing adds a forward pass. Left out are evaluations, decoding of media, rewards, states and the start.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_mmrl.planning.activations import BYTES
+from lightning_mmrl.planning.engines import stage_estimate
+from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.planning.shapes import ModelShape
+from lightning_mmrl.planning.stacks import Stack
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Shares of a device's peak that training and the sampling of tokens reach; assumptions."""
+
+    training: float
+    sampling: float
+
+
+ON_GPU = Shares(training=0.4, sampling=0.04)
+ON_CPU = Shares(training=0.6, sampling=0.2)
+MEASURED = 768
+"""Rows and columns of the matrices whose product is measured on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Operations of one step on all devices together: of scoring with its backward pass, and of sampling."""
+
+    training: int
+    sampling: int
+
+    def seconds(self, peak: float, shares: Shares) -> float:
+        """Seconds of the step at a peak of so many operations a second."""
+        return self.training / (peak * shares.training) + self.sampling / (peak * shares.sampling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """Bytes on disk: of one state, of all states that exist at a time, and of the handoff."""
+
+    state: int
+    states: int
+    handoff: int
+
+
+def operations(shape: ModelShape, stage: StageSettings, lengths: Lengths) -> Operations:
+    """Counts the operations of a step; a prompt counts once for its group."""
+    algorithm, prompts = stage.algorithm, stage.data.batch_size
+    group = 1 if algorithm is None else algorithm.group_size
+    answer = lengths.answer if stage.sampling is None else stage.sampling.max_new_tokens
+    text, prompt = shape.text, lengths.prompt
+    head = 2 * shape.vocabulary * text.width
+    read = prompts * (_linear(text) * prompt + _attention(text, prompt * prompt // 2))
+    written = prompts * group * answer * (_linear(text) + head + _attention(text, prompt + answer // 2))
+    trains = "text" not in stage.freeze
+    backward = (1 if stage.adapter is not None else 2) if trains else 0
+    passes = 1 + backward + (stage.trainer.activation_checkpointing and backward > 0)
+    towers = sum(
+        (1 if stage.adapter is not None or name in stage.freeze else 3)
+        * prompts
+        * lengths.media(name)
+        * each.rows_per_token
+        * _linear(each)
+        for name, each in shape.stacks.items()
+        if name != "text"
+    )
+    if algorithm is None:
+        return Operations(training=passes * (read + written) + towers, sampling=0)
+    models = 1 if algorithm.critic is None else 2
+    fixed = (not algorithm.update.on_policy) + (algorithm.kl.coefficient > 0)
+    scored = (models * algorithm.update.num_epochs * passes + fixed) * (read + written)
+    return Operations(training=scored + read + towers, sampling=written)
+
+
+def disk(config: RunSettings, name: str, shape: ModelShape) -> Disk:
+    """Counts what a stage writes: states hold all weights and the optimizer's state, a handoff all weights."""
+    stage = config.trained[name]
+    parts = stage_estimate(config, stage, shape, 1, Lengths()).phases["optimizer step"]
+    state = parts.get("weights", 0) + parts.get("optimizer state", 0)
+    # A new state is written before the oldest one goes.
+    return Disk(
+        state=state,
+        states=(config.state.keep + 1) * state,
+        handoff=shape.parameters * BYTES[config.model.dtype],
+    )
+
+
+def cpu_peak() -> float:
+    """Operations a second of a short matrix product in float32, on all cores."""
+    import numpy as np
+
+    one = np.ones((MEASURED, MEASURED), dtype=np.float32)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        np.matmul(one, one)
+        seconds.append(time.perf_counter() - start)
+    return 2 * MEASURED**3 / min(seconds)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk on which a folder is or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _linear(stack: Stack) -> int:
+    """Operations of a stack's blocks for one row."""
+    return 2 * stack.depth * sum(linear.inputs * linear.outputs for linear in stack.linears)
+
+
+def _attention(stack: Stack, pairs: int) -> int:
+    """Operations of attention in all blocks for so many pairs of positions."""
+    return 4 * stack.depth * stack.queries * pairs

@@ -1,0 +1,63 @@
+"""Operations of a step by hand, and what a stage writes."""
+
+import pytest
+
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.planning.costs import Operations, Shares, disk, operations
+from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.planning.shapes import shape_of
+
+SIZES = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "vocab_size": 1000,
+    "tie_word_embeddings": True,
+}
+SHAPE, LENGTHS = shape_of(SIZES), Lengths(prompt=10, answer=4)
+LINEAR = 2 * 3 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+HEAD = 2 * 1000 * 64
+READ = LINEAR * 10 + 4 * 3 * 64 * 50
+WRITTEN = 4 * (LINEAR + HEAD + 4 * 3 * 64 * 12)
+
+
+def stages(*overrides):
+    sizes = ["stages.cold_start.data.batch_size=2", "stages.reason.data.batch_size=2"]
+    sizes += ["stages.reason.algorithm.group_size=5", "stages.reason.sampling.max_new_tokens=4"]
+    return compose([*sizes, *overrides]).stages
+
+
+def test_a_step_of_sft_is_a_pass_and_a_backward_pass():
+    assert operations(SHAPE, stages()["cold_start"], LENGTHS) == Operations(
+        training=3 * 2 * (READ + WRITTEN), sampling=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "passes"),
+    [("adapter={}", 2), ("trainer.activation_checkpointing=true", 4), ("freeze=[text]", 1)],
+)
+def test_what_trains_decides_how_many_passes_a_step_takes(key, passes):
+    found = operations(SHAPE, stages(f"stages.cold_start.{key}")["cold_start"], LENGTHS)
+    assert found.training == passes * 2 * (READ + WRITTEN)
+
+
+def test_an_iteration_of_rl_samples_and_scores_groups_whose_prompt_counts_once():
+    found = operations(SHAPE, stages()["reason"], LENGTHS)
+    assert found.sampling == 2 * 5 * WRITTEN
+    assert found.training == 3 * (2 * READ + 2 * 5 * WRITTEN) + 2 * READ
+    penalty = operations(SHAPE, stages("stages.reason.algorithm.kl.coefficient=0.1")["reason"], LENGTHS)
+    assert penalty.training - found.training == 2 * READ + 2 * 5 * WRITTEN
+    assert found.seconds(1e6, Shares(training=0.5, sampling=0.1)) == found.training / 5e5 + found.sampling / 1e5
+
+
+def test_a_state_holds_weights_and_moments_and_one_more_than_kept_exists():
+    config = compose(["model.dtype=float32", "stages.reason.adapter={}"])
+    found = disk(config, "cold_start", SHAPE)
+    assert found.state == 3 * 4 * SHAPE.parameters
+    assert found.states == 3 * found.state
+    assert found.handoff == 4 * SHAPE.parameters
+    assert disk(config, "reason", SHAPE).state < found.state
