@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning_mmrl.data.media.examine import Guard, MediaFacts, examine, fault
-from lightning_mmrl.data.schema import Entry, Problem, label_matcher, resolve_media
+from lightning_mmrl.data.media_files import resolve_media
+from lightning_mmrl.data.schema import Entry, Problem, label_matcher
 from lightning_mmrl.data.sources import Source
 from lightning_mmrl.types.records import MediaRef
 

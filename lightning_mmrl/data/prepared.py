@@ -16,9 +16,9 @@ from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
+from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
-from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.data.targets import encoded_exchanges, exchanges
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal

@@ -9,17 +9,15 @@ docs/data.md describes all columns.
 
 import hashlib
 import math
-import os
-import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.data.formats.lines import json_object
+from lightning_mmrl.data.formats.lines import LineError, json_object
 from lightning_mmrl.data.formats.turns import quoted, read_turns
+from lightning_mmrl.data.media_files import MediaFiles
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import control_token, control_token_refusal, media_tags
@@ -30,20 +28,10 @@ COLUMN_OF: Mapping[MediaKind, str] = {kind: column for column, kind in MEDIA_COL
 MAX_LINE_BYTES = 16 * 2**20
 
 _KNOWN = {"id", "solution", "speaker", "split", "start", "end", *MEDIA_COLUMNS, *MEDIA_COLUMNS.values()}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]")
 
 _MAX_PARSED = 16
 _parsed: dict[tuple[Path, Path, Path, str], "LoadedManifest"] = {}
 """Manifests that this process has parsed, by path, resolved path, resolved media root and digest."""
-
-
-class LineError(DataError):
-    """An unusable line; `group` is the sort of fault, under which a report counts the line."""
-
-    def __init__(self, group: str, reason: str, place: str | None = None) -> None:
-        super().__init__(reason if place is None else f"{place}: {reason}")
-        self.group = group
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +149,7 @@ def scan_manifest(
     if not path.is_file():
         raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     seen: dict[str, int] = {}
-    files = _Files(media_root)
+    files = MediaFiles(media_root)
     for number, encoded in _lines(path, on_bytes):
         try:
             sample = parse_line(encoded, default_id=f"{path.stem}-{number:06d}")
@@ -197,20 +185,6 @@ def parse_line(encoded: bytes, default_id: str) -> Sample | None:
     except DataError as error:
         raise LineError("not JSON", str(error)) from error
     return sample_of(row, default_id)
-
-
-def resolve_media(path: str, media_root: Path, place: str) -> Path:
-    """Returns the file that a manifest path names, with all links resolved.
-
-    A caller that opens the returned path therefore opens the file that was checked here.
-
-    Raises:
-        DataError: The path is absolute, has a scheme or `..`, leads out of `media_root` through a link, or is no file.
-    """
-    try:
-        return _real_file(path, media_root)
-    except LineError as error:
-        raise LineError(error.group, error.reason, place) from error
 
 
 def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[int, bytes]]:
@@ -356,60 +330,3 @@ def label_matcher(labels: tuple[str, ...]) -> LabelMatcher:
         ConfigError: Two labels are equal after normalization, or one is blank.
     """
     return LabelMatcher(labels=labels)
-
-
-class _Files:
-    """Checks paths as `_real_file` does; a folder is resolved once for all of its files."""
-
-    def __init__(self, media_root: Path) -> None:
-        self._root = media_root
-        self._folders: dict[str, str] = {}
-
-    def check(self, path: str) -> None:
-        """Checks one path.
-
-        Raises:
-            LineError: See `_real_file`.
-        """
-        folder, _, name = path.rpartition("/")
-        known = self._folders.get(folder)
-        plain = name not in ("", ".", "..") and not any(mark in name for mark in "\\:~")
-        if known is not None and plain:
-            try:
-                if stat.S_ISREG(os.lstat(f"{known}/{name}").st_mode):  # a file, and no link
-                    return
-            except (OSError, ValueError):
-                pass  # refused below, in words
-        real = _real_file(path, self._root)
-        if os.path.basename(real) == name and not os.path.islink(self._root / path):
-            self._folders[folder] = str(real.parent)
-
-
-def _real_file(path: str, media_root: Path) -> Path:
-    """Resolves a path; it is checked as text first, so that nothing outside the root is accessed."""
-    pure = PurePosixPath(path)
-    climbs = ".." in pure.parts or ".." in path.replace("\\", "/").split("/")
-    if not path or "\0" in path or "://" in path or _SCHEME.match(path) or climbs or path[0] in "/~\\":
-        raise LineError(
-            "outside media_root",
-            f"media path {quoted(path)} must be relative to media_root {media_root}, without '..', '~' or a scheme",
-        )
-    try:
-        real = (media_root / path).resolve()
-        inside = real.is_relative_to(media_root.resolve())
-        exists = inside and real.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a lone surrogate, a loop of links
-        why = getattr(error, "strerror", None) or type(error).__name__
-        reason = f"media path {quoted(path)} is no file name ({why}); rename the file"
-        raise LineError("missing file", reason) from error
-    if not inside:
-        raise LineError(
-            "outside media_root",
-            f"media path {quoted(path)} leads out of media_root {media_root}; copy the file below it",
-        )
-    if not exists:
-        raise LineError(
-            "missing file",
-            f"media file {quoted(path)} does not exist in {media_root} or is no regular file; add it or drop the line",
-        )
-    return real

@@ -12,7 +12,8 @@ from PIL import Image
 
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media.guard import DecodeTask, read, within_limits
-from lightning_mmrl.data.schema import Entry, Problem, resolve_media
+from lightning_mmrl.data.media_files import resolve_media
+from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaRef
 

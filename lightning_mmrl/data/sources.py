@@ -11,13 +11,13 @@ from lightning_mmrl.data.formats.readers.protocol import Reader
 from lightning_mmrl.data.formats.readers.registry import AUTO, reader_of
 from lightning_mmrl.data.formats.storage import CHOICE, Parts, num_file_rows, parts_of, storage_of
 from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.data.media_files import MediaFiles
 from lightning_mmrl.data.schema import (
     Entry,
     LineError,
     LoadedManifest,
     Problem,
     load_manifest,
-    resolve_media,
     sample_of,
     scan_manifest,
 )
@@ -76,21 +76,20 @@ class Source:
             yield from scan_manifest(self.files[0], self._reading.media_root)
             return
         seen: dict[str, str] = {}
-        file = str(self._path)
+        file, media = str(self._path), MediaFiles(self._reading.media_root)
         for number, (path, (place, row)) in enumerate(self.reader.rows(self._parts, self._reading), start=1):
             # Numbers of rows repeat in further files; a row is known by the number of its line or by its place in all.
             line = place.row if place.by_line and not place.file else number
             try:
                 if isinstance(row, LineError):
                     raise row
-                sample = self._sample(path, place, row, seen)
+                sample = self._sample(path, place, row, seen, media)
             except LineError as error:
                 yield Problem(file=file, line=line, group=error.group, reason=error.reason, within=place.where)
             else:
                 yield Entry(file=file, line=line, sample=sample, within=place.where)
 
-    def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str]) -> Sample:
-        root = self._reading.media_root
+    def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str], media: MediaFiles) -> Sample:
         own = row.get("id")
         default = f"{path.stem}-{place.row:06d}"
         if own is not None and self.reader is not CANONICAL and str(own) in seen:
@@ -98,7 +97,7 @@ class Source:
             row = {**row, "id": f"{own}-row{place.row}"}
         sample = sample_of(row, default_id=default)
         for ref in sample.media:
-            resolve_media(ref.path, root, "")
+            media.check(ref.path)
         if sample.id in seen:
             raise LineError("repeated id", f"id {quoted(sample.id)} was used at {seen[sample.id]}; make ids unique")
         seen[sample.id] = place.where or f"line {place.row}"

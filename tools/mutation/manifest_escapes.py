@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lightning_mmrl.data.media.guard import DecodeTask, decode
-from lightning_mmrl.data.schema import Problem, resolve_media, scan_manifest
+from lightning_mmrl.data.media_files import resolve_media
+from lightning_mmrl.data.schema import Problem, scan_manifest
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.settings.data import MediaSettings
 

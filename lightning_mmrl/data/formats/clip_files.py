@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lightning_mmrl.data.schema import LineError, resolve_media
+from lightning_mmrl.data.media_files import resolve_media
+from lightning_mmrl.data.schema import LineError
 
 
 class ClipFolder:

@@ -10,6 +10,15 @@ from lightning_mmrl.errors import DataError
 MAX_DEPTH = 50
 
 
+class LineError(DataError):
+    """An unusable line; `group` is the sort of fault, under which a report counts the line."""
+
+    def __init__(self, group: str, reason: str, place: str | None = None) -> None:
+        super().__init__(reason if place is None else f"{place}: {reason}")
+        self.group = group
+        self.reason = reason
+
+
 def json_object(line: str) -> dict[str, Any]:
     """Parses the object of a line.
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning_mmrl.data.media.examine import Guard, fault, held_kinds
+from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.prepare.rows import PrepareRequest, Row
-from lightning_mmrl.data.schema import LineError, Problem, resolve_media
+from lightning_mmrl.data.schema import LineError, Problem
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaKind, MediaRef
 

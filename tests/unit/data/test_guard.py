@@ -1,7 +1,6 @@
 """Decode workers that something else kills or stops, in real processes: the same media are read as without."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
-from lightning_mmrl.workers.pool import CallResult
+from lightning_mmrl.workers.pool import CallResult, WorkerError
 from lightning_mmrl.workers.serving import OVERTIME
 
 HERE = str(Path(__file__).parent)
@@ -81,8 +80,12 @@ def out_of_memory(_):
 def test_a_limit_is_named_by_its_key_and_by_its_option(tasks, monkeypatch):
     with pytest.raises(MediaError, match=r"more than data\.media\.decode_memory_mb, or --memory-mb; .*raise that"):
         guard.within_limits(tasks[0], out_of_memory)
-    pool = SimpleNamespace(map_patiently=lambda _, on_done: on_done(0, CallResult(error=OVERTIME)))
-    monkeypatch.setattr(guard, "DeadlinePool", lambda *_, **__: nullcontext(pool))
+
+    def overtime(_, on_done):
+        on_done(0, CallResult(error=OVERTIME))
+
+    pool = SimpleNamespace(map_patiently=overtime, close=lambda: None)
+    monkeypatch.setattr(guard, "DeadlinePool", lambda *_, **__: pool)
     outcomes = {}
     GuardedDecoder().decode_all(tasks[:1], outcomes.__setitem__)
     said = outcomes[0].error
@@ -90,3 +93,23 @@ def test_a_limit_is_named_by_its_key_and_by_its_option(tasks, monkeypatch):
         f"{tasks[0].path}: decoding it takes more processor time than data.media.decode_deadline_s, "
     )
     assert "or --deadline, grants" in said
+
+
+def test_workers_of_a_session_stay_and_can_be_ended_from_another_thread(tasks):
+    with GuardedDecoder(workers=1).session() as session:
+        outcomes = {}
+        session.decode_all(tasks[:1], outcomes.__setitem__)
+        first = session._pool._workers[0].process.pid
+        session.decode_all(tasks[:1], outcomes.__setitem__)
+        assert session._pool._workers[0].process.pid == first
+        assert outcomes[0].error is None
+        session.end()
+        with pytest.raises(WorkerError, match="ended"):
+            session.decode_all(tasks[:1], outcomes.__setitem__)
+
+
+def test_without_workers_files_are_decoded_here(tasks, monkeypatch):
+    monkeypatch.setattr(guard, "DeadlinePool", None)
+    outcomes = {}
+    GuardedDecoder(workers=0).decode_all(tasks[:1], outcomes.__setitem__)
+    assert outcomes[0].error is None

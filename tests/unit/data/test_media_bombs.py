@@ -110,10 +110,7 @@ def test_workers_get_the_limits(monkeypatch, tmp_path):
         def __init__(self, *_, limits, **__):
             given.append(limits)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             pass
 
         def map_patiently(self, *_, **__):

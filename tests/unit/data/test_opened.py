@@ -14,7 +14,7 @@ from lightning_mmrl.data.media.examine import examine, examine_tracks, held_kind
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.hashes import HashIndex
 from lightning_mmrl.data.media.opened import open_media
-from lightning_mmrl.data.schema import resolve_media
+from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef

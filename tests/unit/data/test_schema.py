@@ -4,13 +4,13 @@ import json
 import pytest
 
 from lightning_mmrl.data import schema
+from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.schema import (
     Entry,
     Problem,
     load_manifest,
     manifest_digest,
     read_manifest,
-    resolve_media,
     scan_manifest,
 )
 from lightning_mmrl.errors import DataError
