@@ -8,6 +8,8 @@ from gpu_record import GIB, Record, Setup
 from gpu_worlds import Sizes, clip_prompts, policy_of, spread
 from torch import Tensor
 
+from lightning_mmrl.models.families.media_keys import VIDEO_GRID, VIDEO_PIXELS, VIDEO_SCALE
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.models.policy import Policy
 
 GRID, CLIPS = (4, 52, 92), (17, 64)
@@ -24,6 +26,7 @@ Kernels for other sizes add in another order, over 32 blocks that each round to 
 
 def run(setup: Setup, record: Record) -> None:
     """Encodes fewer and more clips, and compares the last clip with itself alone."""
+    normalize(setup, record)
     dtype = setup.choose(toy=torch.float32, large=torch.bfloat16)
     policy = spread(setup, policy_of(setup, dtype=dtype, sizes=Sizes(layers=1)))
     policy.freeze(["vision"])
@@ -39,6 +42,16 @@ def run(setup: Setup, record: Record) -> None:
         growth <= MOST_GROWTH,
         f"the working memory of the tower grows {growth:.1f} times with {counts[1] / counts[0]:.1f} times the patches",
     )
+
+
+def normalize(setup: Setup, record: Record) -> None:
+    """Compares the normalized patches of the device with the host's, which are the processor's, to the last bit."""
+    colors = torch.tensor([[[0.4815, 0.4578, 0.4082], [0.2686, 0.2613, 0.2758]]]) * 255
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(1024, 1)[:, torch.randperm(256)].repeat(1, 6)
+    tensors = {VIDEO_PIXELS: pixels, VIDEO_GRID: torch.tensor([[1, 32, 32]]), VIDEO_SCALE: colors}
+    there = normalized({key: tensor.to(setup.device) for key, tensor in tensors.items()})[VIDEO_PIXELS]
+    same = torch.equal(there.cpu(), normalized(tensors)[VIDEO_PIXELS])
+    record.expect(same, "the device normalizes bytes of pictures to other numbers than the host")
 
 
 def encode(setup: Setup, record: Record, policy: Policy, count: int, grid: tuple[int, int, int]) -> float:
