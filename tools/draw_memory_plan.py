@@ -3,6 +3,7 @@
 python tools/draw_memory_plan.py
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -70,8 +71,22 @@ def largest(found: dict[tuple[str, int], Estimate], ranks: int) -> str:
     return cell(max((found[name, ranks] for name in STAGES), key=lambda each: each.needed))
 
 
+def note_memory(path: Path) -> None:
+    """Writes the memory of training into the head of a model's file."""
+    found = []
+    for ranks, keys in ((1, ("trainer=gpu_24gb", *ADAPTERS)), (8, ("trainer=h100_8",))):
+        config = compose([f"model={path.stem}", *keys])
+        shape = read_shape(config.model.checkpoint, config.model.known_sizes)
+        assert shape is not None
+        needed = [stage_estimate(config, each, shape, ranks, Lengths()).needed for each in config.trained.values()]
+        found.append(math.ceil(max(needed) / 10**9))
+    words = f"{found[0]} GB for LoRA on one GPU, {found[1]} GB on each"
+    text = re.sub(r"\d+ GB for LoRA on one GPU, \d+ GB on each", words, path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    """Writes the page."""
+    """Writes the page and the heads of the models' files."""
     lines = ["| model | stage | what trains | 1 GPU | 2 GPUs | 4 GPUs | 8 GPUs |", "|---|---|---|---|---|---|---|"]
     for size in ("3b", "7b"):
         found = {how: estimates(f"qwen2_5_omni_{size}", *keys) for how, keys in WAYS.items()}
@@ -85,6 +100,7 @@ def main() -> None:
         named = re.search(r"^# License: (.+?)\. Memory of training", path.read_text(encoding="utf-8"), re.MULTILINE)
         if named is None:
             continue
+        note_memory(path)
         adapted, whole = estimates(path.stem, *ADAPTERS), estimates(path.stem, "trainer.strategy=fsdp2")
         engine = estimates(path.stem, "trainer.strategy=fsdp2", "rollout=vllm")
         cells = " | ".join([largest(adapted, 1), *(largest(whole, ranks) for ranks in RANKS), largest(engine, 8)])
