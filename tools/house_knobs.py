@@ -133,7 +133,7 @@ COINCIDENCES: Mapping[str, str] = {
         "labels of any set: of predictions, or of a reward's own node",
     ),
     **dict.fromkeys(("Feed.seed", "StageContext.seed"), "seed of one stage: the run's plus the stage's place"),
-    **dict.fromkeys(("ClusterBootstrap.seed", "DrawSampler.seed"), "seed of one random generator"),
+    **dict.fromkeys(("ClusterBootstrap.seed", "DrawSampler.seed", "Walks.seed"), "seed of one random generator"),
     **dict.fromkeys(("Policy.temperature", "SamplingRequest.temperature"), "temperature of the phase at hand"),
     **dict.fromkeys(("DecidedSet.manifest", "DecidedSet.root"), "name in a file that an earlier process wrote"),
     "Connection.run_name": "name of a run in MLflow, not of the run folder",

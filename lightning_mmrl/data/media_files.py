@@ -25,15 +25,15 @@ def resolve_media(path: str, media_root: Path, place: str) -> Path:
         raise LineError(error.group, error.reason, place) from error
 
 
-class MediaFiles:
+class MediaFolder:
     """Checks paths as `resolve_media` does; a folder is resolved once for all of its files.
 
     Args:
-        media_root: Folder of the media paths.
+        folder: The media root.
     """
 
-    def __init__(self, media_root: Path) -> None:
-        self._root = media_root
+    def __init__(self, folder: Path) -> None:
+        self._root = folder
         self._folders: dict[str, str] = {}
 
     def check(self, path: str) -> None:

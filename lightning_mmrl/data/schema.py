@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_mmrl.data.formats.lines import LineError, json_object
 from lightning_mmrl.data.formats.turns import quoted, read_turns
-from lightning_mmrl.data.media_files import MediaFiles
+from lightning_mmrl.data.media_files import MediaFolder
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import control_token, control_token_refusal, media_tags
@@ -149,7 +149,7 @@ def scan_manifest(
     if not path.is_file():
         raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     seen: dict[str, int] = {}
-    files = MediaFiles(media_root)
+    files = MediaFolder(media_root)
     for number, encoded in _lines(path, on_bytes):
         try:
             sample = parse_line(encoded, default_id=f"{path.stem}-{number:06d}")

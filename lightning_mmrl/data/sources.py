@@ -11,7 +11,7 @@ from lightning_mmrl.data.formats.readers.protocol import Reader
 from lightning_mmrl.data.formats.readers.registry import AUTO, reader_of
 from lightning_mmrl.data.formats.storage import CHOICE, Parts, num_file_rows, parts_of, storage_of
 from lightning_mmrl.data.formats.turns import quoted
-from lightning_mmrl.data.media_files import MediaFiles
+from lightning_mmrl.data.media_files import MediaFolder
 from lightning_mmrl.data.schema import (
     Entry,
     LineError,
@@ -76,7 +76,7 @@ class Source:
             yield from scan_manifest(self.files[0], self._reading.media_root)
             return
         seen: dict[str, str] = {}
-        file, media = str(self._path), MediaFiles(self._reading.media_root)
+        file, media = str(self._path), MediaFolder(self._reading.media_root)
         for number, (path, (place, row)) in enumerate(self.reader.rows(self._parts, self._reading), start=1):
             # Numbers of rows repeat in further files; a row is known by the number of its line or by its place in all.
             line = place.row if place.by_line and not place.file else number
@@ -89,7 +89,7 @@ class Source:
             else:
                 yield Entry(file=file, line=line, sample=sample, within=place.where)
 
-    def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str], media: MediaFiles) -> Sample:
+    def _sample(self, path: Path, place: Place, row: Row, seen: dict[str, str], media: MediaFolder) -> Sample:
         own = row.get("id")
         default = f"{path.stem}-{place.row:06d}"
         if own is not None and self.reader is not CANONICAL and str(own) in seen:
