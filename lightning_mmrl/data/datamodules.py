@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 import lightning
 from torch.utils.data import DataLoader
 
-from lightning_mmrl.data.collate import collate_prompts, collate_targets
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
@@ -26,7 +26,7 @@ from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import StageSettings
-from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
 
@@ -192,16 +192,22 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """A sized loader of `SftBatch` or `PromptBatch` over the remaining batches of the stage."""
-        collate = collate_targets if self._supervised else collate_prompts
         self._loader = StreamLoader(
             self.streamed,
             self.sampler,
-            partial(collate, pad_token_id=self._pad),
+            self._collated,
             ranks=self._ranks,
             decoder=self._decoder,
             settings=self._read_ahead,
         )
         return self._loader
+
+    def _collated(self, items: Sequence[EncodedSample]) -> SftBatch | PromptBatch:
+        """A batch of samples, in page-locked memory if it goes to a GPU."""
+        collate = collate_targets if self._supervised else collate_prompts
+        batch = collate(items, pad_token_id=self._pad)
+        to_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return batch.pinned() if to_gpu else batch
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
         """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""

@@ -4,7 +4,7 @@ Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i b
 tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -15,11 +15,13 @@ from torch import Tensor
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | _Movable):
-        return value.to(device)
+def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, _Movable):
+        return value.moved(move)
     if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: _moved(item, move) for key, item in value.items()}
     return value
 
 
@@ -29,8 +31,16 @@ class _Movable:
     __slots__ = ()
 
     def to(self, device: torch.device | str) -> Self:
-        """A copy with every tensor, also inside mappings, on `device`."""
-        moved = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # type: ignore[arg-type]
+        """A copy with every tensor, also inside mappings, on `device`; copies of pinned ones run beside the host."""
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pinned(self) -> Self:
+        """A copy with every tensor in page-locked memory, from which a GPU copies beside the host; needs a GPU."""
+        return self.moved(lambda tensor: tensor.pin_memory())
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with `move(tensor)` in place of every tensor, also inside mappings."""
+        moved = {field.name: _moved(getattr(self, field.name), move) for field in fields(self)}  # type: ignore[arg-type]
         return replace(self, **moved)  # type: ignore[type-var]
 
 
