@@ -1,4 +1,4 @@
-"""The plan against the bytes of tensors of real stages on a CPU; tools/bench/bench_memory.py measures a larger model."""
+"""The plan against the bytes of tensors of real stages; tools/bench/bench_memory.py measures a larger model too."""
 
 import bench_memory
 import pytest
