@@ -226,7 +226,7 @@ class Stage:
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []
-        self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO()
+        self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO(copies=how.background)
         settings = StateSettings(every_n_steps=how.every, in_background=how.background)
         saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
         self.trainer = training_trainer(
