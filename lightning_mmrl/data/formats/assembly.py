@@ -94,13 +94,13 @@ class Reading:
         if not path.startswith("/"):
             return path
         for root in self.roots:
-            if path.startswith(root) and (self.media_root / path[len(root) :]).is_file():
+            if path.startswith(root) and self._holds(path[len(root) :]):
                 self.notes[f"paths below {root} are read below media_root"] += 1
                 return path[len(root) :]
         parts = PurePosixPath(path).parts[1:]
         for start in range(max(0, len(parts) - _ROOT_TRIED), len(parts)):
             end = "/".join(parts[start:])
-            if ".." not in parts and len(path) < 4096 and (self.media_root / end).is_file():
+            if ".." not in parts and self._holds(end):
                 root = path[: len(path) - len(end)] if path.endswith(end) else "/"
                 self.roots[root] = None
                 self.notes[f"paths below {root} are read below media_root"] += 1
@@ -110,6 +110,12 @@ class Reading:
             f"{what} is an absolute path, and no end of it exists below media_root {self.media_root}; "
             "set media_root to the folder of the media",
         )
+
+    def _holds(self, path: str) -> bool:
+        try:
+            return (self.media_root / path).is_file()
+        except OSError:  # a name that no file can have
+            return False
 
     def entries(self, values: Any, kind: MediaKind, column: str) -> list[Any]:
         """Canonical entries for the value of a column, which may be one medium or a list."""

@@ -70,7 +70,7 @@ def parts_of(path: Path) -> Parts:
     shards: dict[str, list[Path]] = {}
     for file in sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES and each.is_file()):
         shards.setdefault(_SHARD.sub("", file.stem), []).append(file)
-    known = ", ".join(shards) or "none"
+    known = ", ".join(list(shards)[:12])
     if not shards:
         raise DataError(f"{path} has no {', '.join(_SUFFIXES)} files; name a file, or the folder of shards")
     if choice and choice not in shards:

@@ -2,7 +2,9 @@
 
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.config.compose import compose
@@ -269,3 +271,15 @@ def test_a_seal_leads_to_no_file_outside_of_the_data(wrong, sentence, made, tmp_
     made(row("a#0", TARGET), facts=own)
     with pytest.raises(StageError, match=sentence):
         made(row("a#0", TARGET), facts=own | wrong)
+
+
+def test_published_files_serve_stages_and_sets_and_are_said(write, check, tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": "Which?"}], "reward_model": {"ground_truth": "happy"}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "verl.parquet")
+    key = "stages.reason.data"
+    sources = [f"{key}.manifest=null", f"+{key}.sources={{a: {{manifest: verl.parquet, format: verl}}}}"]
+    sets = "evaluation.sets={test: {manifest: verl.parquet}}"
+    said = [line for line in check(*sources, sets) if "read as" in line]
+    assert said == [f"{tmp_path}/verl.parquet: read as verl"]
+    with pytest.raises(DataError, match=r"verl.parquet: row 1: 'problem' is missing or blank"):
+        check(*sources, "evaluation.sets={test: {manifest: verl.parquet, format: geometry3k}}")

@@ -6,8 +6,10 @@ from shutil import copytree
 from types import SimpleNamespace
 
 import lightning
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from words import Monitor, row, write
 
 from lightning_mmrl.data import datamodules
@@ -477,3 +479,15 @@ def test_a_validation_knows_how_many_samples_it_judges(root, pipeline):
     data.setup("fit")
     assert data.num_validated() == 2
     assert module(pipeline, source(root)).num_validated() == 0
+
+
+def test_a_source_may_be_a_published_file(pipeline, root):
+    [published] = [
+        {"problem": "<image>Which?", "answer": "sad", "images": [{"bytes": (root / "one.png").read_bytes()}]}
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist([published] * 2), root / "train.parquet")
+    write(root, row("a", images=["one.png"]), row("b", images=["one.png"]))
+    plain = batches_of(module(pipeline, source(root)))
+    for name in (None, "geometry3k"):
+        found = batches_of(module(pipeline, source(root, "train.parquet", format=name)))
+        assert [batch.input_ids.tolist() for batch in found] == [batch.input_ids.tolist() for batch in plain]

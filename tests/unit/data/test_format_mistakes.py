@@ -107,7 +107,10 @@ def test_there_are_twenty_mistakes_of_each_format(published, table):
             "has the key 'formating'; did you mean 'formatting'?",
         ),
         ({"a": {"file_name": "mmo.json", "formatting": "openai"}}, "has 'formatting' 'openai'; it must be alpaca or"),
-        ({"a": {"file_name": "mmo.json", "columns": ["messages"]}}, "has 'columns' ['messages']; it must map"),
+        (
+            {"a": {"file_name": "mmo.json", "columns": ["messages"]}},
+            "has 'columns' ['messages']; it must map names to short texts",
+        ),
         ({"a": {"file_name": "mmo.json", "ranking": True}}, "has 'ranking' set: pairs of answers"),
     ],
 )

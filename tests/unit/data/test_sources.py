@@ -221,3 +221,10 @@ def test_a_column_whose_name_means_something_else_is_left_out_and_said(tmp_path)
         "column 'labels' is not read, and its name has another meaning: left out (1 time)",
         "column 'thumb' holds bytes: left out (1 time)",
     ]
+
+
+def test_a_name_that_no_file_can_have_is_a_problem_of_its_row(tmp_path):
+    rows = [{"query": "Q", "images": [path]} for path in ("/old/" + "x" * 5000, "/old/a\0b.png", "/" + "a/" * 3000)]
+    items = list(Source(write(tmp_path / "t.jsonl", *rows), tmp_path).scan())
+    assert all("is an absolute path, and no end of it exists" in str(item) for item in items)
+    assert [item.line for item in items] == [1, 2, 3]

@@ -21,6 +21,7 @@ def _recognised(peek: Peek) -> bool:
 def _canonical(row: Row, reading: Reading) -> Row:
     asked = next((name for name in _ASKED if row.get(name) is not None), _ASKED[0])
     answer = next((name for name in _GOLD if row.get(name) is not None), _GOLD[0])
+    turns = question(text_of(row, asked) or "", asked)
     if other := next((name for name in _OTHERS if row.get(name) not in (None, "", [])), None):
         raise LineError("messages", f"{other!r} stands beside {asked!r}, another layout of the turns; name the format")
     solution = gold(text_of(row, answer), answer, reading)
@@ -28,7 +29,6 @@ def _canonical(row: Row, reading: Reading) -> Row:
     names = _IMAGES if row.get("decoded_image") is None else ("images", "decoded_image")
     media: MediaColumns = {"image": media_column(row, "image", names), "video": media_column(row, "video")}
     used = {asked, answer, *(("image",) if names != _IMAGES else ())}
-    turns = question(text_of(row, asked) or "", asked)
     return assembled(row, reading, turns, used=used, solution=solution, media=media)
 
 

@@ -113,8 +113,8 @@ def _file(entry: Mapping[str, Any], path: Path, place: str) -> Path:
 
 def _texts(entry: Mapping[str, Any], key: str, place: str) -> dict[str, str]:
     found = entry.get(key, {})
-    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
-        raise DataError(f"{place} has {key!r} {quoted(found)}; it must map names to texts")
+    if not isinstance(found, dict) or not all(isinstance(each, str) and len(each) < 100 for each in found.values()):
+        raise DataError(f"{place} has {key!r} {quoted(found)}; it must map names to short texts")
     return found
 
 
