@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from lightning_mmrl.models.decoding import StockDecoding, start_decoding
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds, nucleus
 from lightning_mmrl.settings.model import ModelSettings
@@ -81,7 +82,7 @@ def stock_generate(family, prompts, **how):
     """Generation by transformers of the prompts, padded on the left; no token ends a row unless told so."""
     name, encoder, _, _, stock = family
     banned = list(encoder.banned_token_ids())
-    media = dict(prompts.media.tensors)
+    media = normalized(prompts.media.tensors)
     more = families.FAMILIES[name].stock_inputs(stock.config, prompts.input_ids, media)
     return stock.generate(
         input_ids=prompts.input_ids,

@@ -195,6 +195,8 @@ class _Transformers:
     def __init__(self, world: Any, spec: Mapping[str, Any]) -> None:
         import torch
 
+        from lightning_mmrl.models.families.qwen_vision import normalized
+
         self._spec = spec
         self.model = world.model().eval()
         prompts = world.prompts(spec["length"], tuple(range(spec["num_prompts"])))
@@ -202,7 +204,7 @@ class _Transformers:
             "input_ids": prompts.input_ids,
             "attention_mask": torch.ones_like(prompts.input_ids),
             "mm_token_type_ids": (prompts.input_ids == self.model.config.image_token_id).int(),
-            **prompts.media.tensors,
+            **normalized(prompts.media.tensors),
         }
         self._settings = {"max_new_tokens": spec["tokens"], "suppress_tokens": sorted(world.unending)}
 

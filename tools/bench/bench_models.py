@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny_qwen import build_tiny_qwen2_5_vl
 from lightning_mmrl.settings.model import ModelSettings
@@ -232,7 +233,7 @@ def masked_logprobs(model: Any, batch: ScoringBatch) -> Tensor:
         attention_mask=mask[None, None],
         position_ids=positions,
         use_cache=False,
-        **prompts.media.tensors,
+        **normalized(prompts.media.tensors),
     ).last_hidden_state[0]
     predicts = torch.where(step == 0, width - 1, width + torch.arange(tail, device=device) - 1)
     logits = model.lm_head(states[predicts]).float()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import ConfigError, RolloutError
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -53,7 +54,7 @@ def test_greedy_equals_transformers_generate(model):
         input_ids=batch.input_ids,
         attention_mask=batch.prompt_mask.long(),
         video_second_per_grid=torch.tensor([2 / (4 / 1.5)]),
-        **batch.media.tensors,
+        **normalized(batch.media.tensors),
         do_sample=False,
         max_new_tokens=8,
         suppress_tokens=list(encoder.banned_token_ids()),

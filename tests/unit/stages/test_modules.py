@@ -16,6 +16,7 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import MediaError, StageError
+from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
@@ -478,7 +479,7 @@ def test_the_sft_loss_is_the_mean_over_target_tokens_alone(model, tmp_path):
         keep = batch.prompts.prompt_mask[row]
         target = batch.completion_ids[row][batch.completion_mask[row]]
         ids = torch.cat([batch.prompts.input_ids[row, keep], target])[None]
-        media = batch.prompts.select([row]).media.tensors
+        media = normalized(batch.prompts.select([row]).media.tensors)
         seconds = torch.tensor([2 / (4 / 1.5)]) if "video_grid_thw" in media else None
         logits = policy.model(
             input_ids=ids, attention_mask=torch.ones_like(ids), video_second_per_grid=seconds, **media
