@@ -50,7 +50,7 @@ def num_samples(sources: Iterable[SourceSettings]) -> int | None:
     """Number of samples in the sources of a stage; None if a manifest does not exist yet."""
     total = 0
     for source in sources:
-        count = None if source.stage is not None else num_rows(source.path, source.format)
+        count = num_rows(source.path, source.format) if source.manifest else None
         if count is None:
             return None
         total += min(count, source.limit or count)
