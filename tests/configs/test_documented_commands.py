@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "configs" / "train.yaml"]
 PLACES = {"NAME": "reason", "NN": "00", "N": "0"}
 """Placeholders of the pages, each with a value that it may have."""
-OWN = ("--allow-targets", "my_configs")
-"""Of commands that need code or files of the user's own."""
+OWN = ("--allow-targets", "my_configs", "--config-dir sets/")
+"""Of commands that need code or files of the user's own; tests/unit/cli/test_data_prepare.py composes prepared sets."""
 HELD = 5
 """Commands with a GPU preset that the pages have at least."""
 VALUED = ("--from-stage", "--only-stage", "--config-dir", "--prompt-tokens", "--clip")

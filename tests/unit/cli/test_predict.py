@@ -60,7 +60,7 @@ def test_the_bounds_of_decoding_reach_the_decoder(monkeypatch, tmp_path):
     made = []
 
     def media(files, settings, decoder, **_):
-        made.append((decoder._deadline_s, decoder._memory_mb))
+        made.append((decoder.deadline_s, decoder.memory_mb))
         raise MediaError("far enough")
 
     monkeypatch.setattr(answer, "chosen_media", media)
