@@ -5,9 +5,10 @@ from dataclasses import replace
 import families
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from lightning_mmrl.errors import DataError
 from lightning_mmrl.models.positions import patch_clock
 from lightning_mmrl.types.records import Message
 
@@ -59,7 +60,12 @@ def family(request, tmp_path_factory):
 
 
 def encode(encoder, content, media):
-    return encoder.encode_prompt((Message(role="user", content=content),), "<think>", media)
+    try:
+        return encoder.encode_prompt((Message(role="user", content=content),), "<think>", media)
+    except DataError as error:
+        if "positions, and the model has" not in str(error):
+            raise
+        reject()  # a slow clip may reach beyond the tiny model's positions
 
 
 @given(data=st.data())
