@@ -1,6 +1,7 @@
 """Prepares a manifest for a model: decodes and encodes media once, tests prompts, and quarantines unusable samples."""
 
 import hashlib
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,9 @@ class Fault:
 
     reason: str
 
+
+_tokenizing = threading.Lock()
+"""Held while a prompt is encoded: a tokenizer may refuse a thread that reads ahead while a validation reads too."""
 
 DecodeAll = Callable[[Sequence[DecodeTask], Callable[[int, CallResult], None]], None]
 """Decodes tasks, and passes each outcome on with the place of its task."""
@@ -208,8 +212,10 @@ class PreparedSet(Dataset[EncodedSample]):
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
+        with _tokenizing:
+            answered = encoded_exchanges(encoder, self._template.settings, found, media)
         parts = []
-        for each in encoded_exchanges(encoder, self._template.settings, found, media):
+        for each in answered:
             if not self._banned.isdisjoint(each.ids):
                 raise DataError(
                     "its target holds a token that stands for media, which the model can never say; take it out of the "
