@@ -146,8 +146,6 @@ class Exclusions:
             lines = content.split(b"\n")[:-1]
             for number, line in enumerate(lines):
                 self._take(json.loads(line), first=not self._num_bytes and number == 0)
-            if not self._num_bytes and not lines:
-                raise ValueError("it has no whole line")
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(
                 f"{self.path} cannot be read ({error}); it says which samples this run leaves out: restore it, or set "

@@ -1,5 +1,6 @@
 """Converts media to model inputs; if the conversion fails, the error names the file."""
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.media.sizes import check_sizes
 from lightning_mmrl.data.sampler import Variant
-from lightning_mmrl.errors import MediaError, MmrlError
+from lightning_mmrl.errors import MediaError, MmrlError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
+
+_LOADING_S = 600.0
+"""Seconds that encoding waits for a model that another thread loads."""
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +65,7 @@ class MediaPipeline:
         Raises:
             MediaError: The encoder refuses the medium, or returns values that are not finite.
         """
-        if isinstance(decoded, DecodedImage):
-            encoded = self.encoder.encode_image(decoded)
-        elif isinstance(decoded, DecodedVideo):
-            encoded = self.encoder.encode_video(decoded)
-        else:
-            encoded = self.encoder.encode_audio(decoded)
+        encoded = self._encoded(decoded)
         for name, tensor in encoded.items():
             bad = 0 if not tensor.is_floating_point() else int((~torch.isfinite(tensor)).sum())
             if bad:
@@ -73,6 +73,31 @@ class MediaPipeline:
                     f"{bad} of {tensor.numel()} encoded values ({name}) are not finite; re-encode the file"
                 )
         return encoded
+
+    def _encoded(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
+        """Encodes while torch's default type is float32.
+
+        The type is one for all threads. While another thread loads a model, which vLLM and transformers do under the
+        model's type, processors would compute in that type.
+        """
+        until = time.monotonic() + _LOADING_S
+        while time.monotonic() < until:
+            if torch.get_default_dtype() == torch.float32:
+                encoded = self._encoded_now(decoded)
+                if torch.get_default_dtype() == torch.float32:
+                    return encoded
+            time.sleep(_PAUSE_S)
+        raise StageError(
+            f"torch's default type has been {torch.get_default_dtype()} for {_LOADING_S:.0f} s, and media are encoded "
+            "in float32; call torch.set_default_dtype(torch.float32)"
+        )
+
+    def _encoded_now(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
+        if isinstance(decoded, DecodedImage):
+            return self.encoder.encode_image(decoded)
+        if isinstance(decoded, DecodedVideo):
+            return self.encoder.encode_video(decoded)
+        return self.encoder.encode_audio(decoded)
 
     def encode_file(self, path: Path, outcome: CallResult) -> dict[str, Tensor]:
         """Encodes the outcome of decoding a file.
@@ -84,6 +109,8 @@ class MediaPipeline:
             if outcome.error is not None:
                 raise MediaError(outcome.error.removeprefix(f"{path}: "))
             return self.encode(outcome.value)
+        except StageError:  # this process is at fault, not the file
+            raise
         except Exception as error:  # an encoder may raise anything for an unusual file
             if refusal(error) is not None:
                 raise

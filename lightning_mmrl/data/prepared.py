@@ -21,12 +21,12 @@ from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.targets import encoded_exchanges, exchanges
-from lightning_mmrl.errors import DataError, MediaError, StageError
+from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaRef, Sample
-from lightning_mmrl.workers.pool import CallResult
+from lightning_mmrl.workers.pool import CallResult, WorkerError
 
 
 class DataMonitor(Protocol):
@@ -296,10 +296,10 @@ class PreparedSet(Dataset[EncodedSample]):
         """The encoded sample, or why it cannot be encoded."""
         try:
             return self._encoded(sample, variant, fresh)
-        except StageError:  # the checkpoint is at fault, not the sample
+        except (StageError, MachineError, WorkerError):  # the checkpoint or the machine is at fault, not the sample
             raise
         except Exception as error:
-            if refusal(error) is not None:  # the machine failed, not the sample
+            if refusal(error) is not None:
                 raise
             return in_words(error)
 

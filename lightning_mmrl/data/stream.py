@@ -2,6 +2,7 @@
 
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -32,6 +33,7 @@ class StreamedSets:
         self._monitor = monitor
         self._starts = [0, *accumulate(len(each) for _, each in sets)]
         self._used: set[int] = set()
+        self._warnings: deque[tuple[str, list[str]]] = deque()
         self.reasons: dict[int, str] = {}
         for start, (manifest, each) in zip(self._starts, self._sets, strict=False):
             decided = each.decided(manifest, monitor)
@@ -49,11 +51,7 @@ class StreamedSets:
         return all(draw.index in self._used for draw in draws)
 
     def read(self, draws: Sequence[Draw], decode: DecodeAll) -> list[EncodedSample | Fault]:
-        """Reads samples.
-
-        Raises:
-            DataError: A sample that was used before cannot be used now.
-        """
+        """Reads samples, in any thread."""
         found: dict[Draw, EncodedSample | Fault] = {}
         for number, (manifest, each) in enumerate(self._sets):
             own = [draw for draw in draws if self._place(draw.index)[0] == number]
@@ -61,12 +59,25 @@ class StreamedSets:
                 continue
             read, warnings = each.read([self._within(draw) for draw in own], decode)
             if warnings:
-                self._monitor.warn(manifest, warnings)
-            for draw, outcome in zip(own, read, strict=True):
-                if isinstance(outcome, Fault) and draw.index in self._used:
-                    raise unusable_now(manifest, each.samples[self._within(draw).index].id, outcome.reason)
-                found[draw] = outcome
+                self._warnings.append((manifest, warnings))
+            found.update(zip(own, read, strict=True))
         return [found[draw] for draw in draws]
+
+    def check_used(self, faults: Mapping[int, str]) -> None:
+        """Refuses faults of samples that were used before.
+
+        Raises:
+            DataError: There is one.
+        """
+        for index in sorted(faults.keys() & self._used):
+            number, row = self._place(index)
+            manifest, each = self._sets[number]
+            raise unusable_now(manifest, each.samples[row].id, faults[index])
+
+    def warn(self) -> None:
+        """Passes on what decoders found odd; only the thread that takes batches writes to the console."""
+        while self._warnings:
+            self._monitor.warn(*self._warnings.popleft())
 
     def use(self, draws: Iterable[Draw]) -> None:
         """Saves the decision to use these samples."""
@@ -215,7 +226,9 @@ def next_share(
         reader.want([*missing, *(draw for batch in batches[1:] for draw in sampler.share.of(batch))])
         read.update(zip(missing, reader.take(missing), strict=True))
         faults = {draw.index: found.reason for draw in own if isinstance(found := read[draw], Fault)}
-        if not sets.decided(batches[0]):  # else no rank can have found a fault
+        sets.check_used(faults)
+        sets.warn()
+        if not sets.decided(batches[0]):  # else every sample was used before, and no rank found a fault
             faults = _of_all(faults, ranks)
         if not faults:
             sets.use(batches[0])

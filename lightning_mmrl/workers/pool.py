@@ -126,6 +126,8 @@ class DeadlinePool:
         )
         try:
             while batch.num_unsettled and time.monotonic() < batch.end:
+                if self._killed:
+                    raise WorkerError("the workers were killed")
                 self._assign(batch)
                 self._collect(batch)
                 self._enforce_deadlines(batch)

@@ -84,10 +84,11 @@ class MediaCache:
         return key in self._held or entry_path(self.directory, key).is_file()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The encoded medium; None if it is not there or was evicted.
+        """The encoded medium; None if it is not there, was evicted, or was damaged and is deleted now.
 
         Raises:
-            DataError: The entry is damaged or cannot be read.
+            DataError: The entry belongs to another user and cannot be read.
+            DiskError: The disk refuses.
         """
         if key in self._held:
             return dict(self._held[key])
@@ -102,8 +103,13 @@ class MediaCache:
             refused = refusal(error)
             assert refused is not None
             raise DataError(f"{refused.problem}; {refused.remedy} with data.media.cache_dir") from error
-        except (OSError, ValueError, SafetensorError) as error:
-            raise DataError(f"cache entry {path} cannot be read ({error}); delete it and run again") from error
+        except OSError as error:
+            raise DiskError(f"cache entry {path} cannot be read ({error.strerror})", "look at that disk") from error
+        except (ValueError, SafetensorError) as error:
+            self._warn_once(f"had a damaged entry ({error}), as after a crash; such media are decoded again", "")
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
         if time.time() - used_s > RENEWED_S:
             with suppress(OSError):  # in a read-only folder nothing is ever evicted
                 os.utime(path)
@@ -121,7 +127,7 @@ class MediaCache:
                 write_whole(entry_path(self.directory, key), content, shared=True, durable=False)
         except DiskError as error:
             self._held[key] = {name: tensor.clone() for name, tensor in tensors.items()}
-            held = sum(tensor.nbytes for entry in self._held.values() for tensor in entry.values())
+            held = sum(tensor.nbytes for entry in list(self._held.values()) for tensor in entry.values())
             if held > MOST_HELD_BYTES:
                 remedy = f"{error.remedy}, or set data.media.cache_dir to a folder on another disk"
                 raise DiskError(error.problem, remedy) from error
@@ -151,7 +157,7 @@ class MediaCache:
         self._allowance -= num_bytes
         return True
 
-    def _warn_once(self, reason: str) -> None:
+    def _warn_once(self, reason: str, remedy: str = "; raise data.media.cache_limit_gb") -> None:
         if reason not in self._warned:
             self._warned.add(reason)
-            _log.warning("The media cache %s %s; raise data.media.cache_limit_gb.", self.directory, reason)
+            _log.warning("The media cache %s %s%s.", self.directory, reason, remedy)

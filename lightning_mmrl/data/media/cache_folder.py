@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +95,10 @@ def removable(
 
 
 def remove(files: Iterable[StoredFile]) -> None:
-    """Deletes files; one that is gone already is no error."""
+    """Deletes files; one that is gone already is no error, and one that another user keeps stays."""
     for file in files:
-        file.path.unlink(missing_ok=True)
+        with suppress(PermissionError):
+            file.path.unlink(missing_ok=True)
 
 
 def cached_files(directory: Path) -> list[StoredFile]:

@@ -42,8 +42,8 @@ class HashIndex:
 
         A disk that refuses the index costs a warning.
         """
-        if file.identity in _known:
-            return _known[file.identity]
+        if (known := _known.get(file.identity)) is not None:  # another thread may clear it
+            return known
         subject = f"{' '.join(map(str, file.identity))} {json.dumps(str(file.path))}".encode()
         found = self._entries().get(subject)
         if found is None:

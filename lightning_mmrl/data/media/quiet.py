@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from multiprocessing import parent_process
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -16,10 +18,16 @@ def quietly(function: Callable[P, T]) -> Callable[P, T]:
     """Discards everything that a function, and the C libraries that it calls, write to standard error.
 
     The exceptions of the function already say what went wrong, in one sentence that names the file. Most of these
-    libraries cannot be silenced in another way. The redirection affects the whole process, so use it only in decode
-    workers, where nothing else writes.
+    libraries cannot be silenced in another way. The redirection affects the whole process, so it happens only in
+    workers, where nothing else writes: a process that trains would lose messages of its other threads.
     """
-    return _silence()(function)
+
+    @wraps(function)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> T:
+        with nullcontext() if parent_process() is None else _silence():
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 @contextmanager

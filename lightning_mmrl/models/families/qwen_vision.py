@@ -182,7 +182,8 @@ def _scale(process: Any, key: str) -> dict[str, Tensor]:
     """
     if not _fuses(process):
         return {}
-    return {key: torch.tensor([[process.image_mean, process.image_std]]) * (1.0 / process.rescale_factor)}
+    scale = torch.tensor([[process.image_mean, process.image_std]], dtype=torch.float32)
+    return {key: scale * (1.0 / process.rescale_factor)}
 
 
 def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -100,7 +100,8 @@ def chosen_share(size: EngineSize, share: float | None, *, free: int, total: int
     >>> chosen_share(EngineSize(weights=6 * GIB, token=36 * 2**10, longest=32_768), None, free=20 * GIB, total=24 * GIB)
     0.36
     """
-    return min(size.share(total), math.floor(100 * free / total) / 100) if share is None else share
+    # One hundredth less than is free, since vLLM takes some memory before it compares the two.
+    return min(size.share(total), math.floor(100 * free / total - 1) / 100) if share is None else share
 
 
 def check_share(size: EngineSize, share: float, cache_gib: float | None, *, free: int, total: int) -> None:

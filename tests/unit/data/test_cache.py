@@ -18,7 +18,7 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.cache_folder import entry_path, stored_files
 from lightning_mmrl.data.media.hashes import HashIndex
 from lightning_mmrl.data.media.opened import of_path
-from lightning_mmrl.errors import DataError, DiskError
+from lightning_mmrl.errors import DiskError
 from lightning_mmrl.files import take_missing
 from lightning_mmrl.settings.data import FRAME_KEYS, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -83,13 +83,30 @@ def flip(path):
         lambda path: path.write_bytes(b"x" * 99),
     ],
 )
-def test_a_damaged_entry_is_named(spoil, tmp_path):
+def test_a_damaged_entry_is_dropped_with_a_warning_and_stored_anew(spoil, tmp_path, caplog):
+    """A crash of the machine may leave one; no sample may be left out for it."""
     cache = MediaCache(tmp_path)
     cache.put(KEY, {"pixels": torch.arange(99)})
     [path] = tmp_path.rglob("*.media")
     spoil(path)
-    with pytest.raises(DataError, match=rf"{path.name} cannot be read .*; delete it and run again"):
+    assert cache.get(KEY) is None
+    assert f"{tmp_path} had a damaged entry" in caplog.text
+    assert KEY not in cache
+    cache.put(KEY, {"pixels": torch.arange(99)})
+    assert torch.equal(cache.get(KEY)["pixels"], torch.arange(99))
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    cache = MediaCache(tmp_path)
+    cache.put(KEY, {"pixels": torch.arange(99)})
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("lightning_mmrl.data.media.cache.unpacked", fail)
+    with pytest.raises(DiskError, match="Input/output error"):
         cache.get(KEY)
+    assert KEY in cache
 
 
 def test_the_key_is_of_all_that_decides_the_result(clip, tmp_path):

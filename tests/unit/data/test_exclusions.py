@@ -229,9 +229,7 @@ def test_nothing_is_decided_where_nothing_can_be_used(root, pipeline, path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]\n", '{"version": 9}\n', '{"set": 0}\n', '{"version": 2}\n{"set": 3}\n', "\n"]
-)
+@pytest.mark.parametrize("content", ["[]\n", '{"version": 9}\n', '{"set": 0}\n', '{"version": 2}\n{"set": 3}\n', "\n"])
 def test_a_damaged_file_is_refused_by_name(root, pipeline, path, content):
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -244,5 +242,18 @@ def test_without_a_file_decisions_last_as_long_as_the_object(root, pipeline):
     memory = Exclusions()
     prepare(root, pipeline, memory)
     again, decoder = prepare(root, pipeline, memory, failing=())
+    assert ids(again) == ["a", "c"]
+    assert decoder.asked == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"version": 2}\n{"set": 0, "manif'])
+def test_half_a_line_of_a_killed_process_is_cut_off_by_the_next_one(root, pipeline, path, content):
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    found, _ = prepare(root, pipeline, Exclusions(path))
+    assert ids(found) == ["a", "c"]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert path.read_text().startswith('{"version": 2}\n{"set": 0, "manifest"')
+    again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
     assert ids(again) == ["a", "c"]
     assert decoder.asked == []

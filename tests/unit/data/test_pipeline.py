@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,9 @@ import torch
 from clips import write_grey
 
 from lightning_mmrl.data.media.cache import MediaCache
-from lightning_mmrl.data.media.guard import GuardedDecoder
+from lightning_mmrl.data.media.guard import GuardedDecoder, decode
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.errors import DataError, MediaError
+from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio
@@ -116,10 +117,30 @@ def test_a_medium_that_was_evicted_is_decoded_again_and_a_bad_one_named(pipeline
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert path.is_file()
     path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match="delete it and run again"):
-        pipeline.fetched(key, task)
+    repaired = pipeline.fetched(key, task)
+    assert all(torch.equal(first[name], repaired[name]) for name in first)
     path.unlink()
     (tmp_path / "a.mp4").write_bytes(b"no clip")
     with pytest.raises(MediaError, match=r"a\.mp4: it has changed since it was looked at"):
         pipeline.fetched(key, task)
     assert key not in pipeline.cache
+
+
+def test_media_are_encoded_in_float32_though_another_thread_loads_a_model(pipeline, tmp_path):
+    """VLLM and transformers load under the model's type, which is one for all threads."""
+    _, task = pipeline.keyed_task(tmp_path / "a.mp4", REF, tmp_path)
+    decoded, found = decode(task), []
+    expected = pipeline.encode(decoded)
+    reader = threading.Thread(target=lambda: found.append(pipeline.encode(decoded)))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    reader.join(20)
+    assert {name: tensor.dtype for name, tensor in found[0].items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert all(torch.equal(found[0][name], expected[name]) for name in expected)

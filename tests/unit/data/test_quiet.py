@@ -13,6 +13,7 @@ import soundfile
 from clips import tone, write_grey
 from PIL import Image
 
+from lightning_mmrl.data.media import quiet
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.errors import MediaError
@@ -63,7 +64,13 @@ def task(request, tmp_path):
     return DecodeTask(path=path, ref=MediaRef(kind=kind, path=path.name), settings=MediaSettings())
 
 
+@pytest.fixture
+def in_worker(monkeypatch):
+    monkeypatch.setattr(quiet, "parent_process", lambda: "a parent")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
+@pytest.mark.usefixtures("in_worker")
 def test_a_damaged_file_is_decoded_or_refused_without_a_word_of_the_decoder(task, capfd):
     with suppress(MediaError):
         decode(task)
@@ -83,6 +90,13 @@ def test_workers_are_as_quiet(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_process_that_is_no_worker_keeps_its_standard_error(capfd):
+    """It may train in another thread, whose messages would be lost."""
+    quietly(os.write)(2, b"a message of another thread\n")
+    assert capfd.readouterr().err == "a message of another thread\n"
+
+
+@pytest.mark.usefixtures("in_worker")
 def test_standard_error_is_back_afterwards(capfd):
     def noise(fails):
         os.write(2, b"noise of a library\n")
@@ -102,6 +116,7 @@ def test_standard_error_is_back_afterwards(capfd):
     assert quietly(noise).__name__ == "noise"
 
 
+@pytest.mark.usefixtures("in_worker")
 def test_no_file_descriptor_is_left(capfd):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):

@@ -12,14 +12,15 @@ from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
-from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.prepared import Fault, PreparedSet
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.settings.data import DropoutSettings, ReadAheadSettings, SourceSettings, StageDataSettings
+from lightning_mmrl.workers.pool import WorkerError
 
 NUM, BAD = 20, {2, 3, 11}
 
@@ -249,3 +250,39 @@ def test_what_decoders_find_odd_reaches_the_monitor(manifest, pipeline, monkeypa
 def test_the_media_of_the_batches_differ_between_variants(expected):
     """Else the tests above could not tell one variant from another."""
     assert len({str(levels) for _, levels in expected}) == 2
+
+
+def test_a_fault_of_a_used_sample_that_was_read_ahead_of_its_use_ends_the_run(
+    manifest, pipeline, monkeypatch, tmp_path
+):
+    """The thread reads two passes ahead, so it meets a later occurrence before the first is used."""
+    whole = PreparedSet.read
+
+    def breaking(self, draws, decode):
+        found, warnings = whole(self, draws, decode)
+        for place, draw in enumerate(draws):
+            if self.samples[draw.index].id == "s5" and draw.serial >= 24:
+                found[place] = Fault(reason="gone")
+        return found, warnings
+
+    monkeypatch.setattr(PreparedSet, "read", breaking)
+    path = tmp_path / "run" / "exclusions.jsonl"
+    how = ReadAheadSettings(prefetch_samples=64)
+    with pytest.raises(DataError, match="sample s5 was used before in this run and cannot be now: gone"):
+        list(loader(manifest, pipeline, exclusions=Exclusions(path), read_ahead=how))
+    assert "s5" in decisions(path)[0]
+    assert "s5" not in decisions(path)[1]
+
+
+@pytest.mark.parametrize("error", [WorkerError("a worker did not start"), DiskError("the disk is full", "free some")])
+@pytest.mark.usefixtures("expected")
+def test_a_fault_of_the_machine_is_none_of_a_sample(manifest, pipeline, monkeypatch, tmp_path, error):
+    path = tmp_path / "run" / "exclusions.jsonl"
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(type(pipeline), "fetched", fail)
+    with pytest.raises(type(error)):
+        list(loader(manifest, pipeline, exclusions=Exclusions(path)))
+    assert not path.exists() or not decisions(path)[1]
