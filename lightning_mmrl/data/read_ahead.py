@@ -21,7 +21,7 @@ class SampleReader(Protocol):
     """Where a loader gets its samples from."""
 
     def want(self, draws: Iterable[Draw]) -> None:
-        """Says which draws will be taken next, in order; those of an earlier call that are not among them will not."""
+        """Says which draws will be taken next, in order; replaces what an earlier call said."""
         ...
 
     def take(self, draws: Sequence[Draw]) -> list[EncodedSample | Fault]:
@@ -75,7 +75,7 @@ class ReadAhead:
         self._thread.start()
 
     def want(self, draws: Iterable[Draw]) -> None:
-        """Replaces the list of draws to read; those of the last list that are not in it are dropped."""
+        """Replaces the list of draws to read, and drops samples that are no longer on it."""
         with self._changed:
             self._wanted = list(dict.fromkeys(draws))
             kept = set(self._wanted)

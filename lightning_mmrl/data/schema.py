@@ -204,7 +204,7 @@ def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[in
 
 
 def sample_of(row: Mapping[str, Any], default_id: str) -> Sample:
-    """The sample of a row whose columns are those of a manifest, without looking for its media files.
+    """Makes a sample of a row that has a manifest's columns; does not look for its media files.
 
     Raises:
         LineError: The row is malformed.

@@ -95,10 +95,6 @@ class StreamedSets:
         first = next(reason for index, reason in sorted(self.reasons.items()) if self._place(index)[0] == source)
         return DataError(f"{manifest}: all {len(each)} samples cannot be used; the first: {first}")
 
-    def quarantined(self, source: int) -> tuple[Quarantined, ...]:
-        """The samples of a source that were left out so far."""
-        return tuple(self._named(index) for index in sorted(self.reasons) if self._place(index)[0] == source)
-
     def _decide(self, decisions: Mapping[int, str | None]) -> None:
         for number, (manifest, each) in enumerate(self._sets):
             own = {index: why for index, why in decisions.items() if self._place(index)[0] == number}

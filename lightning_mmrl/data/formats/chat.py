@@ -98,7 +98,7 @@ def first_turn(row: Row) -> Mapping[str, Any]:
 
 
 def keys_of(row: Row, column: str) -> tuple[str, str]:
-    """The names of role and content in the turns of a column; those that are usual for it if the turns do not say."""
+    """The names of role and content in the turns of a column; the column's usual names if the turns have neither."""
     first = first_turn({"messages": row.get(column)})
     usual = ROLE_CONTENT if column == "messages" else FROM_VALUE
     return next((keys for keys in (FROM_VALUE, ROLE_CONTENT) if keys[0] in first), usual)

@@ -53,8 +53,8 @@ def media_key(
 class MediaCache:
     """Encoded media by key, one file each; writes are atomic, so several processes may share a folder.
 
-    With a limit, the entries that were used least recently leave the folder for new ones, except those of the last
-    `RECENT_S`. So an entry may be gone at any time, also right after `put`: whoever gets None decodes again.
+    With a limit, new entries displace the least recently used ones, but none that was used in the last `RECENT_S`. So
+    an entry may be gone at any time, also right after `put`; a caller that gets None decodes again.
 
     Entries that the disk refuses stay in memory, up to `MOST_HELD_BYTES`, and the next run encodes them again. A copy
     in another process starts without them.

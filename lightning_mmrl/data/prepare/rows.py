@@ -159,7 +159,7 @@ class MediaFiles:
 
 
 def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Yields media files in the order of their paths, without hidden ones and those that macOS adds to archives."""
+    """Yields media files in the order of their paths; leaves out hidden files and those that macOS adds to archives."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in sorted(files):

@@ -234,8 +234,7 @@ def test_bad_clips_are_named_for_their_source_and_never_drawn(root, pipeline):
     assert set(ids_of(data)) == {"a", "c", "e"}
     left_out = [(manifest, usable, [name for name, _ in named]) for manifest, usable, named in monitor.left_out]
     assert sorted(left_out) == [("more.jsonl", 1, ["bad2"]), ("train.jsonl", 2, ["bad1"])]
-    named = [[each.sample_id for each in data.streamed.quarantined(number)] for number in range(2)]
-    assert named == [["bad1"], ["bad2"]]
+    assert data.streamed.reasons.keys() == {1, 3}
 
 
 def test_a_source_without_a_usable_sample_is_refused(root, pipeline):

@@ -1,4 +1,4 @@
-"""What a reader of a format is: it recognises its files, and turns their rows into canonical rows."""
+"""The interface of format readers: each recognises its files and turns their rows into canonical rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnReader:
-    """A reader whose format is only a matter of columns: the rows are those of the source's own files.
+    """A reader of a format that differs in its columns alone; it reads the rows of the source's own files.
 
     Attributes:
         name: See `Reader`.
