@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from lightning_mmrl.data.synthetic.video_file import write_clip
 
@@ -117,16 +119,18 @@ def train(folder: Path, num: int, steps: int, batch_size: int, overrides: list[s
     keys = [f"stages.cold_start.{key}={value}" for key, value in stage.items()]
     keys += ["stages.cold_start.data.manifest=train.jsonl", "order=[cold_start]", "tracking=none", "run_name=run"]
     keys += ["evaluation.limit=2", "evaluation.ablations=[]", f"output_dir={work}", "data.validation=null"]
-    start, first, peak = time.monotonic(), None, 0
+    start, first = time.monotonic(), None
     log = (work / "log").open("w")
     process = subprocess.Popen([*command, *keys, *overrides], stderr=log, stdout=log)
     metrics = work / "run" / "stages" / "00-cold_start" / "metrics.jsonl"
     memory: list[float] = []
+    watched = psutil.Process(process.pid)
     while process.poll() is None:
         if first is None and metrics.exists() and metrics.stat().st_size:
             first = time.monotonic() - start
-        memory.append(_resident(process.pid) / GIB)
-        time.sleep(0.2)
+        with suppress(psutil.NoSuchProcess):
+            memory.append(_resident(watched) / GIB)
+        time.sleep(0.5)
     seconds, peak = time.monotonic() - start, max(memory, default=0)
     if process.returncode:
         sys.exit(f"mmrl train ended with {process.returncode}; see {work / 'log'}")
@@ -156,16 +160,24 @@ def waiting(work: Path, steps_per_pass: int) -> dict[str, object]:
     for number in range(len(waits) // steps_per_pass):
         own = [waits[step] for step in sorted(waits)[number * steps_per_pass : (number + 1) * steps_per_pass]]
         seconds = [next((value for key, value in each.items() if key.endswith("time/data_s")), 0.0) for each in own]
-        found[f"pass {number + 1}"] = {"waited_s": round(sum(seconds), 1), "longest_s": round(max(seconds), 2)}
+        times = [row["time"] for row in rows if number * steps_per_pass < row["step"] <= (number + 1) * steps_per_pass]
+        lasted = max(times) - min(times)
+        found[f"pass {number + 1}"] = {
+            "seconds": round(lasted, 1),
+            "waited_s": round(sum(seconds), 1),
+            "share": round(sum(seconds) / lasted, 3),
+            "longest_s": round(max(seconds), 2),
+        }
     return {"waiting": found}
 
 
-def _resident(pid: int) -> int:
-    """Bytes of resident memory of a process, without its workers."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
+def _resident(process: psutil.Process) -> int:
+    """Bytes of memory of a process and its workers, each shared page in one of them."""
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += each.memory_full_info().pss
+    return total
 
 
 if __name__ == "__main__":
