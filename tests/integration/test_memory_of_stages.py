@@ -5,8 +5,9 @@ import pytest
 
 
 @pytest.mark.slow
-def test_stages_of_a_tiny_model_take_the_planned_bytes(tmp_path):
-    rows = bench_memory.measure("tiny_text", tmp_path)
+@pytest.mark.parametrize("case", ["tiny_text", "tiny_image"])
+def test_stages_of_a_tiny_model_take_the_planned_bytes(case, tmp_path):
+    rows = bench_memory.measure(case, tmp_path)
     assert [row["stage"] for row in rows] == ["cold_start", "reason"]
     for row in rows:
         assert row["measured"] <= row["planned"] <= 1.15 * row["measured"], row["stage"]

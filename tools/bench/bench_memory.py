@@ -60,13 +60,14 @@ GIB = 2**30
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """One stage: bytes of tensors at most, bytes of the process, and the lengths of prompts and answers."""
+    """One stage: bytes of tensors at most, bytes of the process, the lengths of prompts and answers, and patches."""
 
     stage: str
     tensors: int = 0
     rss: int = 0
     prompts: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    patches: list[int] = field(default_factory=list)
 
 
 def measure(case: str, folder: Path) -> list[dict[str, Any]]:
@@ -85,7 +86,12 @@ def measure(case: str, folder: Path) -> list[dict[str, Any]]:
     assert shape is not None
     rows = []
     for each in found:
-        lengths = Lengths(prompt=round(_mean(each.prompts)), answer=round(_mean(each.answers)))
+        per_token = shape.stacks["vision"].rows_per_token if "vision" in shape.stacks else 1
+        lengths = Lengths(
+            prompt=round(_mean(each.prompts)),
+            answer=round(_mean(each.answers)),
+            clip=round(_mean(each.patches) / per_token) if any(each.patches) else None,
+        )
         planned = estimate(shape, config.trained[each.stage], config.model.dtype, 1, lengths)
         rows.append(
             {
@@ -109,11 +115,14 @@ def _watched(names: list[str], found: list[Measured]) -> Iterator[None]:
     import lightning
     from live_bytes import LiveBytes  # pyright: ignore[reportMissingImports]  its path comes first
 
+    from lightning_mmrl.models.encoders import MediaEncoder
     from lightning_mmrl.models.policy import Policy
     from lightning_mmrl.rewards.compose import WeightedReward
+    from lightning_mmrl.types.batches import MediaInputs
     from lightning_mmrl.types.records import Score
 
     fit, forward, score = lightning.Trainer.fit, Policy.forward, WeightedReward.score
+    run_towers = MediaEncoder.with_features
     turns = cycle((0.0, 1.0))
 
     def alternating(self: Any, sample: Any, completion: Any) -> Score:
@@ -133,13 +142,22 @@ def _watched(names: list[str], found: list[Measured]) -> Iterator[None]:
         found[-1].answers += batch.completion_mask.sum(1).tolist()
         return forward(self, batch, *arguments, **more)
 
+    def watched_towers(self: Any, prompts: Any) -> Any:
+        counts = prompts.media.counts if isinstance(prompts.media, MediaInputs) else {}
+        pixels = [count for name, count in counts.items() if name.startswith("pixel_values")]
+        if found:  # evaluations before the first stage are not measured
+            found[-1].patches += [sum(own) for own in zip(*pixels, strict=True)]
+        return run_towers(self, prompts)
+
     lightning.Trainer.fit, Policy.forward = watched_fit, watched_forward  # type: ignore[method-assign]
+    MediaEncoder.with_features = watched_towers  # type: ignore[method-assign]
     WeightedReward.score = alternating  # type: ignore[method-assign]
     try:
         yield
     finally:
         lightning.Trainer.fit, Policy.forward = fit, forward  # type: ignore[method-assign]
         WeightedReward.score = score  # type: ignore[method-assign]
+        MediaEncoder.with_features = run_towers  # type: ignore[method-assign]
 
 
 def _mean(numbers: list[int]) -> float:
