@@ -59,6 +59,7 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
         raise MediaError(f"{file.path}: {what} cannot be decoded ({reason}); re-encode or remove it") from error
     file.container = file.container or container.format.name  # PyAV reports the single name that it was given
     for stream in (*container.streams.video, *container.streams.audio):
-        stream.codec_context.thread_count = 1  # the decode workers already use all processors
-        stream.codec_context.options = bounds
+        if stream.codec_context is not None:  # else FFmpeg has no decoder, see `find_tracks`
+            stream.codec_context.thread_count = 1  # the decode workers already use all processors
+            stream.codec_context.options = bounds
     return container

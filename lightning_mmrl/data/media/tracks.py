@@ -40,6 +40,8 @@ _DECLARING = frozenset({MP4, "matroska,webm", "avi", "flv", "asf", "flac", "aiff
 class Tracks:
     """The tracks of an open container that are used: the first video track that is no cover, and the first sound.
 
+    Tracks that FFmpeg has no decoder for are passed over, such as the spatial sound that telephones add.
+
     `zero_s` is the container time that counts as 0. `declared_s` is the duration in the header, None without one.
     """
 
@@ -72,15 +74,15 @@ def find_tracks(file: MediaFile, container: InputContainer) -> Tracks:
         zero_s=min(starts, default=0.0),
         declared_s=duration / MICROSECONDS if duration is not None else None,
         num_video=len(videos),
-        video=videos[0] if videos else None,
-        sound=sounds[0] if sounds else None,
+        video=next((stream for stream in videos if stream.codec_context is not None), None),
+        sound=next((stream for stream in sounds if stream.codec_context is not None), None),
     )
 
 
 def in_seconds(ticks: int, time_base: Fraction | None) -> float:
     """Converts a time from the unit of a stream or packet; streams and packets of a file always have a unit."""
     assert time_base is not None
-    return float(ticks * time_base)
+    return ticks * time_base.numerator / time_base.denominator  # rounds once, as float(Fraction) does, and is faster
 
 
 class Pass:
