@@ -22,6 +22,9 @@ from lightning_mmrl.data.media.selection import BACK_S
 _LARGEST_SHARE = 0.75
 """Largest share of a clip's packets for which decoding a part pays: a whole pass also checks the rest."""
 
+_EXACT = 2**53
+"""The largest integer up to which all have a float."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameIndex:
@@ -82,6 +85,8 @@ class FrameIndexer:
         """The index, or None if the clip must be decoded whole; `zero_s` is the time that counts as 0."""
         if self._content is None or self._entries[:1] != [0]:
             return None
+        if max(map(abs, self._ticks)) * self._tick.numerator > _EXACT:
+            return None
         ticks, entries = np.array(self._ticks, dtype=np.int64), np.array(self._entries)
         shown, latest = np.sort(ticks), np.maximum.accumulate(ticks)
         unique = bool(np.all(shown[1:] > shown[:-1]))
@@ -89,7 +94,7 @@ class FrameIndexer:
         jumps_back = bool(np.any(latest - ticks > BACK_S / self._tick))
         if jumps_back or not (unique and apart):
             return None
-        # This rounds as `in_seconds` does.
+        # Rounds once, as `in_seconds` does.
         starts_s = shown * self._tick.numerator / self._tick.denominator - zero_s
         return FrameIndex(ticks=ticks, entries=entries, shown=shown, starts_s=starts_s)
 

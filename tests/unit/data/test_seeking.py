@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -237,3 +238,64 @@ def test_a_run_goes_from_an_entry_to_the_last_frame_wanted_of_its_group():
     ]
     assert seeking.plan_runs(index, [39]) is not None
     assert seeking.plan_runs(index, [3, 7, 11, 39]) is None
+
+
+class Packet(bytes):
+    """A packet."""
+
+    is_discard = is_corrupt = has_new_header = False
+    pts = 0
+
+    def has_sidedata(self, kind):
+        return self.has_new_header and kind == "new_extradata"
+
+
+class Stream:
+    """A track of H.264 in milliseconds."""
+
+    time_base, codec_context = Fraction(1, 1000), Codec("h264", AVC)
+
+
+ENTRY, INNER = "00000002 65 88", "00000002 41 9a"
+
+
+def indexed(*packets):
+    """The index of packets, each a time, a content and attributes."""
+    indexer = seeking.FrameIndexer(Stream())
+    for pts, content, more in packets:
+        packet = Packet.fromhex(content)
+        packet.__dict__.update({"pts": pts, **more})
+        indexer.add(packet)
+    return indexer.index(0.5)
+
+
+GOOD = [(0, ENTRY, {}), (120, INNER, {}), (40, INNER, {}), (80, INNER, {}), (160, ENTRY, {}), (200, INNER, {})]
+
+
+def test_an_index_has_the_entries_and_the_times_in_display_order():
+    index = indexed(*GOOD)
+    assert index.ticks.tolist() == [0, 120, 40, 80, 160, 200]
+    assert index.entries.tolist() == [0, 4]
+    assert index.shown.tolist() == [0, 40, 80, 120, 160, 200]
+    assert index.starts_s.tolist() == pytest.approx([-0.5, -0.46, -0.42, -0.38, -0.34, -0.3])
+
+
+@pytest.mark.parametrize(
+    ("place", "packet"),
+    [
+        (0, (0, INNER, {})),  # decoding cannot start at the first packet
+        (2, (None, INNER, {})),
+        (2, (80, INNER, {})),  # two frames at one time
+        (1, (170, INNER, {})),  # shown after the next entry
+        (5, (-1500, INNER, {})),  # the clock jumps back
+        (5, (2**60, INNER, {})),
+        (5, (200, INNER, {"is_discard": True})),
+        (5, (200, INNER, {"is_corrupt": True})),
+        (5, (200, INNER, {"has_new_header": True})),
+        (5, (200, "00000003 41 9a", {})),
+    ],
+)
+def test_packets_that_do_not_say_which_frames_a_clip_has_give_no_index(place, packet):
+    packets = list(GOOD)
+    packets[place] = packet
+    assert indexed(*packets) is None
