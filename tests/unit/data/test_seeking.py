@@ -181,6 +181,20 @@ def test_damage_in_any_part_is_noticed_as_in_a_whole_decoding(kind, write, tmp_p
     assert sum(whole for _, whole in found) >= 6
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["mp4:libx264+aac bf=2 g=25 movflags=faststart", "mkv:libx264+aac vfr bf=2 g=25", "flv:libx264+aac bf=2 g=25"],
+)
+def test_a_clip_that_is_cut_off_gives_the_frames_and_the_warning_of_the_whole(name, write, tmp_path):
+    source = write(name)
+    path = tmp_path / f"half{source.suffix}"
+    for share in (0.5, 0.6, 0.7):
+        path.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
+        (ours, _), (whole, _) = both(path, 2)
+        assert same(ours, whole)
+        assert "it may be cut off" in ours.warnings[-1]
+
+
 class Codec:
     """A track's codec and its header."""
 
