@@ -51,7 +51,13 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
     # FFmpeg lists several names for one format (six for MP4) and accepts any one of them.
     name = None if file.container is None else file.container.split(",")[0]
     try:
-        container = av.open(file.reader(), "r", format=name, options={**options, **bounds, **_ONLY_THESE})
+        container = av.open(
+            file.reader(),
+            "r",
+            format=name,
+            options={**options, **bounds, **_ONLY_THESE},
+            metadata_errors="replace",  # titles and names in other encodings are common, and not used
+        )
     except MemoryError:
         raise
     except (FFmpegError, ValueError, OSError) as error:
