@@ -5,7 +5,8 @@ r"""Times how clips are read: decoders side by side, and the cache, by frames, l
 
 Clips have 640 x 360 pixels, 25 frames a second and sound. Each row is the median of rounds in which all its columns
 take their turn on the same clip, so that a busy machine slows all of them. `decoded` is our reader of picture and sound
-with the keys of qwen-vl-utils, up to arrays of the model's size; `cached` is what later passes read: the encoded clip
+with the keys of qwen-vl-utils, up to arrays of the model's size; `whole` is the same where all frames are decoded and
+not only what the chosen ones need; `cached` is what later passes read: the encoded clip
 from the media cache. Peers get the same file, number of frames and bound of pixels; qwen-vl-utils reads no sound. A
 second table has clips a second for 0, 1 and 2 decode workers. This makes DIR:
 
@@ -24,10 +25,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from bench_report import machine
 
+from lightning_mmrl.data.media import video
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.data.pipeline import MediaPipeline
@@ -48,9 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder with the packages of the peers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="times on processors, of all threads, which a busy machine does not change",
+    )
     parser.add_argument("--clips", type=int, default=24, help="clips for the table of workers")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    clock = time.process_time if options.processor else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         built = build_tiny_omni(work / "model", text=["a clip"], max_audio_s=2 * max(SECONDS))
@@ -63,6 +72,7 @@ def main() -> None:
         )
         clips = {seconds: _clip(work / f"{seconds}.mp4", seconds) for seconds in SECONDS}
         readings: dict[str, Reading] = {"decoded": lambda path, num: _decoded(pipeline, path, num)}
+        readings["whole"] = lambda path, num: _whole(pipeline, path, num)
         readings["cached"] = lambda path, num: _cached(pipeline, path, num)
         if options.peers is not None:
             sys.path.insert(0, str(options.peers))
@@ -71,7 +81,7 @@ def main() -> None:
         print("|---" * (len(readings) + 2) + "|")
         for seconds, path in clips.items():
             for num in FRAMES:
-                found = _timed(readings, path, num, options.rounds)
+                found = _timed(readings, path, num, options.rounds, clock)
                 cells = " | ".join(f"{1000 * value:.1f} ({value / found['decoded']:.2f})" for value in found.values())
                 print(f"| {seconds} | {num} | {cells} |", flush=True)
         print("\n| workers | clips a second | over 0 |\n|---|---|---|")
@@ -109,6 +119,11 @@ def _decoded(pipeline: MediaPipeline, path: Path, num: int) -> object:
     return [decode(task) for task in _tasks(pipeline, path, num)]
 
 
+def _whole(pipeline: MediaPipeline, path: Path, num: int) -> object:
+    with mock.patch.object(video, "plan_runs", return_value=None):
+        return _decoded(pipeline, path, num)
+
+
 def _cached(pipeline: MediaPipeline, path: Path, num: int) -> object:
     found = []
     for task in _tasks(pipeline, path, num):
@@ -133,15 +148,17 @@ def _qwen_omni(path: Path, num: int) -> object:
     return process_mm_info([{"role": "user", "content": content}], use_audio_in_video=True)
 
 
-def _timed(readings: Mapping[str, Reading], path: Path, num: int, rounds: int) -> dict[str, float]:
+def _timed(
+    readings: Mapping[str, Reading], path: Path, num: int, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Median seconds of each; the first round warms up and does not count."""
     found: dict[str, list[float]] = {name: [] for name in readings}
     for number in range(rounds + 1):
         for name, read in readings.items():
-            start = time.perf_counter()
+            start = clock()
             read(path, num)
             if number:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in found.items()}
 
 

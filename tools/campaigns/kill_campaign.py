@@ -12,6 +12,9 @@
                                                            20 SIGKILLs at random moments of a run that samples answers
                                                            and learns from them, and 40 in drawn places; give it
                                                            --work and --data-root of its own
+    python tools/campaigns/kill_campaign.py --curriculum damaged_clips --kills 20 --places --workers 0
+                                                           20 SIGKILLs within passes over clips of which one in ten is
+                                                           damaged, read while it trains
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
@@ -19,8 +22,8 @@ metric of every step (times left out) and the weights of every stage must be bit
 left alone, at most one step may have been repeated for each kill, and MLflow must hold each point once under true
 statuses. Decode workers are sent SIGKILL or SIGSTOP while a run without a cache prepares its data; it must train on the
 same samples, to the same weights. The places of `--strikes` are drawn from steps, sampling, the parts of a table, the
-sealing of artifacts, and changes of the manifest; tables must be equal too. Finished cases are kept in --work; the same
-command goes on with what is missing.
+sealing of artifacts, and changes of the manifest; tables must be equal too, and the samples that are left
+out, with their reasons. Finished cases are kept in --work; the same command goes on with what is missing.
 """
 
 import argparse
@@ -39,7 +42,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kill_curricula import CURRICULA, overrides
+from kill_curricula import CURRICULA, UNCACHED, overrides
 from kill_places import KILLED, SIGNALLED
 from kill_verdicts import statuses, to_repeat, verdict
 from quick_runs import finish, shared_arguments, start_training
@@ -64,6 +67,8 @@ def main() -> int:
     """Runs what is missing and returns the exit code: 1 if anything differed."""
     options = _options()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.curriculum == "damaged_clips":
+        options.data_root = options.work / "damaged-clips"
     base = overrides(options.curriculum, options.work, options.data_root)
     reference = _reference(options, base)
     cases: list[dict[str, Any]] = []
@@ -135,7 +140,9 @@ def _arguments(options: argparse.Namespace, base: Sequence[str], name: str) -> l
     stages = CURRICULA[options.curriculum]
     run = [f"order=[{','.join(stages)}]", f"run_name={name}"]
     ranks = [f"trainer.devices={options.ranks}", f"trainer.strategy={options.strategy}"]
-    return [*base, *small, *tracking, *run, *ranks, *shared_arguments(options.work, options.data_root)]
+    if options.curriculum in UNCACHED:
+        run.append(f"data.media.cache_dir={options.work / name / 'cache'}")
+    return [*base, *small, *tracking, *ranks, *shared_arguments(options.work, options.data_root), *run]
 
 
 def _reference(options: argparse.Namespace, base: Sequence[str]) -> dict[str, Any]:

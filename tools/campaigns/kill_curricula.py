@@ -2,17 +2,25 @@
 
 from pathlib import Path
 
+from damaged_set import write_damaged_set
 from quick_runs import trained_base
 
 CURRICULA = {
     "orders": ("cold_start", "grpo", "rloo"),
     "own_answers": ("cold_start", "draw", "again", "count"),
+    "damaged_clips": ("cold_start",),
 }
 """Names to stages."""
+
+UNCACHED = frozenset({"damaged_clips"})
+"""Curricula whose runs have a cache of their own, so that each reads its clips from their files."""
 
 
 def overrides(curriculum: str, work: Path, data_root: Path) -> list[str]:
     """The overrides of a curriculum; the base of `orders` is trained first."""
+    if curriculum == "damaged_clips":
+        write_damaged_set(data_root)
+        return damaged_clips()
     return _orders(trained_base(work, data_root)) if curriculum == "orders" else _own_answers()
 
 
@@ -42,3 +50,16 @@ def _own_answers() -> list[str]:
     count = ["stages.count.num_steps=12", "stages.count.validate_every=null", "stages.count.data.batch_size=4"]
     small = ["+data.build.scale=0.1", "+datasets.dots.build.scale=0.1", "datasets.dots.root=${data.root}-dots"]
     return ["experiment=numbers_then_dots", *small, *learn, *draw, *again, *count]
+
+
+def damaged_clips() -> list[str]:
+    """SFT of three passes over clips of which one in ten is damaged, read while it trains."""
+    stage = {
+        "data.manifest": "train.jsonl",
+        "num_steps": 27,
+        "data.batch_size": 4,
+        "stop_when": "null",
+        "validate_every": "null",
+    }
+    small = ["evaluation.max_new_tokens=4", "evaluation.ablations=[]"]
+    return ["experiment=own_clips", *(f"stages.cold_start.{key}={value}" for key, value in stage.items()), *small]

@@ -8,19 +8,40 @@ from typing import Any
 
 def verdict(work: Path, name: str, log: Path, stages: Sequence[str]) -> dict[str, Any]:
     """How a run that was disturbed differs from the one that was not."""
-    differing = []
-    for stage in sorted((work / "reference" / "stages").glob("[0-9]*")):
-        other = work / name / "stages" / stage.name
-        if _metrics(stage) != _metrics(other):
-            differing.append(f"metrics of {stage.name}")
-        if _digests(stage) != _digests(other):
-            differing.append(f"artifacts of {stage.name}")
     text = log.read_text(errors="replace")
     return {
-        "equal": ", ".join(differing) or "yes",
+        "equal": ", ".join(differences(work / "reference", work / name)) or "yes",
         "fell_back": text.count("is passed over"),
         "tracking": _tracked(work, name, stages),
     }
+
+
+def differences(alone: Path, disturbed: Path) -> list[str]:
+    """Phrases about metrics of steps, artifacts and samples left out that are not the same in two run folders."""
+    found = []
+    for stage in sorted((alone / "stages").glob("[0-9]*")):
+        other = disturbed / "stages" / stage.name
+        if _metrics(stage) != _metrics(other):
+            found.append(f"metrics of {stage.name}")
+        if _digests(stage) != _digests(other):
+            found.append(f"artifacts of {stage.name}")
+    return found + (["samples left out"] if decisions(alone) != decisions(disturbed) else [])
+
+
+def decisions(run: Path) -> dict[tuple[str, str], str | None]:
+    """Maps manifest and id of each sample that was decided on to why it is left out, or to None if it is used."""
+    found: dict[tuple[str, str], str | None] = {}
+    manifests: dict[int, str] = {}
+    path = run / "exclusions.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        row = json.loads(line)
+        if "manifest" in row:
+            manifests[row["set"]] = row["manifest"]
+        if "set" in row:
+            manifest = manifests[row["set"]]
+            found |= {(manifest, name): None for name in row.get("used", {})}
+            found |= {(manifest, name): each["reason"] for name, each in row.get("left_out", {}).items()}
+    return found
 
 
 def _digests(stage: Path) -> dict[str, str]:

@@ -51,7 +51,13 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
     # FFmpeg lists several names for one format (six for MP4) and accepts any one of them.
     name = None if file.container is None else file.container.split(",")[0]
     try:
-        container = av.open(file.reader(), "r", format=name, options={**options, **bounds, **_ONLY_THESE})
+        container = av.open(
+            file.reader(),
+            "r",
+            format=name,
+            options={**options, **bounds, **_ONLY_THESE},
+            metadata_errors="replace",  # titles and names in other encodings are common, and not used
+        )
     except MemoryError:
         raise
     except (FFmpegError, ValueError, OSError) as error:
@@ -59,6 +65,7 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
         raise MediaError(f"{file.path}: {what} cannot be decoded ({reason}); re-encode or remove it") from error
     file.container = file.container or container.format.name  # PyAV reports the single name that it was given
     for stream in (*container.streams.video, *container.streams.audio):
-        stream.codec_context.thread_count = 1  # the decode workers already use all processors
-        stream.codec_context.options = bounds
+        if stream.codec_context is not None:  # else FFmpeg has no decoder, see `find_tracks`
+            stream.codec_context.thread_count = 1  # the decode workers already use all processors
+            stream.codec_context.options = bounds
     return container

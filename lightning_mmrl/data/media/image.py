@@ -27,8 +27,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-"""Errors that Pillow raises for damaged files; OSError includes UnidentifiedImageError and truncation."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
+"""Errors that Pillow raises for damaged files; OSError includes UnidentifiedImageError and truncation.
+
+RuntimeError is what its AVIF decoder raises.
+"""
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the decode workers already use all processors
 

@@ -33,7 +33,7 @@ _BEYOND_S = 0.1
 _LATE_S = 0.5
 """A picture that starts later than this gets a warning."""
 
-_BACK_S = 1.0
+BACK_S = 1.0
 """A step back in time of more than this between two frames cannot come from reordered frames."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
@@ -110,7 +110,7 @@ def check_order(path: Path, before_s: float, after_s: float) -> None:
     Raises:
         MediaError: Time jumps back, as in two recordings that were joined end to end.
     """
-    if before_s - after_s > _BACK_S:
+    if before_s - after_s > BACK_S:
         raise MediaError(f"{path}: its clock jumps from {before_s:.2f} s back to {after_s:.2f} s; re-encode it")
 
 

@@ -40,6 +40,8 @@ _DECLARING = frozenset({MP4, "matroska,webm", "avi", "flv", "asf", "flac", "aiff
 class Tracks:
     """The tracks of an open container that are used: the first video track that is no cover, and the first sound.
 
+    Tracks that FFmpeg has no decoder for are passed over, such as the spatial sound that telephones add.
+
     `zero_s` is the container time that counts as 0. `declared_s` is the duration in the header, None without one.
     """
 
@@ -72,29 +74,27 @@ def find_tracks(file: MediaFile, container: InputContainer) -> Tracks:
         zero_s=min(starts, default=0.0),
         declared_s=duration / MICROSECONDS if duration is not None else None,
         num_video=len(videos),
-        video=videos[0] if videos else None,
-        sound=sounds[0] if sounds else None,
+        video=next((stream for stream in videos if stream.codec_context is not None), None),
+        sound=next((stream for stream in sounds if stream.codec_context is not None), None),
     )
 
 
 def in_seconds(ticks: int, time_base: Fraction | None) -> float:
     """Converts a time from the unit of a stream or packet; streams and packets of a file always have a unit."""
     assert time_base is not None
-    return float(ticks * time_base)
+    return ticks * time_base.numerator / time_base.denominator  # rounds once, as float(Fraction) does, and is faster
 
 
 class Pass:
-    """One pass through a container, up to its end or to the point where the data breaks off.
-
-    Attributes:
-        reach_s: Latest end of the packets read so far, by track index, on the container's clock.
-    """
+    """One pass through a container, up to its end or to the point where the data breaks off."""
 
     def __init__(self, file: MediaFile, container: InputContainer, tracks: Tracks) -> None:
         self._file = file
         self._container = container
         self._tracks = tracks
-        self.reach_s = {track.index: 0.0 for track in tracks.used}
+        # PyAV makes a new Fraction at each access, which would take longer than reading a packet.
+        self._ticks = {track.index: track.time_base for track in tracks.used}
+        self._ends: dict[int, int] = {}
 
     def packets(self) -> Iterator[Packet]:
         """Yields the packets of both tracks; a truncated file ends early, without an error."""
@@ -106,8 +106,8 @@ class Pass:
                 num += 1
                 start = packet.pts if packet.pts is not None else packet.dts
                 if start is not None and not packet.is_discard:
-                    end_s = in_seconds(start + (packet.duration or 0), packet.time_base) - self._tracks.zero_s
-                    self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
+                    end, index = start + (packet.duration or 0), packet.stream_index
+                    self._ends[index] = max(end, self._ends.get(index, end))
                 yield packet
         except FFmpegError as error:
             if not num or isinstance(error, MemoryError):
@@ -150,14 +150,20 @@ class Pass:
 
         `frame.time` cannot be used: PyAV gives the last frames of a decoder another time base.
         """
-        return None if frame.pts is None else in_seconds(frame.pts, track.time_base) - self._tracks.zero_s
+        return None if frame.pts is None else in_seconds(frame.pts, self._ticks[track.index]) - self._tracks.zero_s
 
     def promised_s(self, track: VideoStream | AudioStream) -> float:
         """Duration that a track should have: from its packets, or from the header if the file is cut off."""
-        declared_s, own_s = self._tracks.declared_s, self.reach_s[track.index]
-        if declared_s is not None and _far_less(max(self.reach_s.values()), declared_s):
+        declared_s = self._tracks.declared_s
+        if declared_s is not None and _far_less(max(map(self._reach_s, self._ticks)), declared_s):
             return declared_s
-        return whole_s(self._file, own_s)
+        return whole_s(self._file, self._reach_s(track.index))
+
+    def _reach_s(self, index: int) -> float:
+        """Latest end of a track's packets read so far, on the container's clock."""
+        if index not in self._ends:
+            return 0.0
+        return max(0.0, in_seconds(self._ends[index], self._ticks[index]) - self._tracks.zero_s)
 
 
 def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float:

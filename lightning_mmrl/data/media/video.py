@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 from av.error import FFmpegError
 from av.packet import Packet
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.boxes import is_plain_mp4
+from lightning_mmrl.data.media.chosen import ChosenFrames, places
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.moving import read_moving
 from lightning_mmrl.data.media.opened import MediaFile, of_path
+from lightning_mmrl.data.media.seeking import FrameIndex, FrameIndexer, plan_runs, read_runs
 from lightning_mmrl.data.media.selection import (
     Selection,
     check_duration,
@@ -61,6 +62,7 @@ class Outline:
         rotation: Degrees by which the display matrix turns frames.
         rate: Average number of frames per second, used where the container has no times.
         promised_s: Duration that the track should have.
+        index: Where its frames lie; None if it must be decoded whole.
     """
 
     format: str
@@ -72,6 +74,7 @@ class Outline:
     rotation: int
     rate: float
     promised_s: float
+    index: FrameIndex | None
 
 
 def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None = None) -> DecodedVideo:
@@ -141,12 +144,14 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
         stream = _pictures(path, tracks)
         check_pixels(path, stream.width * stream.height, settings)
         reading, rotation = Pass(file, container, tracks), None
+        indexer = FrameIndexer(stream)
         times: list[int] = []
         first_shown: Packet | None = None
         simple, cut = stream.codec_context.name == "h264" and _has_long_lengths(stream.codec_context.extradata), False
         for packet in reading.packets():
             if packet.stream_index != stream.index:
                 continue
+            indexer.add(packet)
             time = packet.dts if tracks.format in _NO_DISPLAY_TIMES else packet.pts
             cut = cut or packet.is_discard
             if time is None or packet.is_discard:
@@ -176,6 +181,7 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
             rotation=rotation or 0,
             rate=float(stream.average_rate or stream.guessed_rate or 25),
             promised_s=reading.promised_s(stream),
+            index=None if tracks.format in _NO_DISPLAY_TIMES else indexer.index(tracks.zero_s),
         )
 
 
@@ -219,18 +225,24 @@ def _by_decord(
     stack = FrameStack(path, len(chosen.indices), settings, own)
     # Each frame is read once and written into the result, so that at most one extra frame is in memory.
     for index in dict.fromkeys(chosen.indices):
-        stack.put(_places(chosen.indices, index), reader[index].asnumpy())
+        stack.put(places(chosen.indices, index), reader[index].asnumpy())
     return _clip(file, outline, chosen, stack)
 
 
 def _by_pyav(
     file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None
 ) -> DecodedVideo:
-    """Decodes once and keeps the frames chosen by packet times; decodes again if frame times lead to another choice.
+    """Decodes what the chosen frames need, or else all.
 
+    Decodes all once and keeps the frames chosen by packet times; decodes again if frame times lead to another choice.
     Keeping all frames would need too much memory for a long clip.
     """
     path = file.path
+    if outline.index is not None:
+        chosen = select_frames(path, outline.index.starts_s, ref, settings, outline.rate)
+        stack = _read_parts(file, outline.index, chosen.indices, settings, own)
+        if stack is not None:
+            return _clip(file, outline, chosen, stack)
     expected: Sequence[int] = ()
     if len(outline.starts_s):
         end_s = clip_end_s(outline.starts_s)
@@ -246,6 +258,18 @@ def _by_pyav(
     return _clip(file, outline, chosen, stack)
 
 
+def _read_parts(
+    file: MediaFile, index: FrameIndex, wanted: Sequence[int], settings: MediaSettings, own: OwnSizes | None
+) -> FrameStack | None:
+    """Returns the wanted frames, or None if the clip must be decoded whole, see seeking.py."""
+    if (runs := plan_runs(index, wanted)) is None:
+        return None
+    frames = ChosenFrames(file.path, wanted, settings, own)
+    with open_container(file, settings, "video") as container:
+        stream = _pictures(file.path, find_tracks(file, container))
+        return frames.stack if read_runs(container, stream, index, runs, frames) else None
+
+
 def _clip(file: MediaFile, outline: Outline, chosen: Selection, stack: FrameStack) -> DecodedVideo:
     late = shortfall(file.path, outline.promised_s, chosen.end_s)
     return DecodedVideo(
@@ -257,43 +281,29 @@ def _clip(file: MediaFile, outline: Outline, chosen: Selection, stack: FrameStac
     )
 
 
-def _places(indices: Sequence[int], index: int) -> list[int]:
-    """Where a frame stands among the chosen ones."""
-    return [place for place, each in enumerate(indices) if each == index]
-
-
 def _read_frames(
     file: MediaFile, wanted: Sequence[int], settings: MediaSettings, own: OwnSizes | None
 ) -> tuple[list[float | None], FrameStack | None]:
     """Returns the times of all frames on the container's clock, and the wanted frames.
 
-    The wanted frames get the size of the clip's first frame. They are None if the clip ends before the last of them.
-    They are written straight into the result: a list of frames, stacked at the end, would need twice the memory.
+    The wanted frames are None if the clip ends before the last of them.
     """
     path = file.path
     times: list[float | None] = []
     latest_s = 0.0
-    stack, missing = FrameStack(path, len(wanted), settings, own), set(wanted)
-    # One reformatter for all frames: setting one up takes longer than decoding a small frame.
-    reformatter, size = VideoReformatter(), None
+    frames = ChosenFrames(path, wanted, settings, own)
     with _named(path), open_container(file, settings, "video") as container:
         tracks = find_tracks(file, container)
         stream = _pictures(path, tracks)
         reading = Pass(file, container, tracks)
         for index, frame in enumerate(reading.frames(stream)):
-            check_pixels(path, frame.width * frame.height, settings)
             times.append(reading.time_s(frame, stream))
             check_duration(path, times[-1] or 0.0, settings)
             if times[-1] is not None:
                 check_order(path, latest_s, times[-1])
                 latest_s = max(latest_s, times[-1])
-            size = size or (frame.width, frame.height)
-            if index in missing:
-                missing.remove(index)
-                pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
-                upright = np.rot90(pixels, k=round(frame.rotation / 90))  # mirroring is ignored
-                stack.put(_places(wanted, index), upright)
-    return times, None if missing or not wanted else stack
+            frames.offer(index, frame)
+    return times, frames.stack if frames.complete else None
 
 
 def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:

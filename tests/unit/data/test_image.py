@@ -153,6 +153,18 @@ def test_what_is_no_picture_is_refused(content, tmp_path):
         look(tmp_path / "a.png")
 
 
+def test_an_avif_picture_with_damaged_content_is_refused_in_a_sentence(tmp_path):
+    """Pillow raises a RuntimeError for it, and for no other format."""
+    path = tmp_path / "damaged.avif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    head, mark, data = path.read_bytes().partition(b"mdat")
+    path.write_bytes(head + mark + b"\xff" * len(data))
+    with Image.open(path) as picture, pytest.raises(RuntimeError):
+        picture.load()
+    with pytest.raises(MediaError, match=r"damaged\.avif: image cannot be decoded \(.*\); save it anew or remove"):
+        look(path)
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(MediaError, match=r"a\.tiff: image cannot be decoded \(pixels are floating-point numbers\)"):
