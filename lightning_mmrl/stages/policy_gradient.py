@@ -43,6 +43,7 @@ from lightning_mmrl.stages.optimize import (
     rollout_logprobs,
 )
 from lightning_mmrl.stages.resample import resample_stats, resampled
+from lightning_mmrl.stages.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.stages.signal import SignalWatch
@@ -304,7 +305,7 @@ class PolicyGradientModule(StageModule):
         message = self._signal.noted(summary, iteration)
         if message is not None:
             self._context.say(message)
-        metrics = rollout_stats(summary)
+        metrics = rollout_stats(summary) | response_stats(collected, self._context, ranks)
         if self.algorithm.select is not None:
             metrics |= selection_stats(collected, ranks)
         if experience.weights is not None:
