@@ -28,13 +28,14 @@ from lightning_mmrl.types.records import Completion
 # Linear in the text, since no repetition can match the character that ends it.
 _SENTENCE_END = re.compile(r"[.!?][\"')*]?\s")
 _CONCLUSION = re.compile(r", (?:and )?(?:so|thus|hence|therefore|which means|meaning)(?: that)?,? ", re.IGNORECASE)
-_LIST_NUMERAL = re.compile(r"^(?:step )?[0-9]{1,2}[.):] (?=\S)", re.IGNORECASE)
+_LIST_NUMERAL = re.compile(r"^(?:step )?[0-9]{1,2}[.):] (?=\D)", re.IGNORECASE)
 _CLAUSE_END = re.compile(
     r"; |, (?:and |but |so |or |then |while )?|(?:^| )(?:and|but|so|while|whereas|yet) ", re.IGNORECASE
 )
 _COPULA = re.compile(r"(?:^|(?<= ))(?:is|are|was|were|equals|isn't|aren't|=)(?= |$)|:(?= )", re.IGNORECASE)
 _VALUE = re.compile(
-    r"\$[^$]+\$|-?[0-9]+(?:[.,][0-9]+)*(?:/[0-9]+)?|(?<![A-Za-z'])(?-i:[A-H])(?![A-Za-z'])(?! (?!is |was |are )(?-i:[a-z]))|"
+    r"\$[^$]+\$|-?[0-9]+(?:[.,][0-9]+)*(?:/[0-9]+)?|"
+    r"(?<![A-Za-z'])(?-i:[A-H])(?![A-Za-z'])(?! (?!is |was |are )(?-i:[a-z]))|"
     r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b(?!s)",
     re.IGNORECASE,
 )
