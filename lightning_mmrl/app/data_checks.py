@@ -191,7 +191,8 @@ def _uses_of_stage(
         checks.append(partial(balance_labels, matcher=matcher))
     nodes = {} if stage.rewards is None else stage.rewards.components
     rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
-    by_label = [reward for reward in rewards if _reads_labels(reward)]
+    judges = [reward.result if isinstance(reward, HardFormatResult) else reward for reward in rewards]
+    by_label = any(isinstance(judge, LabelAnswer) for judge in judges)
     settings = stage.rewards
     checks += [
         partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
@@ -208,7 +209,7 @@ def _uses_of_stage(
             num_samples=source.limit,
             supervised=supervised,
             last_only=last_only,
-            by_label=bool(by_label) or stage.data.balance is not None,
+            by_label=by_label or stage.data.balance is not None,
             checks=tuple(checks),
         )
         for source in sources.values()
@@ -225,8 +226,3 @@ def _check_new_ids(manifest: str, samples: Sequence[Sample], path: str, found: d
                 "id once; rename it, or sample the sources in two stages"
             )
     found |= {sample.id: manifest for sample in samples}
-
-
-def _reads_labels(reward: object) -> bool:
-    """True for a reward on labels, also as the result of a hard format-result reward."""
-    return isinstance(reward.result if isinstance(reward, HardFormatResult) else reward, LabelAnswer)

@@ -47,7 +47,8 @@ def check_golds(
     Raises:
         DataError: A solution cannot be read; the message names the manifest, the sample, its solution and the fix.
     """
-    guarded = GuardedJudge(_GoldCheck(judge=judge), settings.deadline_s) if _may_hang(judge) else None
+    is_linear = isinstance(judge.result if isinstance(judge, HardFormatResult) else judge, LINEAR)
+    guarded = None if is_linear else GuardedJudge(_GoldCheck(judge=judge), settings.deadline_s)
     for sample in samples:
         try:
             problem = None if guarded is None else guarded(sample, NOTHING).problem
@@ -57,7 +58,3 @@ def check_golds(
             problem = str(error)
         if problem is not None:
             raise DataError(f"{manifest}: {problem}; {path} is the judge, and another one may read it")
-
-
-def _may_hang(judge: object) -> bool:
-    return not isinstance(judge.result if isinstance(judge, HardFormatResult) else judge, LINEAR)

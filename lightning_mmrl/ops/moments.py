@@ -1,8 +1,8 @@
 """Mean and variance of numbers that arrive in batches."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 
@@ -44,12 +44,3 @@ class Moments:
         1.0
         """
         return self.squares / self.count if self.count else 0.0
-
-    def state_dict(self) -> dict[str, int | float]:
-        """Returns the fields."""
-        return asdict(self)
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, int | float]) -> Self:
-        """Returns the moments whose state was saved."""
-        return cls(count=int(state["count"]), mean=state["mean"], squares=state["squares"])

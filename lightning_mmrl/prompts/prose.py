@@ -116,7 +116,7 @@ def _contradicts(before: list[str], last: str, question: str) -> bool:
         if claim is None:
             continue
         if doubts(clause):
-            if claim.value in values and claim.frame - _denials(clause) <= stated:
+            if claim.value in values and {word for word in claim.frame if not doubts(word)} <= stated:
                 return True
         elif claim.value not in values and _same_thing(claim, stated, asked, is_copular=is_copular):
             return True
@@ -195,8 +195,3 @@ def _frame(text: str) -> frozenset[str]:
     """The words of a text without values and words of a bare statement."""
     words = map(str.casefold, _WORD.findall(_VALUE.sub(" ", text)))
     return frozenset(_SAME.get(word, word) for word in words if word not in _FRAMELESS)
-
-
-def _denials(clause: str) -> frozenset[str]:
-    """The words of a clause that deny."""
-    return frozenset(word.casefold() for word in _WORD.findall(clause) if doubts(word))

@@ -78,10 +78,6 @@ def find_answer(completion: Completion, reading: str = "tag", question: str = ""
     return FoundAnswer(text=text, think=scanned.think, valid=scanned.valid if reading == "tag" else text is not None)
 
 
-def _tag(completion: Completion, question: str) -> str | None:
-    return scan(completion.text).answer
-
-
 def _boxed(completion: Completion, question: str) -> str | None:
     rest = _after_thought(completion.text)
     return None if rest is None else only_box(rest)
@@ -113,7 +109,7 @@ def _tag_or_text(completion: Completion, question: str) -> str | None:
 
 
 READINGS: Mapping[str, Callable[[Completion, str], str | None]] = {
-    "tag": _tag,
+    "tag": lambda completion, question: scan(completion.text).answer,
     "boxed": _boxed,
     "tag_or_boxed": _tag_or_boxed,
     "boxed_tag_phrase": _boxed_tag_phrase,

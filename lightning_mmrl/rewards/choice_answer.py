@@ -140,7 +140,8 @@ class ChoiceAnswer:
         context = f"{question_of(sample)}\n{sample.solution}"
         for step in self.steps:
             if step == "text":
-                found = option_named(answer, options) if len(answer) <= self._longest(options) else None
+                longest = max((self.max_characters, *(2 * len(text) for text in options.values())))
+                found = option_named(answer, options) if len(answer) <= longest else None
             elif step == "letter":
                 found = self.read(answer, context, options)
             elif step == "lone_letter":
@@ -150,9 +151,6 @@ class ChoiceAnswer:
             if found is not None:
                 return found
         return None
-
-    def _longest(self, options: Mapping[str, str]) -> int:
-        return max((self.max_characters, *(2 * len(text) for text in options.values())))
 
     def _lone_letter(self, text: str) -> str | None:
         flat = typeset(text)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import bare, question_of
+from lightning_mmrl.prompts.answers import bare
 from lightning_mmrl.prompts.options import options_of
-from lightning_mmrl.prompts.reading import find_answer
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.rewards.math_answer import MathAnswer
 from lightning_mmrl.rewards.text_answer import TextAnswer
@@ -61,7 +60,7 @@ class MixedAnswer:
         object.__setattr__(self, "_mathematics", MathAnswer(timeout_s=self.timeout_s, **common))
         object.__setattr__(self, "_text", TextAnswer(reading=self.reading))
 
-    def kind(self, sample: Sample) -> GoldKind:
+    def check_gold(self, sample: Sample) -> GoldKind:
         """The kind of a sample's solution.
 
         Raises:
@@ -83,26 +82,16 @@ class MixedAnswer:
         Raises:
             RewardError: The solution is missing or blank, or math-verify ran out of time.
         """
-        kind = self.kind(sample)
+        kind = self.check_gold(sample)
         if kind != "choice":
             return (self._mathematics if kind == "mathematics" else self._text)(sample, completion)
-        truth = self._choice.check_gold(sample)
-        named = self._choice.choice(sample, completion)
+        truth, named = self._choice.check_gold(sample), self._choice.choice(sample, completion)
         value = options_of(sample).get(truth)
         if named is not None or value is None:
             return float(named == truth)
-        return self._of_value(replace(sample, solution=value), completion)
-
-    def _of_value(self, sample: Sample, completion: Completion) -> float:
-        """The reward of an answer that names no choice, by the text of the right option as the solution."""
-        if find_answer(completion, self.reading, question_of(sample)).text is None:
-            return 0.0
+        by_value = replace(sample, solution=value)
         try:
-            self._mathematics.check_gold(sample)
-        except RewardError:
+            self._mathematics.check_gold(by_value)
+        except RewardError:  # a text, which a choice has to give exactly
             return 0.0
-        return self._mathematics(sample, completion)
-
-    def check_gold(self, sample: Sample) -> GoldKind:
-        """The kind of a sample's solution; raises as `kind` does."""
-        return self.kind(sample)
+        return self._mathematics(by_value, completion)

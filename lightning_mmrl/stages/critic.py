@@ -72,15 +72,13 @@ class CriticTrainer:
             prompts=prompts.select,
         )
         values = score_values(self.critic, experience, batches)
-        rewarded = self._normalized(experience, iteration) if self.settings.normalize_rewards else experience
-        rewards = token_rewards(rewarded, self._algorithm.kl, kl_coefficient)
+        scores = experience.scores
+        if self.settings.normalize_rewards:
+            scaled = self._rewards.normalized(scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks)
+            scores = replace(scores, rewards=scaled)
+        rewards = token_rewards(replace(experience, scores=scores), self._algorithm.kl, kl_coefficient)
         estimated = with_advantages(experience, rewards, values, settings=self.settings, ranks=self._ranks)
         return replace(estimated, critic_towers=towers)
-
-    def _normalized(self, experience: Experience, iteration: int) -> Experience:
-        scores = experience.scores
-        rewards = self._rewards.normalized(scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks)
-        return replace(experience, scores=replace(scores, rewards=rewards))
 
     def stats(self, experience: Experience) -> dict[str, float]:
         """The metrics of a rollout that only an algorithm with a critic has."""

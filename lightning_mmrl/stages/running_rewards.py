@@ -1,7 +1,7 @@
 """Normalizes rewards by the mean and deviation of all rewards of the stage so far."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -62,13 +62,9 @@ class RunningRewards:
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration and both moments."""
-        return {
-            "iteration": self.iteration,
-            "before": self.before.state_dict(),
-            "moments": self.moments.state_dict(),
-        }
+        return {"iteration": self.iteration, "before": asdict(self.before), "moments": asdict(self.moments)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self.iteration = state["iteration"]
-        self.before, self.moments = Moments.of_state(state["before"]), Moments.of_state(state["moments"])
+        self.before, self.moments = Moments(**state["before"]), Moments(**state["moments"])

@@ -35,7 +35,7 @@ def written(text, truncated=False):
     ],
 )
 def test_the_solution_says_which_judge_reads_it(solution, kind):
-    assert MixedAnswer().kind(sample(solution)) == kind
+    assert MixedAnswer().check_gold(sample(solution)) == kind
     assert MixedAnswer()(sample(solution), tagged(solution)) == 1.0
 
 
@@ -44,7 +44,7 @@ def test_the_solution_says_which_judge_reads_it(solution, kind):
 )
 def test_a_solution_among_the_options_is_a_choice(solution, letter):
     of = sample(solution, options=OPTIONS)
-    assert MixedAnswer().kind(of) == "choice"
+    assert MixedAnswer().check_gold(of) == "choice"
     assert MixedAnswer()(of, tagged(letter)) == MixedAnswer()(of, tagged(solution)) == 1.0
 
 
