@@ -36,7 +36,7 @@ class Repetition:
             raise ConfigError(f"max_penalty is {self.max_penalty}; it must be above 0")
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
-        return -self.max_penalty * repeated_share(completion.text, self.n)
+        return 0.0 - self.max_penalty * repeated_share(completion.text, self.n)
 
 
 def repeated_share(text: str, n: int) -> float:
