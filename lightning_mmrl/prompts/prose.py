@@ -32,7 +32,11 @@ _LIST_NUMERAL = re.compile(r"^(?:step )?[0-9]{1,2}[.):] (?=\D)", re.IGNORECASE)
 _CLAUSE_END = re.compile(
     r"; |, (?:and |but |so |or |then |while )?|(?:^| )(?:and|but|so|while|whereas|yet) ", re.IGNORECASE
 )
-_COPULA = re.compile(r"(?:^|(?<= ))(?:is|are|was|were|equals|isn't|aren't|=)(?= |$)|:(?= )", re.IGNORECASE)
+_COPULA = re.compile(
+    r"(?:^|(?<= ))(?:(?:(?:would|must|should|will|could|can|may|might|has to|have to) (?:only )?be)|"
+    r"is|are|was|were|equals|isn't|aren't|=)(?= |$)|:(?= )",
+    re.IGNORECASE,
+)
 _VALUE = re.compile(
     r"\$[^$]+\$|-?[0-9]+(?:[.,][0-9]+)*(?:/[0-9]+)?|"
     r"(?<![A-Za-z'])(?-i:[A-H])(?![A-Za-z'])(?! (?!is |was |are )(?-i:[a-z]))|"
@@ -193,5 +197,5 @@ def _values(text: str) -> Iterator[str]:
 
 def _frame(text: str) -> frozenset[str]:
     """The words of a text without values and words of a bare statement."""
-    words = map(str.casefold, _WORD.findall(_VALUE.sub(" ", text)))
+    words = map(str.casefold, _WORD.findall(_VALUE.sub(" ", _COPULA.sub(" ", text))))
     return frozenset(_SAME.get(word, word) for word in words if word not in _FRAMELESS)

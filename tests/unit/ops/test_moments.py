@@ -46,4 +46,4 @@ def test_an_empty_batch_changes_nothing_and_a_state_is_the_moments():
     found = over([[1.0, 4.0], []])
     assert found == Moments(count=2, mean=2.5, squares=4.5)
     assert Moments(**asdict(found)) == found
-    assert Moments().variance == 0.0
+    assert (Moments(), Moments().variance) == (Moments(count=0, mean=0.0, squares=0.0), 0.0)

@@ -28,7 +28,11 @@ def written_out(number):
 
 
 def test_rewards_are_normalized_by_all_valid_ones_so_far():
-    _, found = run((1, 2, 3))
+    running, found = run((1, 2, 3))
+    everything = np.concatenate([drawn(number)[VALID].numpy() for number in (1, 2, 3)])
+    assert running.stats() == pytest.approx(
+        {"rollout/running_reward_mean": everything.mean(), "rollout/running_reward_std": everything.std()}, rel=1e-12
+    )
     for number, each in enumerate(found, 1):
         np.testing.assert_allclose(each.numpy(), written_out(number), rtol=1e-9, atol=1e-12)
     assert not np.allclose(found[2].numpy(), written_out(1)), "negative control: of the first iteration alone"
