@@ -96,6 +96,7 @@ COINCIDENCES: Mapping[str, str] = {
         ),
         "seed of a dataset that is made, which no run changes",
     ),
+    "PolicyWeights.prefix": "begin of the names of weights, not of a question",
     **dict.fromkeys(
         ("ClipFolder.suffix", "CsvSettings.suffix", "Medium.suffix"),
         "ending of a file's name, not of a prompt",

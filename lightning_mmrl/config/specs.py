@@ -10,7 +10,7 @@ from typing import Any
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.data.sources import source_digest
 from lightning_mmrl.registry.kinds import kind_of
-from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings, PromptSettings
 from lightning_mmrl.settings.renamed import LATER, first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
 from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings, StageSettings
@@ -24,6 +24,7 @@ NOT_DECISIVE = (
     "max_bad_steps",
     "pairs_per_microbatch",
     "prompt",
+    "reflection_words",
     "rollout_table_every",
     "start_from",
     "tokens_per_microbatch",
@@ -79,7 +80,7 @@ def base_evaluation(config: RunSettings) -> str:
     first, seen = first_trained(config), _seen(config.data.media)
     how = _evaluated_how(config, replace(first, evaluation_sets=None), is_last=False, with_data=True)
     seen |= {key: getattr(config.model, key) for key in ("dtype", "position_rule", "audio_in_video")}
-    prompts = {name: asdict(config.prompt_of(each, first)) for name, each in config.evaluation.sets.items()}
+    prompts = {name: _texts(config.prompt_of(each, first)) for name, each in config.evaluation.sets.items()}
     return _digest({"evaluation": how, "model": seen, "prompts": prompts})
 
 
@@ -138,6 +139,11 @@ def _seen(media: MediaSettings) -> dict[str, Any]:
     return {"num_frames": media.num_frames, **media.chosen}
 
 
+def _texts(prompt: PromptSettings) -> dict[str, Any]:
+    """The texts of a prompt without those that came later and are not used."""
+    return {key: text for key, text in asdict(prompt).items() if text or f"prompt.{key}" not in LATER}
+
+
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     """Maps the keys that decide a stage's outcome (dotted, see `first_name`) to their values without credentials."""
     config = config.of_stage(config.stages[name])
@@ -186,7 +192,7 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     prompts = {name: config.prompt_of(each, stage) for name, each in sets.items()}
     further = {
         "datasets": others,
-        "prompts": {name: asdict(prompt) for name, prompt in prompts.items() if prompt != own},
+        "prompts": {name: _texts(prompt) for name, prompt in prompts.items() if prompt != own},
         "media": {name: str(each.media_folder) for name, each in sets.items() if each.media_root != each.root},
     }
     return _digest({"evaluation": settings, "data": data, "sets": found, **{k: v for k, v in further.items() if v}})

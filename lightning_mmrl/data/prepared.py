@@ -261,7 +261,7 @@ class PreparedSet(Dataset[EncodedSample]):
             "system": prompt.system,
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
-            **({} if prompt.raw is None else {"raw": prompt.raw}),
+            **{key: text for key, text in (("raw", prompt.raw), ("prefix", prompt.prefix)) if text},
             **({"mask_history": True} if self._last_only else {}),
         }
 

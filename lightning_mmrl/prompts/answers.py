@@ -186,6 +186,8 @@ STATEMENT_WORDS = word_set(
     "correta \u00e9 risposta corretta \u00e8 \u043e\u0442\u0432\u0435\u0442"
 )
 """Words that may stand around the thing that a bare statement names; none of them denies, doubts or counts."""
+_ADJECTIVES = word_set("right correct true")
+"""Statement words that are answers themselves (`right`, `true`) unless another statement word follows them."""
 _NEVER_FIRST = word_set("is are was be am to of in for on by with from est es")
 """Words that cannot begin a statement, since they would begin a question or a fragment."""
 _CHINESE = (
@@ -259,6 +261,10 @@ def _openings(text: str) -> Iterator[int]:
             if position == 0 and word[0].casefold() in _NEVER_FIRST:
                 return
             end = word.end()
+            if word[0].casefold() in _ADJECTIVES:
+                noun = _WORD.match(text, end + 1)
+                if noun is None or not is_statement_word(noun[0].casefold()):
+                    return
         else:
             known = next((each for each in _CHINESE if text.startswith(each, position)), None)
             if known is None:

@@ -65,10 +65,16 @@ def test_a_solution_that_nobody_reads_may_be_anything(write, check):
     write("validation", row("bad", solution=None))
     check("stages.reason.validate_every=null")
     write("train", row("bad", solution="seven"))
-    math = "stages.reason.rewards.components.label={_target_: lightning_mmrl.rewards.math_answer.MathAnswer}"
+    label, rewards = "stages.reason.rewards.components.label", "lightning_mmrl.rewards"
     with pytest.raises(DataError, match="'seven'"):
         check("stages.reason.validate_every=null")
-    check("stages.reason.validate_every=null", f"~{math.partition('=')[0]}", f"+{math}")
+    math = f"+{label}={{_target_: {rewards}.math_answer.MathAnswer}}"
+    with pytest.raises(DataError, match=rf"^train.jsonl: .*'seven', which math-verify cannot read; .*; {label} is"):
+        check("stages.reason.validate_every=null", f"~{label}", math)
+    check("stages.reason.validate_every=null", f"~{label}", f"+{label}={{_target_: {rewards}.text_answer.TextAnswer}}")
+    write("train", row("bad", solution=None))
+    length = f"+{label}={{_target_: {rewards}.token_length.TokenLength}}"
+    check("stages.reason.validate_every=null", f"~{label}", length)
 
 
 def test_only_the_samples_that_are_used_are_held_to_it(write, check):
@@ -156,9 +162,9 @@ def test_free_answers_are_no_labels_and_nothing_is_said_of_them(write, check):
     write("train", *answers)
     write("cold_start", *[{**each, "messages": [*each["messages"], TARGET]} for each in answers])
     label = "stages.reason.rewards.components.label"
-    math = f"+{label}={{_target_: lightning_mmrl.rewards.math_answer.MathAnswer}}"
-    assert check("stages.reason.validate_every=null", f"~{label}", math) == []
-    balanced = check("stages.reason.validate_every=null", f"~{label}", math, "stages.reason.data.balance=label")
+    text = f"+{label}={{_target_: lightning_mmrl.rewards.text_answer.TextAnswer}}"
+    assert check("stages.reason.validate_every=null", f"~{label}", text) == []
+    balanced = check("stages.reason.validate_every=null", f"~{label}", text, "stages.reason.data.balance=label")
     assert [warning.partition(":")[0] for warning in balanced] == ["train.jsonl", "train.jsonl"]
 
 

@@ -7,7 +7,7 @@ from published_files import LLAMA_FACTORY
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.saved import saved_config
-from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.errors import ConfigError
 
@@ -84,6 +84,27 @@ def test_a_key_that_came_later_changes_no_stage_that_was_run_before(tmp_path):
     raw = specs(tmp_path, 'prompt.raw="User: {question}"')
     assert not any(same_content(before[spec.name], spec.content) for spec in raw)
     assert describe_changes(before, raw) == ["prompt.raw: - -> User: {question}"]
+
+
+def test_a_prefix_and_normalized_rewards_count_only_where_they_are_used(tmp_path):
+    """What is only reported never counts."""
+    common = [f"output_dir={tmp_path}", "algorithm@stages.reason=ppo"]
+
+    def content(*overrides):
+        return stage_specs(compose([*common, *overrides]))[-1]
+
+    plain = content()
+    assert not {"prompt.prefix", "stage.algorithm.critic.normalize_rewards"} & set(plain.content)
+    assert "prompt.prefix" in content("prompt.prefix=Look: ").content
+    normalized = content("stages.reason.algorithm.critic.normalize_rewards=true")
+    assert normalized.content["stage.algorithm.critic.normalize_rewards"] is True
+    assert normalized.digest != plain.digest
+    assert content("stages.reason.reflection_words=[wait]").digest == plain.digest
+    before, after = (
+        base_evaluation(compose([*common, "evaluation.base=true", *more])) for more in ([], ["prompt.prefix=Look: "])
+    )
+    assert before
+    assert before != after
 
 
 def test_the_name_of_a_built_base_changes_no_stage_that_was_run_before(tmp_path):

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import judge_pairs
 import judge_verdicts
 import pytest
 
@@ -99,3 +100,50 @@ def test_evaluation_reads_what_the_reward_reads():
         sample = Sample(id="clip", messages=(), solution=case.solution)
         judged = task.judge(sample, Completion(text=text, num_tokens=9, truncated=False))
         assert float(judged.predicted == judged.truth) == judge_verdicts.reward_of(case), case
+
+
+PAIR_FILES = tuple(judge_pairs.JUDGES)
+
+
+@pytest.mark.parametrize("name", PAIR_FILES)
+def test_a_judge_is_right_in_99_of_100_pairs_of_published_shapes(name):
+    path = judge_pairs.PAIRS / judge_pairs.LABELED.format(name)
+    if not path.exists():
+        pytest.skip(f"{path.name} waits for a reader's verdicts")
+    pairs = judge_pairs.read_pairs(path, name)
+    judged = [pair for pair in pairs if pair.verdict is not None]
+    assert len(judged) >= 300
+    assert len(judge_pairs.disagreements(pairs)) <= (1 - judge_verdicts.NEEDED) * len(judged)
+
+
+@pytest.mark.parametrize("name", PAIR_FILES)
+def test_pairs_differ_and_have_what_a_judge_needs(name):
+    paths = [judge_pairs.PAIRS / each.format(name) for each in (judge_pairs.LABELED, judge_pairs.WAITING)]
+    pairs = [pair for path in paths if path.exists() for pair in judge_pairs.read_pairs(path, name)]
+    assert len(pairs) >= 400
+    keys = ("question", "gold", "answer", "completion", "reading", "shape")
+    assert len({tuple(pair.row.get(key) for key in keys) for pair in pairs}) == len(pairs)
+    assert len({pair.row["shape"] for pair in pairs}) >= 3
+    assert all(("answer" in pair.row) != ("completion" in pair.row) for pair in pairs)
+    assert (
+        all("verdict" not in pair.row for pair in judge_pairs.read_pairs(paths[1], name)) if paths[1].exists() else True
+    )
+
+
+def test_pairs_without_verdicts_are_skipped_aloud_and_pairs_with_them_are_scored(tmp_path, capsys):
+    row = {"shape": "sat", "question": "Left or right?", "options": ["left", "right"], "gold": "left"}
+    rows = [{**row, "answer": answer} for answer in ("A", "right", "left or right")]
+
+    def write(form, verdicts):
+        lines = [json.dumps(each | ({} if verdict == "none" else {"verdict": verdict})) for each, verdict in verdicts]
+        (tmp_path / form.format("choice")).write_text("\n".join(lines) + "\n")
+
+    write(judge_pairs.WAITING, [(each, "none") for each in rows])
+    assert judge_pairs.report("choice", folder=tmp_path)
+    assert "SKIPPED: 3 pairs in pairs_choice.unlabeled.jsonl wait" in capsys.readouterr().out
+    write(judge_pairs.LABELED, list(zip(rows, (True, False, None), strict=True)))
+    assert judge_pairs.report("choice", folder=tmp_path)
+    assert "2/2 = 100.0 % (1 left out by the reader)" in capsys.readouterr().out
+    write(judge_pairs.LABELED, list(zip(rows, (True, True, False), strict=True)))
+    assert not judge_pairs.report("choice", show=True, folder=tmp_path)
+    assert "wanted True, got 0.0" in capsys.readouterr().out
