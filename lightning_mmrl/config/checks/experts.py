@@ -1,0 +1,37 @@
+"""Refuses keys of experts that contradict each other, for every kind of stage that asks one."""
+
+from urllib.parse import urlsplit
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
+from lightning_mmrl.types.redaction import redact
+
+
+def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSettings | None) -> None:
+    """Refuses an expert without an endpoint, an endpoint without an expert, and an address with a key in it.
+
+    Args:
+        path: The key of the stage.
+        expert: The model.
+        endpoint: Where it is asked.
+
+    Raises:
+        ConfigError: Naming the key, its value and what it must be.
+    """
+    if (expert is None) != (endpoint is None):
+        given, missing = ("endpoint", "expert") if expert is None else ("expert", "endpoint")
+        raise ConfigError(f"{path} has {given} and no {missing}; set {path}.{missing}, or {path}.{given} to null")
+    if endpoint is None:
+        return
+    parts = urlsplit(endpoint.url)
+    bare = not (parts.username or parts.password or parts.query or parts.fragment)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
+        raise ConfigError(
+            f"{path}.endpoint.url is {redact(endpoint.url)}; it must be http(s)://HOST[:PORT]/PATH alone, and a key "
+            "belongs into the variable that key_variable names"
+        )
+    wait, longest = endpoint.first_wait_s, endpoint.longest_wait_s
+    if wait > longest:
+        raise ConfigError(
+            f"{path}.endpoint.first_wait_s is {wait:g}; it must be at most longest_wait_s, which is {longest:g}"
+        )
