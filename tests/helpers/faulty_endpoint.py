@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on the loopback that adds two numbers, and fails as it is told for each question."""
+"""An OpenAI-compatible endpoint on the loopback that adds numbers, and fails as it is told for each question."""
 
 import json
 import re
@@ -49,7 +49,7 @@ class FaultyEndpoint:
         self.plans, self.key = dict(plans or {}), key
         self.asked, self.bodies, self.most_at_once = Counter(), [], 0
         self._lock, self._now = threading.Lock(), 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.endpoint = self
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
@@ -80,6 +80,13 @@ class FaultyEndpoint:
             plan = self.plans.get(text, (RIGHT,))
             self.asked[text] += 1
             return plan[min(self.asked[text], len(plan)) - 1]
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, request, client_address):
+        """Says nothing: a client that is killed, or does not wait, resets its connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(fault, text)
 
     def answer(self, fault, text):
-        left, right = map(int, re.findall(r"\d+", text)[:2])
-        number = left + right + (fault == "wrong")
+        terms = re.findall(r"[+-]? ?\d+", text)
+        number = sum(int(term.replace(" ", "")) for term in terms) + (fault == "wrong")
         said = {"language": "Das Ergebnis ist sieben.", "empty": " "}.get(fault, f"<answer>{number}</answer>")
         reason = "length" if fault == "cut_short" else "stop"
         choice = {"message": {"role": "assistant", "content": said}, "finish_reason": reason}

@@ -68,7 +68,8 @@ class FilterKind:
             raise ConfigError(f"{path} has a table and data; filter the one or the other, and set {path}.table to null")
         for key, unset in OF_TABLES.items():
             value = getattr(stage, key)
-            require(table or value == unset, f"{path}.{key}", value, f"{unset} without {path}.table".lower())
+            rule = f"{'null' if unset is None else str(unset).lower()} without {path}.table"
+            require(table or value == unset, f"{path}.{key}", str(value).lower(), rule)
         low, high = stage.min_pass_rate, stage.max_pass_rate
         ordered = low is None or high is None or low <= high
         require(ordered, f"{path}.min_pass_rate", low, f"at most {path}.max_pass_rate, which is {high}, or null")

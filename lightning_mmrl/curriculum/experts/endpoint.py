@@ -163,7 +163,8 @@ class _Asking:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         waiting = iter(enumerate(requests))
         self._owner.spent.num_questions += len(requests)
-        connector = aiohttp.TCPConnector(limit=self._settings.concurrency)
+        # A connection that the server closed meanwhile would take a request that nobody gets.
+        connector = aiohttp.TCPConnector(limit=self._settings.concurrency, force_close=True)
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             workers = [

@@ -49,7 +49,7 @@ class Traces:
         for trace in self._of_prompt.get(prompt.id, ()):
             self._strangers.discard(trace.id)
             pairs = [("question", _question(trace), _question(prompt))]
-            if None not in (trace.solution, prompt.solution):
+            if trace.solution is not None and prompt.solution is not None:
                 pairs.append(("solution", trace.solution, prompt.solution))
             for what, found, wanted in pairs:
                 if found != wanted:
