@@ -36,12 +36,12 @@ class Judge:
 
     Attributes:
         rewards: The rewards of a stage.
-        pass_component: The component whose value 1 means that an answer is right.
+        decides: The component of the rewards whose value 1 means that an answer is right.
         key: The key of the rewards, for messages.
     """
 
     rewards: InlineRewards | RewardPool
-    pass_component: str
+    decides: str
     key: str
 
     @classmethod
@@ -49,7 +49,7 @@ class Judge:
     def of(cls, settings: RewardSettings, key: str) -> "Iterator[Judge]":
         """Gives the block a judge, whose processes end with it."""
         with training_rewards(settings, key) as rewards:
-            yield cls(rewards=rewards, pass_component=settings.pass_component, key=key)
+            yield cls(rewards=rewards, decides=settings.pass_component, key=key)
 
     def scores(self, samples: Sequence[Sample], answers: Sequence[Completion]) -> list[Score]:
         """Returns a score for each answer.
@@ -74,7 +74,7 @@ class Judge:
         """Returns None for a right answer, otherwise the reason against it."""
         if not score.valid:
             return "invalid_score"
-        return None if score.components.get(self.pass_component, 0.0) >= 1.0 else "wrong"
+        return None if score.components.get(self.decides, 0.0) >= 1.0 else "wrong"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Consultation:
 
     Attributes:
         settings: The stage.
-        seed: Seed of the stage.
+        stage_seed: Seed of the stage.
         template: Texts around the turns of each prompt.
         judge: Says whether an answer is right.
         verified: Right answers by the id of the prompt.
@@ -101,7 +101,7 @@ class Consultation:
     """
 
     settings: RouteSettings
-    seed: int
+    stage_seed: int
     template: PromptTemplate
     judge: Judge
     verified: dict[str, Verified] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Consultation:
                 if answer.text is None:
                     self._note(answer, counts, str(answer.problem))
             completions = [
-                Completion(text=str(answer.text), num_tokens=answer.num_tokens, truncated=answer.truncated)
+                Completion(text=str(answer.text), num_tokens=answer.num_tokens, truncated=answer.is_cut)
                 for _, answer in given
             ]
             scores = self.judge.scores([prompt for prompt, _ in given], completions)
@@ -130,7 +130,7 @@ class Consultation:
 
     def request(self, prompt: Sample, draw: int) -> ExpertRequest:
         """Returns the question of a prompt, made of its turns up to the question and of its media alone."""
-        text = f"{self.seed}/{prompt.id}/{draw}".encode()
+        text = f"{self.stage_seed}/{prompt.id}/{draw}".encode()
         sampling = self.settings.sampling
         return ExpertRequest(
             key=prompt.id,
@@ -143,7 +143,7 @@ class Consultation:
 
     def _judged(self, expert: Expert, prompt: Sample, answer: ExpertAnswer, score: Score, counts: Counter[str]) -> None:
         text, problem = str(answer.text), self.judge.verdict(score)
-        if answer.truncated and not self.settings.keep.truncated:
+        if answer.is_cut and not self.settings.keep.truncated:
             problem = "truncated"
         elif problem is None and not text.startswith(self.template.settings.prefill):
             problem = "lacks_prefill"
@@ -183,7 +183,7 @@ def chat_endpoint(
     folder = own if stage.endpoint.answers is None else Path(stage.endpoint.answers)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.opened(folder / f"{spec.name}.jsonl"))
-        bodies = ChatBodies(stage.expert, stage.sampling, media_root, stage.endpoint.max_media_mb)
+        bodies = ChatBodies(stage.expert, stage.sampling, stage.endpoint, media_root)
         yield ChatEndpoint(
             expert=stage.expert,
             endpoint=stage.endpoint,

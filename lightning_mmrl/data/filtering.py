@@ -59,9 +59,7 @@ def evened(names: Sequence[str], values: Sequence[Any], settings: EvenSettings, 
         else:
             groups[repr(value)].append(name)
     if names and not groups:
-        raise DataError(
-            f"even.column is {settings.column!r}, and none of {len(names)} rows has a value there; correct it"
-        )
+        raise DataError(f"even.by is {settings.by!r}, and none of {len(names)} rows has a value there; correct it")
     most = settings.at_most or min(map(len, groups.values()), default=0)
     for group in groups.values():
         ranked = sorted(group, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode()).digest())

@@ -48,7 +48,7 @@ class ExpertAnswer:
         text: The answer; None if there is none.
         problem: Why there is none, in one word such as `timeout`.
         num_tokens: Tokens of the answer; of an expert that does not count them, its words.
-        truncated: Whether a length limit ended it.
+        is_cut: Whether a length limit ended it.
         answered_s: Seconds until it was there.
     """
 
@@ -56,7 +56,7 @@ class ExpertAnswer:
     text: str | None = None
     problem: str | None = None
     num_tokens: int = 0
-    truncated: bool = False
+    is_cut: bool = False
     answered_s: float = 0.0
 
 

@@ -22,7 +22,7 @@ class ExpertSettings:
 class EndpointSettings:
     """Where an OpenAI-compatible endpoint is and how it is asked; none of these keys decides an answer."""
 
-    url: str = setting(texts=False)
+    base_url: str = setting(texts=False)
     """Address without `/chat/completions`, such as http://127.0.0.1:8000/v1."""
     key_variable: str | None = setting(None, texts=False)
     """Name of the environment variable with the key; null: no key is sent."""
@@ -30,7 +30,7 @@ class EndpointSettings:
     """Folder of the answers that are kept, which runs may share; null: `experts` in the folder of the run."""
     concurrency: int = setting(8, at_least=1)
     """Requests under way at once."""
-    timeout_s: float = setting(600.0, above=0)
+    request_timeout_s: float = setting(600.0, above=0)
     """Seconds for one request, with its answer."""
     retries: int = setting(5, at_least=0)
     """Further requests for an answer after a failure that may pass, such as status 429 or 500."""

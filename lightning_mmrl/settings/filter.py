@@ -12,7 +12,7 @@ from lightning_mmrl.settings.stage import DataStageSettings
 class EvenSettings:
     """Equally many samples for each value of a column."""
 
-    column: str | None = setting(None, texts=False)
+    by: str | None = setting(None, texts=False)
     """Column of the manifest, such as solution or topic, or `pass_rate` of a table; null: samples are not counted."""
     at_most: int | None = setting(None, at_least=1)
     """Samples of each value; null: as many as the rarest value has."""

@@ -49,7 +49,7 @@ SMALL = (
     "stages.sort.data.manifest=traces.jsonl",
     "stages.sort.tries=2",
     "stages.sort.expert={model: adder}",
-    "stages.sort.endpoint={url: none, concurrency: 2, retries: 1, first_wait_s: 0, longest_wait_s: 0.1}",
+    "stages.sort.endpoint={base_url: none, concurrency: 2, retries: 1, first_wait_s: 0, longest_wait_s: 0.1}",
     "+stage@stages.again=tiny/task_cold_start",
     "stages.again.data.manifest=null",
     "+stages.again.data.sources={own: {stage: sort, artifact: own}, expert: {stage: sort, artifact: expert}}",
@@ -76,7 +76,7 @@ class Workplace:
 
     def sort(self, name, url, *more):
         """The whole curriculum; its first two stages are finished."""
-        return self.train(name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.url={url}", *more)
+        return self.train(name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.base_url={url}", *more)
 
     def copy(self, name):
         shutil.copytree(self.run("base"), self.run(name))
@@ -258,7 +258,7 @@ def test_a_run_that_is_killed_everywhere_has_the_same_bytes_and_asks_nothing_twi
     name = workplace.copy("killed")
     with FaultyEndpoint(plans(workplace)) as server:
         arguments = workplace.arguments(
-            name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.url={server.url}"
+            name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.base_url={server.url}"
         )
         for owner, function, number in WHERE.values():
             whole, calls = getattr(owner, function), []
@@ -287,7 +287,7 @@ def test_a_kill_among_the_questions_costs_the_answers_under_way_alone(alone, wor
     with FaultyEndpoint(plans(workplace)) as server:
         one = ("stages.sort.endpoint.concurrency=1",)
         arguments = workplace.arguments(
-            name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.url={server.url}", *one
+            name, "cold_start,draw,hard,sort,again", f"stages.sort.endpoint.base_url={server.url}", *one
         )
         ended = subprocess.run([sys.executable, "-c", KILL, str(number), *arguments], check=False, capture_output=True)
         assert ended.returncode == -signal.SIGKILL

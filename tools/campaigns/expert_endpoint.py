@@ -5,8 +5,8 @@
 
 The endpoint is on the loopback (tests/helpers/faulty_endpoint.py) and has a plan for each question: what its first,
 second and further requests get. So the number of requests and the end of each question are known beforehand. A process
-that is left alone must meet both exactly. One that is killed may send again only what was under way at a kill. Nothing that has
-an answer is asked for again. The exit code is 0 if all holds.
+that is left alone must meet both exactly. One that is killed may send again only what was under way at a kill. Nothing
+that has an answer is asked for again. The exit code is 0 if all holds.
 """
 
 import argparse
@@ -58,9 +58,9 @@ def ask(url: str, work: Path, number: int) -> None:
     """Asks all questions and writes the answers down; the client's own process runs this."""
     expert = ExpertSettings(model="adder")
     endpoint = EndpointSettings(
-        url=url,
+        base_url=url,
         concurrency=CONCURRENCY,
-        timeout_s=1.0,
+        request_timeout_s=1.0,
         retries=RETRIES,
         first_wait_s=0.01,
         longest_wait_s=0.1,
@@ -70,7 +70,7 @@ def ask(url: str, work: Path, number: int) -> None:
     turns = {text: (Message(role="user", content=text),) for text in (question(place, 1) for place in range(number))}
     requests = [ExpertRequest(key=text, turns=turns[text], most_tokens=16) for text in turns]
     with Ledger.opened(work / "answers.jsonl") as ledger:
-        bodies = ChatBodies(expert, SamplingSettings(), work, endpoint.max_media_mb)
+        bodies = ChatBodies(expert, SamplingSettings(), endpoint, work)
         answers = ChatEndpoint(expert=expert, endpoint=endpoint, bodies=bodies, ledger=ledger).ask(requests)
         found = {
             "answers": {each.key: [each.text, each.problem] for each in answers},
@@ -111,8 +111,9 @@ def asked_by_a_process(url: str, work: Path, number: int, kills: int, seed: int)
 def problems_alone(plans: Plans, asked: Counter[str], found: Mapping[str, Any]) -> list[str]:
     """What is not as the plans say, for a client that was left alone."""
     ends = {text: expected(plan, RETRIES) for text, plan in plans.items()}
+    times = {text: number for text, (number, _) in ends.items()}
     problems = [
-        f"{text} was asked {asked[text]} times, not {ends[text][0]}" for text in plans if asked[text] != ends[text][0]
+        f"{text} was asked {asked[text]} times, not {times[text]}" for text in plans if asked[text] != times[text]
     ]
     for text, (_, end) in ends.items():
         answer, problem = found["answers"][text]
@@ -164,9 +165,8 @@ def campaign(work: Path, number: int, kills: int, seed: int) -> list[str]:
     problems = problems_alone(plans, server.asked, found)
     with FaultyEndpoint(plans) as server:
         found, done, seconds = asked_by_a_process(server.url, work / "killed", number, kills, seed)
-        print(
-            f"killed {done} times: {sum(server.asked.values())} requests, {found['requests']} on record, {seconds:.0f} s"
-        )
+        total, record = sum(server.asked.values()), found["requests"]
+        print(f"killed {done} times: {total} requests, {record} on record, {seconds:.0f} s")
         kept = {text: answer for text, (answer, _) in found["answers"].items() if answer is not None}
         before = Counter(server.asked)
         again, _, _ = asked_by_a_process(server.url, work / "killed", number, 0, seed)

@@ -59,7 +59,7 @@ class FilterKind:
         low, high = stage.min_pass_rate or 0, 1 if stage.max_pass_rate is None else stage.max_pass_rate
         band = f" with a pass rate from {low:g} to {high:g}" if (low, high) != (0, 1) else ""
         mixed = ", solved sometimes" if stage.mixed else ""
-        return f"keeps {what}{band}{mixed}{f', even by {stage.even.column}' if stage.even.column else ''}"
+        return f"keeps {what}{band}{mixed}{f', even by {stage.even.by}' if stage.even.by else ''}"
 
     def check(self, path: str, stage: FilterSettings, config: RunSettings) -> None:
         """Refuses two kinds of rows at once, keys that the rows do not have, and bounds that leave no room."""
@@ -99,10 +99,10 @@ class FilterKind:
 
         if TABLE in inputs:
             files, root = made_table(inputs[TABLE], parts.config)
-            return FilterJob(spec=spec, files=files, media_root=root, run_log=run, parts=parts)
+            return FilterJob(spec=spec, files=files, media_folder=root, run_log=run, parts=parts)
         sources = data_sources(spec, inputs, parts.config)
         root = media_root(f"stages.{spec.name}", sources)
-        return FilterJob(spec=spec, sources=sources, media_root=root, run_log=run, parts=parts)
+        return FilterJob(spec=spec, sources=sources, media_folder=root, run_log=run, parts=parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class FilterJob:
 
     Attributes:
         spec: The stage.
-        media_root: Folder that paths of media are relative to.
+        media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         parts: The parts of the run.
         files: The files of the table, if the stage has one.
@@ -134,7 +134,7 @@ class FilterJob:
     """
 
     spec: StageSpec
-    media_root: str
+    media_folder: str
     run_log: TrackedRun
     parts: "Assembly"
     files: Sequence[Path] = ()
@@ -178,7 +178,7 @@ class FilterJob:
             raise StageError(
                 f"stages.{self.spec.name}: {len(kept)} kept and {len(dropped)} left out of {len(self.rows)}"
             )
-        return write_samples(directory, artifact, kept, self.media_root, Counter(str(row.reason) for row in dropped))
+        return write_samples(directory, artifact, kept, self.media_folder, Counter(str(row.reason) for row in dropped))
 
     def _filtered(self) -> dict[str, float]:
         self.rows = self._evened(list(self._of_table() if self.files else self._of_manifests()))
@@ -232,7 +232,7 @@ class FilterJob:
     def _value(self, sample: Sample, row: "RolloutRow | None" = None) -> Any:
         from lightning_mmrl.data.filtering import PASS_RATE, column_value
 
-        column = self.stage.even.column
+        column = self.stage.even.by
         if column is None:
             return None
         return row.pass_rate if column == PASS_RATE and row is not None else column_value(sample, column)
@@ -241,7 +241,7 @@ class FilterJob:
         """Gives rows a reason until each value of the column is equally frequent among those without one."""
         from lightning_mmrl.data.filtering import evened
 
-        if self.stage.even.column is None:
+        if self.stage.even.by is None:
             return rows
         left = [row for row in rows if row.reason is None]
         dropped = evened([row.id for row in left], [row.value for row in left], self.stage.even, self.spec.seed)

@@ -100,7 +100,7 @@ class RouteKind:
                 f"stages.{spec.name}.data: the traces have media below {media_root('', traces)}, and the table below "
                 f"{root}; take the traces of this dataset"
             )
-        return RouteJob(spec=spec, files=files, media_root=root, traces=traces, run_log=run, parts=parts)
+        return RouteJob(spec=spec, files=files, media_folder=root, traces=traces, run_log=run, parts=parts)
 
 
 def _has_traces(stage: RouteSettings) -> bool:
@@ -124,7 +124,7 @@ class RouteJob:
     Attributes:
         spec: The stage.
         files: The files of the table.
-        media_root: Folder that paths of media are relative to.
+        media_folder: Folder that paths of media are relative to.
         traces: Where known answers are.
         run_log: Gets the counts.
         parts: The parts of the run.
@@ -135,7 +135,7 @@ class RouteJob:
 
     spec: StageSpec
     files: Sequence[Path]
-    media_root: str
+    media_folder: str
     traces: Mapping[str, SourceSettings]
     run_log: TrackedRun
     parts: "Assembly"
@@ -183,7 +183,7 @@ class RouteJob:
         num_prompts = len(self.routed) - len(absent)
         written: set[str] = set()
         samples = self._samples(artifact, absent, written)
-        facts = write_samples(directory, artifact, samples, self.media_root, {"prompts": num_prompts, **reasons})
+        facts = write_samples(directory, artifact, samples, self.media_folder, {"prompts": num_prompts, **reasons})
         if len(written) != num_prompts or num_prompts + reasons.total() != len(self.routed):
             raise StageError(
                 f"stages.{self.spec.name}: artifact {artifact} has {len(written)} prompts and {reasons.total()} "
@@ -237,7 +237,7 @@ class RouteJob:
             return cost
         with Judge.of(stage.rewards, f"{path}.rewards") as judge:
             self.consultation = asking = Consultation(
-                settings=stage, seed=self.spec.seed, template=self.parts.template, judge=judge
+                settings=stage, stage_seed=self.spec.seed, template=self.parts.template, judge=judge
             )
             if self.traces:
                 traces = Traces(read_samples(self.traces), f"{path}.data")
@@ -247,7 +247,7 @@ class RouteJob:
                 asking.consult(traces, prompts)
                 cost["expert/unmatched_traces"] = float(traces.num_strangers)
             poll = self.parts.group.interruption.poll
-            with chat_endpoint(self.spec, self.parts, Path(self.media_root), poll, self._progress) as endpoint:
+            with chat_endpoint(self.spec, self.parts, Path(self.media_folder), poll, self._progress) as endpoint:
                 if endpoint is not None:
                     asking.consult(endpoint, prompts)
                     cost["expert/requests"] = float(endpoint.ledger.num_requests)

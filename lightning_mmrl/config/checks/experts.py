@@ -23,12 +23,12 @@ def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSet
         raise ConfigError(f"{path} has {given} and no {missing}; set {path}.{missing}, or {path}.{given} to null")
     if endpoint is None:
         return
-    parts = urlsplit(endpoint.url)
+    parts = urlsplit(endpoint.base_url)
     bare = not (parts.username or parts.password or parts.query or parts.fragment)
     if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
         raise ConfigError(
-            f"{path}.endpoint.url is {redact(endpoint.url)}; it must be http(s)://HOST[:PORT]/PATH alone, and a key "
-            "belongs into the variable that key_variable names"
+            f"{path}.endpoint.base_url is {redact(endpoint.base_url)}; it must be http(s)://HOST[:PORT]/PATH alone, "
+            "and a key belongs into the variable that key_variable names"
         )
     wait, longest = endpoint.first_wait_s, endpoint.longest_wait_s
     if wait > longest:

@@ -13,7 +13,7 @@ from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.protocols.experts import ExpertRequest
 from lightning_mmrl.settings.algorithm import SamplingSettings
-from lightning_mmrl.settings.experts import ExpertSettings
+from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.types.records import MediaRef, Message
 
 MEGABYTE = 10**6
@@ -47,15 +47,17 @@ class ChatBodies:
     Args:
         expert: The model, and further keys of the body.
         sampling: Temperature and top-p.
-        media_root: Folder that paths of media are relative to.
-        max_media_mb: As in `EndpointSettings`.
+        endpoint: The limit on media.
+        media_folder: Folder that paths of media are relative to.
     """
 
-    def __init__(self, expert: ExpertSettings, sampling: SamplingSettings, media_root: Path, max_media_mb: int) -> None:
+    def __init__(
+        self, expert: ExpertSettings, sampling: SamplingSettings, endpoint: EndpointSettings, media_folder: Path
+    ) -> None:
         self._expert = expert
         self._sampling = sampling
-        self._root = media_root
-        self._max_bytes = max_media_mb * MEGABYTE
+        self._root = media_folder
+        self._max_bytes = endpoint.max_media_mb * MEGABYTE
 
     def hash(self, request: ExpertRequest) -> str:
         """The hash of all that decides the answer: model, sampling, turns, the content of the media, and the seed.

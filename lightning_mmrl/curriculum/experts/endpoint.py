@@ -113,11 +113,16 @@ class ChatEndpoint:
         failed = [answer for answer in answers if answer.problem not in (None, OVER_BUDGET)]
         if len(failed) > self.endpoint.max_failed_rate * len(answers):
             raise StageError(
-                f"{len(failed)} of {len(answers)} questions to {self.name} at {redact(self.endpoint.url)} failed (the "
-                f"first: {failed[0].problem}), more than endpoint.max_failed_rate {self.endpoint.max_failed_rate:g} "
+                f"{len(failed)} of {len(answers)} questions to {self.name} at {self.address} failed (the first: "
+                f"{failed[0].problem}), more than endpoint.max_failed_rate {self.endpoint.max_failed_rate:g} "
                 f"allows; {self._kept_in}"
             )
         return answers
+
+    @property
+    def address(self) -> str:
+        """The address without credentials, for messages."""
+        return redact(self.endpoint.base_url)
 
     @property
     def cost(self) -> str:
@@ -141,7 +146,7 @@ class ChatEndpoint:
         said = f", which says {' '.join(failure.detail.split())[:200]}" if failure.detail.strip() else ""
         why = "refuses all requests" if failure.of_all else f"left {number} questions in a row without an answer"
         return StageError(
-            f"the expert {self.name} at {redact(self.endpoint.url)} {why} (the last: {failure.problem}{redact(said)}); "
+            f"the expert {self.name} at {self.address} {why} (the last: {failure.problem}{redact(said)}); "
             f"mend it; {self._kept_in}"
         )
 
@@ -165,7 +170,7 @@ class _Asking:
         self._owner.spent.num_questions += len(requests)
         # A connection that the server closed meanwhile would take a request that nobody gets.
         connector = aiohttp.TCPConnector(limit=self._settings.concurrency, force_close=True)
-        timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout_s)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             workers = [
                 asyncio.create_task(self._work(waiting, session))
@@ -195,7 +200,7 @@ class _Asking:
                     key=request.key,
                     text=found.text,
                     num_tokens=tokens_of(found),
-                    truncated=found.truncated,
+                    is_cut=found.is_cut,
                     answered_s=seconds,
                 )
             self.num_done += 1
@@ -239,7 +244,7 @@ class _Asking:
 
     async def _sent(self, body: dict[str, Any], session: aiohttp.ClientSession) -> Reply | Failure:
         """Sends a request once. A redirect counts as a failure: it would show the key to somebody else."""
-        url = self._settings.url.rstrip("/") + PATH
+        url = self._settings.base_url.rstrip("/") + PATH
         try:
             async with session.post(url, json=body, allow_redirects=False) as response:
                 content = b""

@@ -84,7 +84,7 @@ class Ledger:
     def keep(self, request: str, reply: Reply) -> None:
         """Records an answer."""
         counts = {"prompt_tokens": reply.num_prompt_tokens, "tokens": reply.num_tokens}
-        self._add({"answer": request, "text": reply.text, "truncated": reply.truncated, **counts})
+        self._add({"answer": request, "text": reply.text, "is_cut": reply.is_cut, **counts})
 
     def _add(self, record: dict[str, Any]) -> None:
         with writing(self.path):
@@ -97,7 +97,7 @@ class Ledger:
         elif "answer" in record:
             reply = Reply(
                 text=record["text"],
-                truncated=record["truncated"],
+                is_cut=record["is_cut"],
                 num_prompt_tokens=record["prompt_tokens"],
                 num_tokens=record["tokens"],
             )

@@ -16,10 +16,13 @@ OF_ALL = frozenset({401, 403, 404, 405})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer; `num_prompt_tokens` and `num_tokens` are None if the endpoint does not count."""
+    """An answer; `is_cut` says whether a length limit ended it.
+
+    `num_prompt_tokens` and `num_tokens` are None if the endpoint does not count tokens.
+    """
 
     text: str
-    truncated: bool
+    is_cut: bool
     num_prompt_tokens: int | None
     num_tokens: int | None
 
@@ -85,7 +88,7 @@ def read_reply(status: int, headers: Mapping[str, str], content: bytes, *, thoug
     counts = usage if isinstance(usage, Mapping) else {}
     return Reply(
         text=text,
-        truncated=reason == "length",
+        is_cut=reason == "length",
         num_prompt_tokens=_count(counts.get("prompt_tokens")),
         num_tokens=_count(counts.get("completion_tokens")),
     )

@@ -9,7 +9,7 @@ from lightning_mmrl.errors import ConfigError
 
 ORDER = ("order=[draw,sort]", "+stage@stages.draw=sample")
 ROUTE, FILTER = (*ORDER, "+stage@stages.sort=route"), (*ORDER, "+stage@stages.sort=filter")
-EXPERT = ("stages.sort.expert={model: adder}", "stages.sort.endpoint={url: http://127.0.0.1:8000/v1}")
+EXPERT = ("stages.sort.expert={model: adder}", "stages.sort.endpoint={base_url: http://127.0.0.1:8000/v1}")
 ALONE = ("stages.sort.table=null", "stages.sort.data.manifest=train.jsonl")
 REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
 
@@ -39,10 +39,19 @@ REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
         (["stages.sort.tries=0"], "stages.sort.tries is 0; it must be at least 1"),
         (EXPERT[:1], "stages.sort has expert and no endpoint; set stages.sort.endpoint, or stages.sort.expert to null"),
         (EXPERT[1:], "stages.sort has endpoint and no expert"),
-        ([*EXPERT, "stages.sort.endpoint.url=host:8000/v1"], "endpoint.url is host:8000/v1; it must be http"),
-        ([*EXPERT, "stages.sort.endpoint.url=http://k:secret@host/v1"], "endpoint.url is http://host/v1; it must be"),
-        ([*EXPERT, "stages.sort.endpoint.url='http://host/v1?key=1'"], "belongs into the variable that key_variable"),
-        ([*EXPERT, "stages.sort.endpoint.url=''"], "stages.sort.endpoint.url is ''; it must be a name or path"),
+        ([*EXPERT, "stages.sort.endpoint.base_url=host:8000/v1"], "endpoint.base_url is host:8000/v1; it must be http"),
+        (
+            [*EXPERT, "stages.sort.endpoint.base_url=http://k:secret@host/v1"],
+            "endpoint.base_url is http://host/v1; it must be",
+        ),
+        (
+            [*EXPERT, "stages.sort.endpoint.base_url='http://host/v1?key=1'"],
+            "belongs into the variable that key_variable",
+        ),
+        (
+            [*EXPERT, "stages.sort.endpoint.base_url=''"],
+            "stages.sort.endpoint.base_url is ''; it must be a name or path",
+        ),
         ([*EXPERT, "+stages.sort.endpoint.first_wait_s=900"], "first_wait_s is 900; it must be at most longest_wait_s"),
         ([*EXPERT, "+stages.sort.endpoint.key=sk"], "stages.sort.endpoint.key: unknown key"),
         ([*EXPERT, "stages.sort.rewards=null"], "stages.sort.rewards: is missing; a stage with an expert needs it"),
@@ -72,7 +81,7 @@ def test_a_route_that_cannot_work_is_refused_in_one_sentence(overrides, sentence
             "min_pass_rate is 0.5; it must be at most",
         ),
         (["+stages.sort.prompt={suffix: x}"], "stages.sort.prompt is set; it must be null: no prompt is built"),
-        (["stages.sort.even.colum=label"], "stages.sort.even.colum: unknown key; did you mean 'column'?"),
+        (["stages.sort.even.byy=label"], "stages.sort.even.byy: unknown key; did you mean 'by'?"),
         (["stages.sort.even.at_most=0"], "stages.sort.even.at_most is 0; it must be at least 1"),
     ],
 )
@@ -88,7 +97,9 @@ def content(*overrides):
 
 def test_how_patiently_an_expert_is_asked_decides_nothing_and_who_is_asked_does():
     before = content()
-    assert content("stages.sort.endpoint.url=http://other/v1", "+stages.sort.endpoint.timeout_s=5") == before
+    assert (
+        content("stages.sort.endpoint.base_url=http://other/v1", "+stages.sort.endpoint.request_timeout_s=5") == before
+    )
     changes = ("stages.sort.expert.model=other", "stages.sort.tries=2", "stages.sort.sampling.temperature=0.5")
     changes += ("stages.sort.unsolved_at_most=0.5", "stages.draw.num_completions=3", "stages.sort.replay=true")
     assert len({before, *(content(change) for change in changes)}) == 1 + len(changes)

@@ -22,7 +22,13 @@ from lightning_mmrl.types.records import MediaRef, Message
 from lightning_mmrl.types.redaction import redact
 
 RETRIES = 2
-QUICK = {"retries": RETRIES, "first_wait_s": 0.01, "longest_wait_s": 0.1, "timeout_s": 0.6, "max_failed_rate": 1.0}
+QUICK = {
+    "retries": RETRIES,
+    "first_wait_s": 0.01,
+    "longest_wait_s": 0.1,
+    "request_timeout_s": 0.6,
+    "max_failed_rate": 1.0,
+}
 PROBLEMS = {
     **{status: f"status_{status}" for status in ("400", "422", "429", "500", "503")},
     **dict.fromkeys(("html", "half"), "malformed"),
@@ -43,10 +49,8 @@ def request(number, **changes):
 def expert(url, folder, *, media_root=None, extra=None, thoughts=False, **settings):
     with Ledger.opened(folder / "answers.jsonl") as ledger:
         asked = ExpertSettings(model="adder", extra=extra or {}, thoughts=thoughts)
-        endpoint = EndpointSettings(url=url, **{**QUICK, "give_up_after": 1000, **settings})
-        bodies = ChatBodies(
-            asked, SamplingSettings(temperature=0.5, top_p=0.9), media_root or folder, endpoint.max_media_mb
-        )
+        endpoint = EndpointSettings(base_url=url, **{**QUICK, "give_up_after": 1000, **settings})
+        bodies = ChatBodies(asked, SamplingSettings(temperature=0.5, top_p=0.9), endpoint, media_root or folder)
         return ChatEndpoint(expert=asked, endpoint=endpoint, bodies=bodies, ledger=ledger)
 
 
@@ -57,7 +61,7 @@ def lines(folder):
 def test_a_body_has_the_prompt_the_sampling_and_nothing_else(tmp_path):
     with FaultyEndpoint() as server:
         (answer,) = expert(server.url, tmp_path).ask([request(3)])
-    assert (answer.key, answer.text, answer.num_tokens, answer.truncated) == ("sum-3", "<answer>4</answer>", 5, False)
+    assert (answer.key, answer.text, answer.num_tokens, answer.is_cut) == ("sum-3", "<answer>4</answer>", 5, False)
     assert server.bodies == [
         {
             "model": "adder",
@@ -121,7 +125,7 @@ def test_each_fault_ends_in_an_answer_or_a_reason(tmp_path, fault):
     number, end = expected((fault,), RETRIES)
     assert server.asked[question(5, 1)] == number == asking.ledger.num_requests
     assert (answer.problem, answer.text is None) == (PROBLEMS.get(end), end not in ANSWERS)
-    assert answer.truncated == (fault == "cut_short")
+    assert answer.is_cut == (fault == "cut_short")
 
 
 @pytest.mark.parametrize("fault", [fault for fault in PASSING if fault != "slow"])
@@ -158,12 +162,15 @@ def test_an_answer_is_known_by_all_that_decides_it(tmp_path):
     turns = (Message(role="user", content="<image>1 + 1 = ?"),)
     ref = MediaRef(kind="image", path="a.png")
     others = [{"draw": 1}, {"draw_seed": 8}, {"most_tokens": 65}, {"turns": turns, "media": (ref,)}]
-    bodies = ChatBodies(ExpertSettings(model="adder"), SamplingSettings(), tmp_path, 1)
+    endpoint = EndpointSettings(base_url="http://127.0.0.1/v1")
+    bodies = ChatBodies(ExpertSettings(model="adder"), SamplingSettings(), endpoint, tmp_path)
     found = [bodies.hash(request(1)), *(bodies.hash(request(1, **other)) for other in others)]
     (tmp_path / "a.png").write_bytes(b"\x89PNG2")
     found.append(bodies.hash(request(1, **others[-1])))
-    found.append(ChatBodies(ExpertSettings(model="other"), SamplingSettings(), tmp_path, 1).hash(request(1)))
-    found.append(ChatBodies(ExpertSettings(model="adder"), SamplingSettings(top_p=0.5), tmp_path, 1).hash(request(1)))
+    found.append(ChatBodies(ExpertSettings(model="other"), SamplingSettings(), endpoint, tmp_path).hash(request(1)))
+    found.append(
+        ChatBodies(ExpertSettings(model="adder"), SamplingSettings(top_p=0.5), endpoint, tmp_path).hash(request(1))
+    )
     assert len(set(found)) == len(found)
     assert bodies.hash(request(1)) == bodies.hash(request(1, key="another-id")) == found[0]
 
@@ -240,7 +247,7 @@ class Stop(BaseException):
 def test_an_interruption_ends_the_requests_and_keeps_what_was_gained(tmp_path):
     plans = {question(n, 1): ("slow",) for n in range(3, 9)}
     with FaultyEndpoint(plans) as server:
-        asking = expert(server.url, tmp_path, timeout_s=60.0, concurrency=2)
+        asking = expert(server.url, tmp_path, request_timeout_s=60.0, concurrency=2)
 
         def poll():
             if asking.ledger.num_requests >= 4:

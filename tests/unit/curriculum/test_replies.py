@@ -19,8 +19,8 @@ def read(body, **how):
 
 def test_an_answer_has_its_text_and_its_counts():
     usage = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}}
-    assert read(BODY) == Reply(text="4", truncated=True, num_prompt_tokens=None, num_tokens=None)
-    assert read({**BODY, **usage}) == Reply(text="4", truncated=True, num_prompt_tokens=7, num_tokens=2)
+    assert read(BODY) == Reply(text="4", is_cut=True, num_prompt_tokens=None, num_tokens=None)
+    assert read({**BODY, **usage}) == Reply(text="4", is_cut=True, num_prompt_tokens=7, num_tokens=2)
     assert read(BODY, thoughts=True).text == "<think>2 and 2</think>4"
 
 

@@ -62,31 +62,31 @@ def test_both_bounds_count_as_within(pattern, settings, expected):
 def test_each_value_is_left_as_often_as_the_rarest():
     names = [f"n{place}" for place in range(9)]
     values = ["a"] * 5 + ["b"] * 2 + [None] + ["c"]
-    dropped = evened(names, values, EvenSettings(column="topic"), seed=0)
+    dropped = evened(names, values, EvenSettings(by="topic"), seed=0)
     assert dropped["n7"] == "no_value"
     kept = [value for name, value in zip(names, values, strict=True) if name not in dropped]
     assert sorted(kept) == ["a", "b", "c"]
     assert set(dropped.values()) == {"no_value", "evened_out"}
-    most = evened(names, values, EvenSettings(column="topic", at_most=2), seed=0)
+    most = evened(names, values, EvenSettings(by="topic", at_most=2), seed=0)
     assert sorted(value for name, value in zip(names, values, strict=True) if name not in most) == list("aabbc")
 
 
 def test_which_rows_stay_depends_on_seed_and_names_alone():
     names, values = [f"n{place}" for place in range(20)], ["a"] * 20
-    settings = EvenSettings(column="topic", at_most=5)
+    settings = EvenSettings(by="topic", at_most=5)
     one = evened(names, values, settings, seed=0)
     assert evened(names[::-1], values, settings, seed=0) == one
     assert evened(names, values, settings, seed=1) != one
 
 
 def test_values_of_other_types_are_other_values():
-    assert evened(["a", "b"], [1, "1"], EvenSettings(column="n"), seed=0) == {}
+    assert evened(["a", "b"], [1, "1"], EvenSettings(by="n"), seed=0) == {}
 
 
 def test_a_column_that_no_row_has_is_refused():
-    with pytest.raises(DataError, match=r"even.column is 'topci', and none of 2 rows has a value there"):
-        evened(["a", "b"], [None, None], EvenSettings(column="topci"), seed=0)
-    assert evened([], [], EvenSettings(column="topic"), seed=0) == {}
+    with pytest.raises(DataError, match=r"even.by is 'topci', and none of 2 rows has a value there"):
+        evened(["a", "b"], [None, None], EvenSettings(by="topci"), seed=0)
+    assert evened([], [], EvenSettings(by="topic"), seed=0) == {}
 
 
 def test_columns_are_those_of_a_manifest():
