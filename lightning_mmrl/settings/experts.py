@@ -25,7 +25,7 @@ class EndpointSettings:
     base_url: str = setting(texts=False)
     """Address without `/chat/completions`, such as http://127.0.0.1:8000/v1."""
     key_variable: str | None = setting(None, texts=False)
-    """Name of the environment variable with the key; null: no key is sent."""
+    """Name of the environment variable with the key: MMRL_EXPERT_KEY, or longer; null: no key is sent."""
     answers: str | None = setting(None, texts=False)
     """Folder of the answers that are kept, which runs may share; null: `experts` in the folder of the run."""
     concurrency: int = setting(8, at_least=1)

@@ -6,9 +6,13 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.types.redaction import redact
 
+KEYS = "MMRL_EXPERT_KEY"
+"""Beginning of the names of variables with a key. A configuration names both the variable and the endpoint; the
+beginning keeps it from sending another secret there."""
+
 
 def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSettings | None) -> None:
-    """Refuses an expert without an endpoint, an endpoint without an expert, and an address with a key in it.
+    """Refuses an expert without an endpoint or the reverse, a key in an address, and another variable than for keys.
 
     Args:
         path: The key of the stage.
@@ -29,6 +33,11 @@ def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSet
         raise ConfigError(
             f"{path}.endpoint.base_url is {redact(endpoint.base_url)}; it must be http(s)://HOST[:PORT]/PATH alone, "
             "and a key belongs into the variable that key_variable names"
+        )
+    if endpoint.key_variable is not None and not endpoint.key_variable.startswith(KEYS):
+        raise ConfigError(
+            f"{path}.endpoint.key_variable is {endpoint.key_variable}; it must be {KEYS}, or begin so, since a "
+            "configuration may send no other variable away"
         )
     wait, longest = endpoint.first_wait_s, endpoint.longest_wait_s
     if wait > longest:

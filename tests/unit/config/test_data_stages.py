@@ -53,6 +53,10 @@ REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
             "stages.sort.endpoint.base_url is ''; it must be a name or path",
         ),
         ([*EXPERT, "+stages.sort.endpoint.first_wait_s=900"], "first_wait_s is 900; it must be at most longest_wait_s"),
+        (
+            [*EXPERT, "+stages.sort.endpoint.key_variable=HF_TOKEN"],
+            "key_variable is HF_TOKEN; it must be MMRL_EXPERT_KEY",
+        ),
         ([*EXPERT, "+stages.sort.endpoint.key=sk"], "stages.sort.endpoint.key: unknown key"),
         ([*EXPERT, "stages.sort.rewards=null"], "stages.sort.rewards: is missing; a stage with an expert needs it"),
         ([*EXPERT, "stages.sort.sampling=null"], "stages.sort.sampling: is missing; a stage with an expert needs it"),
