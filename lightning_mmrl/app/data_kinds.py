@@ -178,9 +178,9 @@ def write_dropped(directory: Path, dropped: Iterable[Mapping[str, Any]]) -> None
     write_pieces(directory / DROPPED, (f"{json.dumps(row)}\n".encode() for row in dropped))
 
 
-def table_inputs(table: TableSettings | None) -> dict[str, Edge]:
-    """Returns the input of a stage that reads the rollout table of another one."""
-    return {} if table is None else {TABLE: Edge(table.stage, table.artifact, "table")}
+def table_inputs(table: TableSettings | None, name: str = TABLE) -> dict[str, Edge]:
+    """Returns the input of a stage that reads the rollout table of another one; `name` is the key of the table."""
+    return {} if table is None else {name: Edge(table.stage, table.artifact, "table")}
 
 
 def check_each_once(path: str, stage: NodeSettings) -> None:

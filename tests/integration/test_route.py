@@ -1,6 +1,7 @@
 """Answers are sorted by pass rate, experts are asked, and a model learns from both; a kill changes nothing."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -330,6 +331,20 @@ def test_answers_of_no_use_enter_nothing_and_are_counted(workplace, plan):
     problem = "truncated" if plan == "cut_short" else "wrong"
     assert counts == {problem: len(workplace.never_solved()) - len(workplace.never_solved()[::3])}
     assert len(workplace.manifest(name, "expert")) == len(workplace.never_solved()[::3])
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_sort_as_one_and_rank_0_alone_asks(alone, workplace):
+    name = workplace.copy("ranks")
+    with FaultyEndpoint(plans(workplace)) as server:
+        more = (f"stages.sort.endpoint.base_url={server.url}", "trainer.devices=2")
+        arguments = workplace.arguments(name, "cold_start,draw,hard,sort", *more)
+        command = [sys.executable, "-m", "lightning_mmrl.cli.main", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert server.asked == alone[1]
+    assert workplace.digests(name)["sort"] == workplace.digests(alone[0])["sort"]
 
 
 def test_traces_of_another_dataset_are_refused(workplace, capsys):
