@@ -137,6 +137,7 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(("ClusterBootstrap.seed", "DrawSampler.seed", "Walks.seed"), "seed of one random generator"),
     **dict.fromkeys(("Policy.temperature", "SamplingRequest.temperature"), "temperature of the phase at hand"),
     **dict.fromkeys(("DecidedSet.manifest", "DecidedSet.root"), "name in a file that an earlier process wrote"),
+    "Forebear.kind": "kind of a stage that ran, from its record",
     "Connection.run_name": "name of a run in MLflow, not of the run folder",
     "Connection.uri": "address of the open store, without credentials",
     "Canary.max_new_tokens": "tokens that the check of the engine samples",

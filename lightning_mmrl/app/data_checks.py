@@ -189,7 +189,8 @@ def _uses_of_stage(
     checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised, last_only=last_only)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
-    nodes = {} if stage.rewards is None else stage.rewards.components
+    # A stage that learns or checks given answers takes no solution from them; rewards of others read it.
+    nodes = {} if stage.rewards is None or supervised else stage.rewards.components
     rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
     judges = [reward.result if isinstance(reward, HardFormatResult) else reward for reward in rewards]
     by_label = any(isinstance(judge, LabelAnswer) for judge in judges)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_mmrl.curriculum.graph import data_inputs
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
-from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.data import SourceSettings, TableSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings
@@ -23,6 +23,8 @@ KEPT = "kept"
 """Name of the artifact of a `SelectingKind`."""
 DROPPED = "dropped.jsonl"
 """File in that artifact with the id of each sample that is not kept, and the reason."""
+TABLE = "table"
+"""Name of the input that is a rollout table."""
 
 Select = Callable[[Any, Sequence[Sample]], Mapping[str, str]]
 """Takes the settings of the stage and all samples; maps the id of each sample that is not kept to the reason."""
@@ -103,15 +105,9 @@ class SelectingJob:
             DataError: A manifest is wrong.
             StageError: `select` names a sample that does not exist.
         """
-        from lightning_mmrl.data.sources import read_source
-
         if not self.leads:
             return Training(metrics={}, num_steps=1)
-        self.samples = [
-            sample
-            for source in self.sources.values()
-            for sample in read_source(source.path, source.media_folder, source.format)[: source.limit]
-        ]
+        self.samples = read_samples(self.sources)
         reasons = self.select(self.spec.settings, self.samples)
         self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}
         for unknown in sorted(reasons.keys() - self.dropped.keys()):
@@ -125,19 +121,31 @@ class SelectingJob:
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
         """Writes the samples that are kept, and the reasons of the others."""
-        from lightning_mmrl.files import write_pieces
-
         if not self.leads:
             return {}
         root = media_root(f"stages.{self.spec.name}", self.sources)
         kept = [sample for sample in self.samples if sample.id not in self.dropped]
-        lines = (json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in self.dropped.items())
-        write_pieces(directory / DROPPED, (line.encode() for line in lines))
+        write_dropped(directory, ({"id": name, "reason": reason} for name, reason in self.dropped.items()))
         return write_samples(directory, artifact, kept, root, Counter(self.dropped.values()))
 
 
+def read_samples(sources: Mapping[str, SourceSettings]) -> list[Sample]:
+    """Returns the samples of all sources, in their order.
+
+    Raises:
+        DataError: A manifest is wrong.
+    """
+    from lightning_mmrl.data.sources import read_source
+
+    return [
+        sample
+        for source in sources.values()
+        for sample in read_source(source.path, source.media_folder, source.format)[: source.limit]
+    ]
+
+
 def write_samples(
-    directory: Path, artifact: str, kept: Sequence[Sample], root: str, dropped: Mapping[str, int]
+    directory: Path, artifact: str, kept: Iterable[Sample], root: str, dropped: Mapping[str, int]
 ) -> dict[str, Any]:
     """Writes the manifest of an artifact, with or without samples, and returns the facts that its readers need.
 
@@ -153,14 +161,26 @@ def write_samples(
         DiskError: The disk refuses.
     """
     from lightning_mmrl.data.manifest_lines import write_manifest
-    from lightning_mmrl.files import write_whole
 
     name = f"{artifact}.jsonl"
-    if kept:
-        write_manifest(directory / name, kept)
-    else:
-        write_whole(directory / name, "")
-    return {"artifact": artifact, "media_root": root, "manifest": name, "counts": {"kept": len(kept), **dropped}}
+    number = write_manifest(directory / name, kept, may_be_empty=True)
+    return {"artifact": artifact, "media_root": root, "manifest": name, "counts": {"kept": number, **dropped}}
+
+
+def write_dropped(directory: Path, dropped: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the file with a line for each row that an artifact does not have, and the reason.
+
+    Raises:
+        DiskError: The disk refuses.
+    """
+    from lightning_mmrl.files import write_pieces
+
+    write_pieces(directory / DROPPED, (f"{json.dumps(row)}\n".encode() for row in dropped))
+
+
+def table_inputs(table: TableSettings | None, name: str = TABLE) -> dict[str, Edge]:
+    """Returns the input of a stage that reads the rollout table of another one; `name` is the key of the table."""
+    return {} if table is None else {name: Edge(table.stage, table.artifact, "table")}
 
 
 def check_each_once(path: str, stage: NodeSettings) -> None:

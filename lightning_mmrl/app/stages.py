@@ -14,6 +14,7 @@ from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
+from lightning_mmrl.data.rollout_table import table_files
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
@@ -130,12 +131,26 @@ def data_facts(folder: Path, config: RunSettings) -> dict[str, Any]:
         StageError: A fact is missing or has a value that no stage of this configuration writes: the manifest must be a
             sealed file, and media must be in a folder of the configuration or in the artifact itself.
     """
+    return _checked_facts(folder, config, has_manifest=True)
+
+
+def made_table(folder: Path, config: RunSettings) -> tuple[list[Path], str]:
+    """Returns the files of a rollout table that a stage made, and the folder of its media.
+
+    Raises:
+        DataError: The folder holds no table.
+        StageError: As `data_facts`.
+    """
+    return table_files(folder), _checked_facts(folder, config, has_manifest=False)["media_root"]
+
+
+def _checked_facts(folder: Path, config: RunSettings, *, has_manifest: bool) -> dict[str, Any]:
     facts = sealed(folder)
     manifest, counts, media = (facts.get(key) for key in ("manifest", "counts", "media_root"))
     counted = isinstance(counts, Mapping) and all(isinstance(number, int) for number in counts.values())
     places = {folder.resolve(), *(Path(place).resolve() for place in config.media_roots)}
     rules = {
-        "manifest": isinstance(manifest, str) and manifest in facts["files"],
+        "manifest": not has_manifest or (isinstance(manifest, str) and manifest in facts["files"]),
         "counts": counted and isinstance(counts, Mapping) and "kept" in counts,
         "media_root": isinstance(media, str) and Path(media).resolve() in places,
     }

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
+    "lineage": "show the stages, data and experts that led to a checkpoint",
     "data": "validate, describe, show, convert and generate datasets",
     "cache": "show or prune a cache of encoded media",
     "reward-test": "rerun rewards on a saved rollout table and show the changes",

@@ -19,6 +19,7 @@ from lightning_mmrl.types.redaction import redacted_tree
 
 NOT_DECISIVE = (
     "checkpoint",
+    "endpoint",
     "evaluation_sets",
     "gate",
     "max_bad_steps",

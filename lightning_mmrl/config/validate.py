@@ -18,8 +18,11 @@ from lightning_mmrl.config.stage_schemas import key_type, run_schema, stage_sett
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.bridge import BridgeSettings
+from lightning_mmrl.settings.filter import FilterSettings
 from lightning_mmrl.settings.model import BUILD
 from lightning_mmrl.settings.renamed import key_hint
+from lightning_mmrl.settings.route import RouteSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
@@ -84,6 +87,9 @@ def _for_debugging(stage: NodeSettings, path: str, say: Callable[[str], object])
     if isinstance(stage, SampleSettings):
         say(f"{path}: wrong answers are kept too, since this is a debug run")
         return replace(stage, keep=stage.keep.for_debugging())
+    if isinstance(stage, BridgeSettings | FilterSettings | RouteSettings):
+        say(f"{path}: pass rates and verdicts count for nothing, since this is a debug run")
+        return stage.for_debugging()
     return stage
 
 

@@ -1,7 +1,10 @@
 """The stages that led to a handoff, found by their recorded hashes, and checks against those records."""
 
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,110 @@ from lightning_mmrl.curriculum.artifacts import SEAL, sealed
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.types.records import Artifact
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact
+
+_BEGINNING_OF_HASH = re.compile("[0-9a-f]{16}")
+_DATA = "data."
+COUNTS, ROUTING = "counts", "routing"
+"""Facts in the seal of data: the numbers of samples, and of those left out by reason; of a stage that sorts prompts,
+where the prompts went, and the answers of each expert by verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forebear:
+    """A stage that led to an artifact.
+
+    Attributes:
+        name: Name of the stage.
+        kind: Kind of the stage.
+        run: Folder of its run.
+        config: Digest of the stage's configuration and of all that it builds on.
+        starts_from: The stage or checkpoint whose weights it read; None if it read none.
+        datasets: Maps each manifest to the beginning of its SHA-256.
+        inputs: Maps each input to the stage and artifact that it was, if a stage of the run made it, and its digest.
+        outputs: Maps each artifact to its digest.
+        counts: Maps each artifact of data to the numbers of samples that it has, and lacks by reason.
+        routing: Prompts by standing, and answers of experts by verdict, of a stage that sorts prompts.
+    """
+
+    name: str
+    kind: str
+    run: str
+    config: str
+    starts_from: str | None
+    datasets: Mapping[str, str]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    counts: Mapping[str, Mapping[str, int]]
+    routing: Mapping[str, Mapping[str, Any]]
+
+
+def forebears(artifact: Path) -> list[Forebear]:
+    """Returns the stages that led to an artifact, in the order they ran, those of other runs first.
+
+    The parent of a stage that started from a handoff of another run is followed into that run, if it still is where it
+    was. An artifact that no run has on record, such as an exported one, has no stages here.
+
+    Raises:
+        StageError: The artifact is none, or not the one that its run recorded; or a manifest is damaged.
+    """
+    facts = sealed(artifact)
+    run = _run_of(artifact)
+    if run is None:
+        return []
+    recorded = _recorded(artifact)
+    if recorded is not None:
+        check_record(*recorded, facts, artifact)
+    stages = ancestry(run, facts["digest"])
+    made = {
+        each.digest: f"{name} of {stage.result.name}"
+        for stage in stages
+        for name, each in stage.result.artifacts.items()
+    }
+    found: list[Forebear] = []
+    for stage in stages:
+        read = stage.result.inputs.get(WEIGHTS)
+        parent = Path(str(stage.content.get("starts_from") or ""))
+        outside = read is not None and read not in made and (parent / SEAL).is_file()
+        if outside and sealed(parent)["digest"] == read:
+            known = [(each.run, each.name) for each in found]
+            found += [each for each in forebears(parent) if (each.run, each.name) not in known]
+        found.append(_forebear(run, stage, made))
+    return found
+
+
+def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str]) -> Forebear:
+    result, content = stage.result, stage.content
+    folders = {name: run / each.path for name, each in result.artifacts.items() if name != HANDOFF}
+    facts = {name: sealed(folder) for name, folder in folders.items() if (folder / SEAL).is_file()}
+    files = {key: value for key, value in content.items() if key.startswith(_DATA) and isinstance(value, str)}
+    return Forebear(
+        name=result.name,
+        kind=str(content.get("stage.kind")),
+        run=str(run),
+        config=stage.digest,
+        starts_from=content.get("starts_from"),
+        datasets={
+            key.removeprefix(_DATA): value for key, value in files.items() if _BEGINNING_OF_HASH.fullmatch(value)
+        },
+        inputs={key: f"{made[each]}, {each}" if each in made else each for key, each in result.inputs.items()},
+        outputs={name: each.digest for name, each in result.artifacts.items()},
+        counts={name: each.get(COUNTS, {}) for name, each in facts.items()},
+        routing=next((each[ROUTING] for each in facts.values() if ROUTING in each), {}),
+    )
+
+
+def _run_of(artifact: Path) -> Path | None:
+    """The folder of the run that an artifact lies in; None if it lies in none."""
+    return next((folder for folder in artifact.resolve().parents if (folder / FILE).is_file()), None)
+
+
+def tags_of(folder: Path, artifact: str) -> dict[str, str]:
+    """Returns the tags of a tracked run for the counts of an artifact that a stage made."""
+    facts = sealed(folder)
+    found = {f"mmrl.{COUNTS}.{artifact}": facts[COUNTS]} if COUNTS in facts else {}
+    found |= {f"mmrl.{ROUTING}": facts[ROUTING]} if ROUTING in facts else {}
+    return {key: json.dumps(value) for key, value in found.items()}
 
 
 def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
@@ -62,9 +168,8 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
 
 def _recorded(handoff: Path) -> tuple[str, Artifact] | None:
     """The stage of a handoff and its record in the run directory that contains it; None if there is no record."""
-    place = handoff.resolve()
-    run = place.parents[2] if len(place.parents) > 2 else place
-    if not (run / FILE).is_file():
+    place, run = handoff.resolve(), _run_of(handoff)
+    if run is None:
         return None
     results = (stage.result for stage in Manifest.read(run).stages.values())
     made = ((result.name, each) for result in results for each in result.artifacts.values())

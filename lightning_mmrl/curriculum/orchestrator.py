@@ -17,7 +17,7 @@ from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.inputs import Input, base_input
-from lightning_mmrl.curriculum.lineage import check_finished, check_record
+from lightning_mmrl.curriculum.lineage import check_finished, check_record, tags_of
 from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
     Action,
@@ -184,7 +184,7 @@ class StageOrchestrator:
         digests = {key: each.digest for key, each in inputs.items()}
         self._set_aside(spec)
         folder = stage_folder(self._directory, spec)
-        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind}
+        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind, "mmrl.config_digest": spec.digest}
         tags |= {_tag("input", key): digest for key, digest in digests.items()}
         run_id = self._continued(spec, folder, digests)
         run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
@@ -194,6 +194,8 @@ class StageOrchestrator:
             training, artifacts = self._made(spec, inputs, folder, run, seconds)
             metrics = {f"{spec.name}/{key}": value for key, value in training.metrics.items()}
             run.set_tags({_tag("output", name): made.digest for name, made in artifacts.items()})
+            for name, made in artifacts.items():
+                run.set_tags(tags_of(self._directory / made.path, name))
             if HANDOFF in artifacts:
                 run.set_tags({"mmrl.output_seal": str(artifacts[HANDOFF].seal)})
             result = StageResult(

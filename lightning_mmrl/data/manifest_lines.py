@@ -13,11 +13,12 @@ from lightning_mmrl.files import write_pieces
 from lightning_mmrl.types.records import MediaRef, Sample
 
 
-def write_manifest(path: Path, samples: Iterable[Sample]) -> int:
+def write_manifest(path: Path, samples: Iterable[Sample], *, may_be_empty: bool = False) -> int:
     """Writes a manifest atomically, with one line in memory at a time, and returns the number of samples.
 
     Raises:
-        DataError: A sample cannot be written as a manifest line, an id repeats, or there are no samples.
+        DataError: A sample cannot be written as a manifest line, an id repeats, or there are no samples although
+            `may_be_empty` is false.
         DiskError: The disk refuses.
     """
     seen: set[str] = set()
@@ -28,7 +29,7 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> int:
                 raise DataError(f"{path}: id {quoted(sample.id)} would be written twice; make ids unique")
             seen.add(sample.id)
             yield manifest_line(sample)
-        if not seen:
+        if not seen and not may_be_empty:
             raise DataError(f"{path} would hold no samples, and readers refuse an empty manifest; select more")
 
     write_pieces(path, lines())

@@ -205,6 +205,16 @@ class SourceSettings:
 
 
 @dataclass
+class TableSettings:
+    """A rollout table that an earlier stage makes."""
+
+    stage: str = setting(texts=False)
+    """The earlier stage, such as one of kind sample."""
+    artifact: str = setting("rollouts", texts=False)
+    """The artifact of that stage."""
+
+
+@dataclass
 class StageDataSettings:
     """The training data of a stage: one manifest, or several sources by weight."""
 

@@ -111,7 +111,7 @@ class NodeSettings:
     """One stage of any kind."""
 
     kind: str = REQUIRED
-    """sft, rl or sample; or the import path of a module of your own that holds a `KIND`."""
+    """sft, rl, sample, filter, route or bridge; or the import path of a module of your own that holds a `KIND`."""
     start_from: str = PREVIOUS
     """base, previous (the last trained stage before) or the name of an earlier trained stage."""
     checkpoint: str | None = setting(None, texts=False)

@@ -81,6 +81,11 @@ def remember(*texts: str) -> None:
         _remembered.update(_credentials(text))
 
 
+def remember_secret(text: str) -> None:
+    """Makes `redact` cut a password or token wherever it is repeated from now on."""
+    _remembered.add(text)
+
+
 def _known_secrets() -> set[str]:
     names = {*_ADDRESS_VARIABLES, *(name.lower() for name in _ADDRESS_VARIABLES)}
     found = {*_remembered, *(os.environ.get(name, "") for name in _SECRET_VARIABLES)}
