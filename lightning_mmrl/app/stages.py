@@ -52,7 +52,7 @@ class StageBuilder:
         self._assembly = assembly
 
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
-        """Builds one stage and prepares its data, on rank 0 first."""
+        """Builds one stage and reads its manifests, on rank 0 first."""
         free_memory()
         with self._assembly.group.first():
             kind, parts = kind_of(spec.settings, f"stages.{spec.name}"), self._assembly.of_stage(spec.settings)
@@ -67,7 +67,7 @@ def training_job(
     parts: Assembly,
     make_module: MakeModule,
 ) -> LightningJob:
-    """Builds the job of a stage that trains, and prepares its data."""
+    """Builds the job of a stage that trains."""
     config, start_from = parts.config, inputs[WEIGHTS]
     sources = data_sources(spec, inputs, config)
     stage = with_steps(config, spec.name, sources.values())
@@ -97,7 +97,6 @@ def training_job(
     )
     ranks = parts.group.ranks
     exporter = partial(export_policy, policy, encoder, started_from=str(start_from), ranks=ranks)
-    datamodule.prepare_data()
     return LightningJob(
         trainer=trainer,
         module=module,

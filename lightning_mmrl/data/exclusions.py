@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import writing
+from lightning_mmrl.files import sync, writing
 from lightning_mmrl.types.records import Sample
 
 EXCLUSIONS = "exclusions.jsonl"
@@ -57,6 +57,19 @@ class Exclusions:
         self.decides = decides
         self._sets: list[dict[str, Any]] = []
         self._num_bytes = 0
+        self._unsynced = decides
+
+    def flush(self) -> None:
+        """Waits until a loss of power cannot take away what was decided; called before anything is kept that needs it.
+
+        Raises:
+            DiskError: The disk refuses.
+        """
+        if self._unsynced and self.path is not None and self.path.exists():
+            with writing(self.path):
+                sync(self.path)
+                sync(self.path.parent)
+            self._unsynced = False
 
     def decided(self, which: DecidedSet, samples: Sequence[Sample]) -> dict[str, str | None]:
         """Maps sample ids to the reason for leaving the sample out, or None if it is used; undecided ids are absent.
@@ -134,6 +147,7 @@ class Exclusions:
                 if durable:
                     os.fsync(file.fileno())
         self._num_bytes += len(content)
+        self._unsynced = True
 
     def _read(self) -> list[dict[str, Any]]:
         """The decisions so far; what was added to the file since the last call is read, except half a line."""

@@ -1,13 +1,13 @@
 """Which samples a run uses is decided once: later stages, resumes and ranks see the same ones."""
 
 import json
-import re
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
 
 import pytest
-from words import Monitor, row, write
+from words import Monitor, Session, Settled, row, write
 
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
@@ -34,6 +34,10 @@ class Decoder:
 
         self._decoder.decode_all(tasks, told)
 
+    @contextmanager
+    def session(self):
+        yield Session(self)
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -53,12 +57,12 @@ def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor
         supervised=False,
         exclusions=exclusions,
     )
-    found.prepare("train.jsonl", monitor or Monitor())
-    return found, decoder
+    found.check("train.jsonl")
+    return Settled(found, monitor), decoder
 
 
-def ids(prepared):
-    return [sample.id for sample in prepared.samples]
+def ids(settled):
+    return settled.usable
 
 
 @pytest.fixture
@@ -71,8 +75,8 @@ def test_a_sample_that_was_left_out_stays_out_though_it_could_be_read_now(root, 
     assert ids(first) == ["a", "c"]
     again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
     assert ids(again) == ["a", "c"]
-    assert again.quarantined == first.quarantined
-    assert [sample.id for sample in again.excluded] == ["bad"]
+    assert again.reasons == first.reasons
+    assert again.reasons.keys() == {"bad"}
     assert decoder.asked == []
     afresh, _ = prepare(root, pipeline, None, failing=())
     assert ids(afresh) == ["a", "bad", "c"]
@@ -91,20 +95,7 @@ def test_a_sample_that_was_used_must_be_there(root, pipeline, path, no_cache, fa
     assert ids(again) == ["a", "c"]
 
 
-def test_prompts_are_tried_once_in_a_run(root, pipeline, path):
-    first, second = Monitor(), Monitor()
-    prepare(root, pipeline, Exclusions(path), monitor=first)
-    prepare(root, pipeline, Exclusions(path), monitor=second)
-    assert [step for step in first.steps if "prompts" in step[0]][-1] == ("trying prompts of train.jsonl", 3, 3)
-    assert second.steps == []
-    assert second.left_out == first.left_out
-
-
-def test_another_rank_follows_and_never_decides(root, pipeline, path, no_cache):
-    with pytest.raises(
-        DataError, match=f"rank 0 decided nothing about sample a in {re.escape(str(path))}; put the run"
-    ):
-        prepare(root, pipeline, Exclusions(path, decides=False))
+def test_another_rank_follows_and_writes_nothing(root, pipeline, path, no_cache):
     prepare(root, pipeline, Exclusions(path))
     before = path.read_bytes()
     other, _ = prepare(root, pipeline, Exclusions(path, decides=False), failing=())

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from words import Monitor, pipeline, row, write, write_media
+from words import Monitor, in_order, pipeline, row, write, write_media
 
-from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.data.stream import StreamedSets
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
@@ -54,8 +54,9 @@ def evaluator(task=TASK):
     return AnswerEvaluator(engine=Engine(), task=task)
 
 
-def evaluated(num_samples, left_out=(), name="test", task=TASK):
-    return EvaluatedSet(name=name, num_samples=num_samples, evaluator=evaluator(task), left_out=left_out)
+def evaluated(num_usable, left_out=(), name="test", task=TASK):
+    num = num_usable + len(left_out)
+    return EvaluatedSet(name=name, num_samples=num, evaluator=evaluator(task), left_out=lambda: left_out)
 
 
 def module(directory, *sets):
@@ -178,10 +179,10 @@ class Short(torch.utils.data.Dataset):
         return SAD[index]
 
 
-def run_test(module, loader, tmp_path):
+def run_test(module, loaders, tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
-    trainer.test(module, dataloaders=[loader], verbose=False)
+    trainer.test(module, dataloaders=loaders, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -190,26 +191,35 @@ def test_a_loop_that_lightning_ends_in_silence_does_not_pass_for_an_evaluation(t
     judging = module(tmp_path, evaluated(5))
     loader = DataLoader(Short(), batch_size=1, collate_fn=lambda items: Prompts(*items))
     with pytest.raises(StageError, match="the evaluation on test judged 2 of 5 samples"):
-        run_test(judging, loader, tmp_path)
+        run_test(judging, [loader], tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_an_encoder_that_ends_the_loop_is_an_error_that_names_the_sample(tmp_path, monkeypatch):
+def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_the_others_are_judged(
+    tmp_path, monkeypatch
+):
+    """Also if it raises what a loop would take for its end; the last batch then does not exist."""
     monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
     root, parts = write_media(tmp_path / "set"), pipeline(tmp_path)
-    samples = read_manifest(write(root, *[row(name) for name in "abc"]), root)
+    samples = read_manifest(write(root, *[row(name, text=f"Which {name}?") for name in "abcdefg"]), root)
     prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
-    prepared.prepare("train.jsonl", Monitor())
-    judging = module(tmp_path, evaluated(3))
-    loader, asked = eval_loader(prepared, batch_size=1, pad_token_id=0), []
     original = parts.encoder.encode_prompt
 
-    def ends(*arguments):
-        asked.append(arguments)
-        if len(asked) == 2:
+    def ends(messages, *arguments):
+        if messages[-1].content in ("Which b?", "Which g?"):
             raise StopIteration
-        return original(*arguments)
+        return original(messages, *arguments)
 
     monkeypatch.setattr(parts.encoder, "encode_prompt", ends)
-    with pytest.raises(DataError, match=r"^sample b: StopIteration"):
-        run_test(judging, loader, tmp_path)
+    sets = StreamedSets([("train.jsonl", prepared)], Monitor())
+    both = [
+        EvaluatedSet(name=name, num_samples=7, evaluator=evaluator(), left_out=sets.left_out) for name in ("x", "y")
+    ]
+    judging = module(tmp_path, *both)
+    loaders = [in_order(sets, batch_size=2, prefetch=prefetch) for prefetch in (0, 64)]
+    assert [len(loader) for loader in loaders] == [4, 4]
+    run_test(judging, loaders, tmp_path)
+    for name in "xy":
+        assert judging.results[name]["num_samples"] == 5
+        assert [each["sample_id"] for each in judging.results[name]["left_out"]] == ["b", "g"]
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["sample_id"] for line in lines] == list("acdef")

@@ -10,7 +10,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts
-from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.rollout_table import read_table
 from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.errors import RewardError, RolloutError, StageError
@@ -51,19 +50,6 @@ def items(model):
     return [omni.encoded(model[0], name, CONTENTS[index % 3], index % 3) for index, name in enumerate(NAMES)]
 
 
-class Rows:
-    """Encoded prompts as a data set."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, draw):
-        return self.items[draw.index]
-
-
 @dataclass(frozen=True, kw_only=True)
 class How:
     """`num` prompts, `size` at once, `k` answers each; prompts whose scores fail, and the share of them that may."""
@@ -99,9 +85,10 @@ class Stage:
         )
 
     def loader(self, first=0):
-        share = Share(rank=self.ranks.rank, world_size=self.ranks.world_size)
+        share = Share(rank=self.ranks.rank, world_size=self.ranks.world_size, repeats=True)
         size = self.plan.settings.data.batch_size
-        return eval_loader(Rows(self.items), batch_size=size, pad_token_id=self.pad, share=share, first=first)
+        batches = [self.items[start : start + size] for start in range(first * size, len(self.items), size)]
+        return DataLoader([collate_prompts(share.of(batch), self.pad) for batch in batches], batch_size=None)
 
     def run(self):
         """As the job does: goes on after the parts that are there."""
