@@ -83,7 +83,8 @@ def training_job(
     common = _common(spec, stage, policy, encoder, directory, datamodule, parts)
     module = make_module(policy, encoder, common, resources)
     run.log_params(flattened(asdict(stage)))
-    states = StateStore(directory / STATES, settings=config.state, check=check_finite)
+    flush = parts.exclusions.flush
+    states = StateStore(directory / STATES, settings=config.state, check=check_finite, before=flush)
     io = SnapshotIO(copies=config.state.in_background)
     saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say)
     trainer = training_trainer(

@@ -252,8 +252,7 @@ class OmniDataModule(lightning.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data, and a fingerprint of the samples; the decisions that led there are on disk then."""
-        self.streamed.flush()
+        """The position in the data, and a fingerprint of the samples."""
         return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint, "refills": self._num_refills}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

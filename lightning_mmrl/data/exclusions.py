@@ -60,16 +60,23 @@ class Exclusions:
         self._unsynced = decides
 
     def flush(self) -> None:
-        """Waits until a loss of power cannot take away what was decided; called before anything is kept that needs it.
+        """Waits until a loss of power cannot take away what was decided, in any thread.
+
+        Called before anything is kept that rests on the decisions.
 
         Raises:
             DiskError: The disk refuses.
         """
-        if self._unsynced and self.path is not None and self.path.exists():
+        if not self._unsynced or self.path is None or not self.path.exists():
+            return
+        self._unsynced = False  # another thread may decide meanwhile, and then this is True again
+        try:
             with writing(self.path):
                 sync(self.path)
                 sync(self.path.parent)
-            self._unsynced = False
+        except BaseException:
+            self._unsynced = True
+            raise
 
     def decided(self, which: DecidedSet, samples: Sequence[Sample]) -> dict[str, str | None]:
         """Maps sample ids to the reason for leaving the sample out, or None if it is used; undecided ids are absent.

@@ -151,12 +151,8 @@ class StreamedSets:
         self._tell(new)
 
     def finish(self) -> None:
-        """Saves all decisions at the end of an order."""
+        """Saves all decisions at the end of an order, and waits until a loss of power cannot take them away."""
         self._save(())
-        self.flush()
-
-    def flush(self) -> None:
-        """Waits until a loss of power cannot take away what was saved."""
         for _, each in self._sets:
             each.flush()
 

@@ -109,7 +109,7 @@ class SampleKind:
             supervised=False,
         )
         sets = StreamedSets([(source.manifest, opened(source)) for source in sources.values()], parts.monitor)
-        store = PartStore(directory=directory / STATES, before=sets.flush)
+        store = PartStore(directory=directory / STATES, before=parts.exclusions.flush)
         plan = SamplePlan(settings=stage, seed=spec.seed, places=_places(path, sets.ids), left_out=sets.left_out)
         logger = RunLogger(run, directory)
         resources = ExitStack()

@@ -1,6 +1,9 @@
 """Which samples a run uses is decided once: later stages, resumes and ranks see the same ones."""
 
+import errno
 import json
+import os
+import stat
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +12,10 @@ from shutil import copytree
 import pytest
 from words import Monitor, Session, Settled, row, write
 
-from lightning_mmrl.data.exclusions import Exclusions
+from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.workers.pool import CallResult
@@ -248,3 +251,53 @@ def test_half_a_line_of_a_killed_process_is_cut_off_by_the_next_one(root, pipeli
     again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
     assert ids(again) == ["a", "c"]
     assert decoder.asked == []
+
+
+def test_decisions_are_on_disk_once_they_are_flushed(root, pipeline, path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            synced.append(status.st_size)
+        real(descriptor)
+
+    exclusions = Exclusions(path)
+    samples = read_manifest(write(root, *ROWS), root)
+    which = DecidedSet(manifest="train.jsonl", root=root, use={})
+    monkeypatch.setattr(os, "fsync", fsync)
+    exclusions.flush()
+    assert synced == []
+    exclusions.decide(which, samples[:1], {})
+    assert synced == []  # else nothing below would be due to `flush`
+    for _ in range(2):
+        exclusions.flush()
+        assert synced == [path.stat().st_size]
+    exclusions.decide(which, samples[1:2], {"bad": "broken"})
+    assert synced[1:] == [path.stat().st_size]  # at once
+    follower = Exclusions(path, decides=False)
+    follower.decide(which, samples[2:], {})
+    follower.flush()
+    assert len(synced) == 2
+    later = Exclusions(path)  # an earlier process may have been killed before it flushed
+    later.flush()
+    assert len(synced) == 3
+
+
+def test_a_flush_that_fails_is_tried_again(root, path, monkeypatch):
+    exclusions = Exclusions(path)
+    samples = read_manifest(write(root, *ROWS), root)
+    exclusions.decide(DecidedSet(manifest="train.jsonl", root=root, use={}), samples, {})
+    tried = []
+
+    def fails(_):
+        tried.append(1)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        for _ in range(2):
+            with pytest.raises(DiskError, match=r"exclusions\.jsonl"):
+                exclusions.flush()
+    assert len(tried) == 2
+    exclusions.flush()
