@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +34,8 @@ class Limits:
             process lives on.
         memory_bytes: Bytes of address space that the process may take beyond its size when it is ready (RLIMIT_AS,
             Linux only). A call that needs more gets a MemoryError; native code that does not check may end the process.
+            A process that keeps more than half of it from call to call is replaced. A call that ran out of memory in a
+            process that has served others is repeated in a new one, so its outcome does not depend on them.
         processor_s: Processor time in seconds, rounded up, after which the call ends with its process and the error
             `OVERTIME`. Such a call is not `lost`, because a busy machine cannot be the cause.
     """
@@ -62,10 +65,17 @@ class CallResult:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy."""
+    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy.
+
+    Attributes:
+        spent: Whether the worker is to be replaced.
+        again: Whether the outcome does not count, and a new worker is to repeat the call.
+    """
 
     content: bytes
     sizes: tuple[int, ...]
+    spent: bool
+    again: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,15 @@ def announce(what: str) -> None:
     """
     for listener in _listeners:
         listener(what)
+
+
+_shortages: list[bool] = []
+"""Holds an entry if the running call ran out of memory."""
+
+
+def note_shortage() -> None:
+    """Says that the running call ran out of memory, where its error does not say so to this module."""
+    _shortages.append(True)
 
 
 _processor_s: list[float] = []
@@ -123,19 +142,24 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
             connection.send(Announced(what))
 
     _listeners[:] = [tell]
+    most_kept = math.inf
     if limits.memory_bytes is not None and sys.platform == "linux":
-        held_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        wanted, (_, most) = held_bytes + limits.memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
+        space, kept = _held_bytes()
+        most_kept = kept + limits.memory_bytes / 2
+        wanted, (_, most) = space + limits.memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
     if limits.processor_s is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a call that is ended on purpose needs no core dump
         _processor_s[:] = [limits.processor_s]
     with suppress(EOFError, ConnectionError):  # the pool was closed
         connection.send(None)
-        while True:
+        for number in count():
             item = connection.recv()
             lower_processor_time(1.0)
-            _report(connection, _call(function, item, watchdog))
+            _shortages.clear()
+            outcome = _call(function, item, watchdog)
+            _report(connection, outcome, again=number > 0 and bool(_shortages), most_kept=most_kept)
+            del item, outcome  # not held while the next item arrives
 
 
 def begin(packages: Mapping[str, str]) -> None:
@@ -226,12 +250,20 @@ def call_here(function: Callable[[Any], Any], item: Any) -> CallResult:
     except MmrlError as error:
         return CallResult(error=str(error))
     except MemoryError:
+        note_shortage()
         return CallResult(error="memory limit exceeded")
     except FOREIGN_FAILURES as error:  # a failure of foreign code must not end the run
         return CallResult(error=f"{type(error).__name__}: {error}")
 
 
-def _report(connection: Connection, outcome: CallResult) -> None:
+def _held_bytes() -> tuple[int, int]:
+    """Bytes of address space of this process, and those in memory; on Linux."""
+    space, kept = Path("/proc/self/statm").read_text().split()[:2]
+    return int(space) * resource.getpagesize(), int(kept) * resource.getpagesize()
+
+
+def _report(connection: Connection, outcome: CallResult, *, again: bool, most_kept: float) -> None:
+    """Sends an outcome; without it, the process may keep `most_kept` bytes for the next call."""
     arrays: list[pickle.PickleBuffer] = []
     try:
         content = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
@@ -239,7 +271,9 @@ def _report(connection: Connection, outcome: CallResult) -> None:
         connection.send(CallResult(error=f"its result cannot be sent back: {error}"))
         return
     views = [array.raw() for array in arrays]
-    connection.send(Parcel(content, tuple(view.nbytes for view in views)))
+    sizes = tuple(view.nbytes for view in views)
+    spent = again or (most_kept < math.inf and _held_bytes()[1] - sum(sizes) > most_kept)
+    connection.send(Parcel(content, sizes, spent, again))
     for view in views:
         connection.send_bytes(view)
 
