@@ -40,8 +40,8 @@ class Order(Protocol):
 class StreamedSets:
     """Sets joined one after the other, whose samples are decided on one after the other.
 
-    A decision to leave a sample out is saved when a sample of the same set is used next. So nothing is decided about a
-    set of which nothing can be used, as when its disk fails.
+    A decision to leave a sample out is saved when samples are used next, or when there are no more. So nothing is
+    decided about a set of which nothing can be used, as when its disk fails: an order ends with an error then.
 
     Args:
         sets: Manifest and samples of each source.
@@ -58,7 +58,6 @@ class StreamedSets:
         self.sizes = tuple(len(each) for _, each in sets)
         self._starts = [0, *accumulate(self.sizes)]
         self._used: set[int] = set()
-        self._in_use: set[int] = set()
         self._unsaved: set[int] = set()
         self._warnings: deque[tuple[str, list[str]]] = deque()
         self.reasons: dict[int, str] = {}
@@ -140,7 +139,6 @@ class StreamedSets:
         """Saves the decision to use these samples."""
         new = [index for index in dict.fromkeys(draw.index for draw in draws) if index not in self._used]
         self._used.update(new)
-        self._in_use |= self._by_set(new).keys()
         self._save(new)
 
     def leave_out(self, reasons: Mapping[int, str]) -> None:
@@ -171,19 +169,17 @@ class StreamedSets:
                 reason = decided[sample.id]
                 if reason is None:
                     self._used.add(index)
-                    self._in_use.add(number)
                 else:
                     self.reasons.setdefault(index, reason)
 
     def _save(self, used: Iterable[int]) -> None:
-        """Saves decisions about sets of which a sample is used."""
+        """Saves the decision to use some samples, and the unsaved ones to leave others out."""
         for number, own in self._by_set([*used, *sorted(self._unsaved)]).items():
-            if number in self._in_use:
-                manifest, each = self._sets[number]
-                samples = [self._sample(index) for index in own]
-                reasons = {self._sample(index).id: self.reasons[index] for index in own if index in self.reasons}
-                each.decide(manifest, samples, reasons)
-                self._unsaved.difference_update(own)
+            manifest, each = self._sets[number]
+            samples = [self._sample(index) for index in own]
+            reasons = {self._sample(index).id: self.reasons[index] for index in own if index in self.reasons}
+            each.decide(manifest, samples, reasons)
+        self._unsaved.clear()
 
     def _tell(self, new: Mapping[int, str]) -> None:
         for number, own in self._by_set(sorted(new)).items():

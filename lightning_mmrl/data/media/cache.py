@@ -140,7 +140,7 @@ class MediaCache:
 
     def _note(self, key: str, num_bytes: int) -> None:
         """Warns when a medium is put a second time and the limit is why: what this process reads does not fit."""
-        number = int(key[-12:], 16)
+        number = hash(key)
         if number not in self._put:
             self._put.add(number)
             self._put_bytes += num_bytes
