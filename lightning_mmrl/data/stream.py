@@ -64,7 +64,7 @@ class StreamedSets:
         for number, (manifest, each) in enumerate(self._sets):
             if void := each.void(manifest):
                 monitor.warn(manifest, [void])
-            self._recall(number, range(self._starts[number], self._starts[number + 1]))
+            self._recall(number, range(self._starts[number], self._starts[number + 1]), each.samples)
         self._tell(self.reasons)
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class StreamedSets:
         before = len(self.reasons)
         unknown = (draw.index for draw in draws if draw.index not in self._used)
         for number, own in self._by_set(unknown).items():
-            self._recall(number, own)
+            self._recall(number, own, [self._sample(index) for index in own])
         return len(self.reasons) > before
 
     def check_agreement(self, ranks: Ranks) -> None:
@@ -160,11 +160,10 @@ class StreamedSets:
         first = next(reason for index, reason in sorted(self.reasons.items()) if self._place(index)[0] == source)
         return DataError(f"{manifest}: all {len(each)} samples cannot be used; the first: {first}")
 
-    def _recall(self, number: int, indices: Sequence[int]) -> None:
+    def _recall(self, number: int, indices: Sequence[int], samples: Sequence[Sample]) -> None:
         manifest, each = self._sets[number]
-        samples = {index: self._sample(index) for index in indices}
-        decided = each.decided(manifest, list(samples.values()))
-        for index, sample in samples.items() if decided else ():
+        decided = each.decided(manifest, samples)
+        for index, sample in zip(indices, samples, strict=True) if decided else ():
             if sample.id in decided:
                 reason = decided[sample.id]
                 if reason is None:

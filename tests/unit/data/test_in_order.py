@@ -95,15 +95,30 @@ def test_two_ranks_read_each_its_share_and_write_the_same_decisions(manifest, pi
     assert path.read_bytes() == first.read_bytes()
 
 
-def test_ranks_share_the_decoding(root, pipeline, tmp_path):
-    """Sixteen clips that differ in their span: with half a batch each, no rank decodes more than its half."""
+@pytest.fixture
+def spans(root):
+    """Sixteen clips of one file that differ in their span."""
     clips = [{"path": "one.mp4", "start": 0.01 * number} for number in range(16)]
     write(root, *[row(f"s{number}", [clip]) for number, clip in enumerate(clips)])
+    return root
+
+
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 4), (4, 8)])
+def test_a_batch_waits_for_its_own_samples_alone(spans, pipeline, prefetch, most):
+    batches = iter(in_order(opened(spans, pipeline, names=["train.jsonl"]), prefetch=prefetch))
+    next(batches)
+    assert 4 <= len(pipeline.decoder.decoded) <= most
+    assert len(list(batches)) == 3
+    assert len(pipeline.decoder.decoded) == 16
+
+
+def test_ranks_share_the_decoding(spans, pipeline, tmp_path):
+    """With half a batch each, no rank decodes more than its half."""
 
     def run(ranks):
         decoder = type(pipeline.decoder)()
         own = replace(pipeline, decoder=decoder, cache=MediaCache(tmp_path / "shared"))
-        list(in_order(opened(root, own, names=["train.jsonl"]), ranks=ranks))
+        list(in_order(opened(spans, own, names=["train.jsonl"]), ranks=ranks))
         return len(decoder.decoded)
 
     assert on_two_ranks(run) == [8, 8]
