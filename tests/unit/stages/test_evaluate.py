@@ -1,6 +1,7 @@
 """An evaluation counts what it judged, names what was left out, and gives the headline both ways."""
 
 import json
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -21,6 +22,7 @@ from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
+from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "sad")
@@ -179,9 +181,11 @@ class Short(torch.utils.data.Dataset):
         return SAD[index]
 
 
-def run_test(module, loaders, tmp_path):
+def run_test(module, loaders, tmp_path, callbacks=()):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, default_root_dir=tmp_path, callbacks=[*callbacks], **quiet
+    )
     trainer.test(module, dataloaders=loaders, verbose=False)
 
 
@@ -217,7 +221,10 @@ def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_th
     judging = module(tmp_path, *both)
     loaders = [in_order(sets, batch_size=2, prefetch=prefetch) for prefetch in (0, 64)]
     assert [len(loader) for loader in loaders] == [4, 4]
-    run_test(judging, loaders, tmp_path)
+    steps = []
+    console = SimpleNamespace(update=lambda *step: steps.append(step))
+    run_test(judging, loaders, tmp_path, [EvaluationProgress(console, "testing")])
+    assert steps == [*[("testing", done, 8) for done in range(1, 7)], ("testing", 6, 6)]  # which ends the bar
     for name in "xy":
         assert judging.results[name]["num_samples"] == 5
         assert [each["sample_id"] for each in judging.results[name]["left_out"]] == ["b", "g"]
