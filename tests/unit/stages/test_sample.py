@@ -162,6 +162,31 @@ def test_a_stage_goes_on_after_the_parts_that_are_whole(stage, left):
     assert len(kept) == left
 
 
+def test_prompts_that_were_left_out_have_no_place_in_the_parts(stage):
+    """The plan knows of them as the loader finds them, so at the end it asks for as many parts as there are."""
+    found, missing, steps = stage(num=10, size=3), [], []
+    bad = {NAMES[1], NAMES[9]}
+
+    def batches():
+        usable = [item for item in found.items if item.sample.id not in bad]
+        for start in range(0, len(usable), 3):
+            steps.append(("planned", found.plan.num_batches))
+            missing[:] = [(item.sample, "broken") for item in found.items if item.sample.id in bad][: 1 + start // 6]
+            yield collate_prompts(usable[start : start + 3], found.pad)
+
+    def before():
+        steps.append(("written", found.parts.num_parts()))
+
+    found.plan = found.module._plan = replace(found.plan, left_out=lambda: missing)
+    found.parts = found.module._parts = replace(found.parts, before=before)
+    for number, batch in enumerate(batches()):
+        found.module.test_step(batch, number)
+    found.module.on_test_epoch_end()
+    assert [num for what, num in steps if what == "planned"] == [4, 3, 3]
+    assert [num for what, num in steps if what == "written"] == [0, 1, 2]
+    assert found.plan.usable() == [row.sample.id for row in found.rows] == [name for name in NAMES if name not in bad]
+
+
 def test_parts_count_up_to_the_first_gap(stage):
     found = stage().run()
     found.parts.path(1).unlink()
