@@ -34,8 +34,9 @@ class Limits:
             process lives on.
         memory_bytes: Bytes of address space that the process may take beyond its size when it is ready (RLIMIT_AS,
             Linux only). A call that needs more gets a MemoryError; native code that does not check may end the process.
-            A process that keeps more than half of it from call to call is replaced. A call that ran out of memory in a
-            process that has served others is repeated in a new one, so its outcome does not depend on them.
+            A process that keeps more than half of it from call to call is replaced, and so is one that ran out of it. A
+            call that fails for want of memory, or in a process that earlier calls left with less than three quarters of
+            it, is repeated in a new process, so its outcome does not depend on them.
         processor_s: Processor time in seconds, rounded up, after which the call ends with its process and the error
             `OVERTIME`. Such a call is not `lost`, because a busy machine cannot be the cause.
     """
@@ -142,12 +143,7 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
             connection.send(Announced(what))
 
     _listeners[:] = [tell]
-    most_kept = math.inf
-    if limits.memory_bytes is not None and sys.platform == "linux":
-        space, kept = _held_bytes()
-        most_kept = kept + limits.memory_bytes / 2
-        wanted, (_, most) = space + limits.memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    memory = _Memory(limits.memory_bytes if sys.platform == "linux" else None)
     if limits.processor_s is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a call that is ended on purpose needs no core dump
         _processor_s[:] = [limits.processor_s]
@@ -158,7 +154,7 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
             lower_processor_time(1.0)
             _shortages.clear()
             outcome = _call(function, item, watchdog)
-            _report(connection, outcome, again=number > 0 and bool(_shortages), most_kept=most_kept)
+            _report(connection, outcome, memory, again=number > 0 and memory.is_doubtful(outcome))
             del item, outcome  # not held while the next item arrives
 
 
@@ -256,14 +252,39 @@ def call_here(function: Callable[[Any], Any], item: Any) -> CallResult:
         return CallResult(error=f"{type(error).__name__}: {error}")
 
 
-def _held_bytes() -> tuple[int, int]:
-    """Bytes of address space of this process, and those in memory; on Linux."""
-    space, kept = Path("/proc/self/statm").read_text().split()[:2]
-    return int(space) * resource.getpagesize(), int(kept) * resource.getpagesize()
+class _Memory:
+    """Bounds the memory of this process, and says how much of it earlier calls have left; None for no bound."""
+
+    def __init__(self, allowed_bytes: int | None) -> None:
+        self._allowed = allowed_bytes
+        self._space = self._kept = 0
+        if allowed_bytes is None:
+            return
+        self._space, self._kept = self._grown()
+        wanted, (_, most) = self._space + allowed_bytes, resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+    def is_doubtful(self, outcome: CallResult) -> bool:
+        """Whether a call ran out of memory, or may have failed because earlier ones had left little.
+
+        Decoders report a shortage in many words, such as that a frame is damaged.
+        """
+        left_little = self._allowed is not None and self._grown()[0] > self._allowed / 4
+        return bool(_shortages) or (outcome.error is not None and left_little)
+
+    def is_spent(self, num_bytes: int) -> bool:
+        """Whether this process is to be replaced, though the result of the last call takes `num_bytes`."""
+        kept_too_much = self._allowed is not None and self._grown()[1] - num_bytes > self._allowed / 2
+        return bool(_shortages) or kept_too_much
+
+    def _grown(self) -> tuple[int, int]:
+        """Bytes of address space, and those in memory, since the start."""
+        space, kept = Path("/proc/self/statm").read_text().split()[:2]
+        size = resource.getpagesize()
+        return int(space) * size - self._space, int(kept) * size - self._kept
 
 
-def _report(connection: Connection, outcome: CallResult, *, again: bool, most_kept: float) -> None:
-    """Sends an outcome; without it, the process may keep `most_kept` bytes for the next call."""
+def _report(connection: Connection, outcome: CallResult, memory: _Memory, *, again: bool) -> None:
     arrays: list[pickle.PickleBuffer] = []
     try:
         content = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
@@ -272,8 +293,7 @@ def _report(connection: Connection, outcome: CallResult, *, again: bool, most_ke
         return
     views = [array.raw() for array in arrays]
     sizes = tuple(view.nbytes for view in views)
-    spent = again or (most_kept < math.inf and _held_bytes()[1] - sum(sizes) > most_kept)
-    connection.send(Parcel(content, sizes, spent, again))
+    connection.send(Parcel(content, sizes, again or memory.is_spent(sum(sizes)), again))
     for view in views:
         connection.send_bytes(view)
 

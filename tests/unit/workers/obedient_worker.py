@@ -75,4 +75,12 @@ def need(num_bytes):
     return os.getpid()
 
 
-MAKERS = {"big": bytes, "array": np.arange, "spin": spin, "hoard": hoard, "need": need}
+def disguise(num_bytes):
+    """Takes memory for a moment; says something else where there is too little."""
+    try:
+        return need(num_bytes)
+    except MemoryError:
+        raise ValueError("a frame is damaged") from None
+
+
+MAKERS = {"disguise": disguise, "big": bytes, "array": np.arange, "spin": spin, "hoard": hoard, "need": need}

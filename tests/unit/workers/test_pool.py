@@ -244,3 +244,16 @@ def test_what_a_call_may_take_does_not_depend_on_earlier_calls(bounded):
     too_large, after = bounded.map([("need", 80 * MIB), ("need", 0)])
     assert too_large == CallResult(error="memory limit exceeded")
     assert after.error is None
+    assert after.value not in (kept.value, large.value)  # one that ran out of memory serves no more
+
+
+@linux
+def test_an_error_counts_only_where_earlier_calls_left_enough_memory(bounded):
+    """A shortage may pass for another error: here the call does."""
+    first, error, after = bounded.map([("hoard", 4 * MIB), ("disguise", 80 * MIB), ("need", 0)])
+    assert error == CallResult(error="ValueError: a frame is damaged")
+    assert after.value == first.value  # a file that is damaged costs no new worker
+    hoard, large, after = bounded.map([("hoard", 20 * MIB), ("disguise", 48 * MIB), ("need", 0)])
+    assert hoard.value == first.value
+    assert large.error is None
+    assert large.value == after.value != first.value
