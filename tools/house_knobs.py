@@ -128,6 +128,7 @@ COINCIDENCES: Mapping[str, str] = {
         ),
         "folder of the media of any manifest, not of an evaluation set alone",
     ),
+    **dict.fromkeys(("InOrder.batch_size", "Order.batch_size"), "samples of a batch of any order, as its stage says"),
     "Plan.task": "generated task of a sample, by name",
     **dict.fromkeys(
         ("LabelAnswer.labels", "LabelMatcher.labels"),

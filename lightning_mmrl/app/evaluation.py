@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.config.specs import first_trained
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
-from lightning_mmrl.data.datamodules import eval_loader
+from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
+from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.data.sources import read_source
+from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_whole
@@ -73,13 +74,13 @@ class CheckpointEvaluator:
             variants = ["full", *(settings.ablations if ablate else [])]
             loaders = self._loaders(encoder, chosen, prompted, variants, self._exclusions(directory))
         sets = []
-        for name, loader in loaders.items():
-            prepared: PreparedSet = loader.dataset
-            reasons = [each.reason for each in prepared.quarantined]
-            left_out = tuple(zip(prepared.excluded, reasons, strict=True))
+        for name, (samples, _) in loaders.items():
             whole = name if name in chosen else name.rpartition("-")[0]
             evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
-            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), evaluator=evaluator, left_out=left_out))
+            evaluated = EvaluatedSet(
+                name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out
+            )
+            sets.append(evaluated)
         module = EvaluationModule(
             policy,
             sets=sets,
@@ -91,7 +92,7 @@ class CheckpointEvaluator:
         progress = EvaluationProgress(parts.console, f"evaluating {stage}")
         trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
         with raising_interrupts():
-            trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
+            trainer.test(module, dataloaders=[loader for _, loader in loaders.values()], verbose=False)
         if run is not None:
             run.log_artifact(directory, "evaluation")
         return {
@@ -123,7 +124,8 @@ class CheckpointEvaluator:
         prompted: Mapping[str, Assembly],
         variants: list[str],
         exclusions: Exclusions,
-    ) -> dict[str, Any]:
+    ) -> dict[str, tuple[StreamedSets, StreamLoader]]:
+        """Samples and loader of each set and each of its variants."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         loaders = {}
@@ -136,13 +138,17 @@ class CheckpointEvaluator:
                 supervised=False,
                 exclusions=exclusions,
             )
-            prepared.prepare(each.manifest, parts.monitor)
+            prepared.check(each.manifest)
+            samples = StreamedSets([(each.manifest, prepared)], parts.monitor)
             for variant in variants:
-                loaders[name if variant == "full" else f"{name}-{variant}"] = eval_loader(
-                    prepared,
+                loader = eval_loader(
+                    samples,
+                    partial(collate_prompts, pad_token_id=encoder.pad_token_id),
                     batch_size=settings.batch_size,
-                    pad_token_id=encoder.pad_token_id,
+                    ranks=parts.group.ranks,
+                    decoder=pipeline.decoder,
+                    settings=parts.config.data.media,
                     variant=variant,  # type: ignore[arg-type]
-                    share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
                 )
+                loaders[name if variant == "full" else f"{name}-{variant}"] = samples, loader
         return loaders

@@ -53,7 +53,7 @@ class StageBuilder:
         self._assembly = assembly
 
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
-        """Builds one stage and prepares its data, on rank 0 first."""
+        """Builds one stage and reads its manifests, on rank 0 first."""
         free_memory()
         with self._assembly.group.first():
             kind, parts = kind_of(spec.settings, f"stages.{spec.name}"), self._assembly.of_stage(spec.settings)
@@ -68,7 +68,7 @@ def training_job(
     parts: Assembly,
     make_module: MakeModule,
 ) -> LightningJob:
-    """Builds the job of a stage that trains, and prepares its data."""
+    """Builds the job of a stage that trains."""
     config, start_from = parts.config, inputs[WEIGHTS]
     sources = data_sources(spec, inputs, config)
     stage = with_steps(config, spec.name, sources.values())
@@ -84,7 +84,8 @@ def training_job(
     common = _common(spec, stage, policy, encoder, directory, datamodule, parts)
     module = make_module(policy, encoder, common, resources)
     run.log_params(flattened(asdict(stage)))
-    states = StateStore(directory / STATES, settings=config.state, check=check_finite)
+    flush = parts.exclusions.flush
+    states = StateStore(directory / STATES, settings=config.state, check=check_finite, before=flush)
     io = SnapshotIO(copies=config.state.in_background)
     saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say)
     trainer = training_trainer(
@@ -98,7 +99,6 @@ def training_job(
     )
     ranks = parts.group.ranks
     exporter = partial(export_policy, policy, encoder, started_from=str(start_from), ranks=ranks)
-    datamodule.prepare_data()
     return LightningJob(
         trainer=trainer,
         module=module,

@@ -8,13 +8,13 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, get_args
 
 import lightning
-from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
+from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
-from lightning_mmrl.data.sampler import Draw, DrawSampler, Share, SourceRows, Variant
+from lightning_mmrl.data.prepared import DataMonitor, PreparedSet
+from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.data.sources import read_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader, next_share, read_now
 from lightning_mmrl.errors import ConfigError, DataError, StageError
@@ -75,8 +75,8 @@ class OmniDataModule(lightning.LightningDataModule):
     A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below restrict `kinds`
     and change nothing else.
 
-    Training samples are read when they are drawn, ahead of training, and decided on when they are first read; see
-    `StreamLoader`. Validation samples are all prepared before training.
+    Samples are read when they are drawn, ahead of the step that takes them, and decided on when they are first read;
+    see `StreamLoader`.
 
     A batch counts as consumed when Lightning passes it to the training step, however far a loader has read ahead. The
     state of the module is the number of consumed batches, and a resumed stage continues with the next batch.
@@ -120,6 +120,7 @@ class OmniDataModule(lightning.LightningDataModule):
         self._decoder = pipeline.decoder
         self._read_ahead = read_ahead or ReadAheadSettings()
         self._streamed: StreamedSets | None = None
+        self._validated: StreamedSets | None = None
         self._loader: StreamLoader | None = None
         self._sampler: DrawSampler | None = None
         self._further: DrawSampler | None = None
@@ -163,18 +164,15 @@ class OmniDataModule(lightning.LightningDataModule):
         found.check(source.manifest)
         return found
 
-    def prepare_data(self) -> None:
-        """Decodes and encodes all media of the validation that are not in the cache."""
-        if self.validation_set is not None and self._validation is not None:
-            self.validation_set.prepare(self._validation.source.manifest, self._monitor)
-
     def setup(self, stage: str) -> None:
-        """Prepares the validation in this process, unless that is done already, and creates the sampler."""
-        self.prepare_data()
+        """Takes up earlier decisions about samples, and creates the sampler; later calls do nothing."""
         if self._sampler is None:
             manifests = [source.manifest for source in self._feed.sources.values()]
             self._streamed = StreamedSets(list(zip(manifests, self.train_sets, strict=True)), self._monitor)
             self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.steps)
+            if self.validation_set is not None and self._validation is not None:
+                validated = (self._validation.source.manifest, self.validation_set)
+                self._validated = StreamedSets([validated], self._monitor)
 
     @property
     def streamed(self) -> StreamedSets:
@@ -195,34 +193,37 @@ class OmniDataModule(lightning.LightningDataModule):
         self._loader = StreamLoader(
             self.streamed,
             self.sampler,
-            self._collated,
+            partial(self._collated, supervised=self._supervised),
             ranks=self._ranks,
             decoder=self._decoder,
             settings=self._read_ahead,
         )
         return self._loader
 
-    def _collated(self, items: Sequence[EncodedSample]) -> SftBatch | PromptBatch:
+    def val_dataloader(self) -> StreamLoader | list[StreamLoader]:
+        """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""
+        if self._validated is None or self._validation is None:
+            return []
+        return eval_loader(
+            self._validated,
+            self._collated,
+            batch_size=self._validation.settings.batch_size,
+            ranks=self._ranks,
+            decoder=self._decoder,
+            settings=self._read_ahead,
+        )
+
+    def _collated(self, items: Sequence[EncodedSample], supervised: bool = False) -> SftBatch | PromptBatch:
         """A batch of samples, in page-locked memory if it goes to a GPU."""
-        collate = collate_targets if self._supervised else collate_prompts
-        batch = collate(items, pad_token_id=self._pad)
+        batch = (collate_targets if supervised else collate_prompts)(items, pad_token_id=self._pad)
         to_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return batch.pinned() if to_gpu else batch
 
-    def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
-        """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""
-        if self.validation_set is None or self._validation is None:
-            return []
-        return eval_loader(
-            self.validation_set,
-            batch_size=self._validation.settings.batch_size,
-            pad_token_id=self._pad,
-            share=self._share,
-        )
-
     def num_validated(self) -> int:
-        """Number of validation samples, of all ranks together."""
-        return 0 if self.validation_set is None else len(self.validation_set)
+        """Number of validation samples that are not left out, of all ranks together; final after one validation."""
+        if self._validated is None:
+            return 0
+        return len(self._validated) - len(self._validated.reasons)
 
     def waited_s(self) -> float:
         """Seconds that this rank waited for the last training batch, apart from refills."""
@@ -345,28 +346,6 @@ class TextDataModule(OmniDataModule):
 
 
 _BY_KINDS = (TextDataModule, ImageDataModule, AudioDataModule, VideoDataModule, OmniDataModule)
-
-
-def eval_loader(
-    prepared: PreparedSet | JoinedSets,
-    *,
-    batch_size: int,
-    pad_token_id: int,
-    variant: Variant = "full",
-    share: Share | None = None,
-    first: int = 0,
-) -> "DataLoader[Any]":
-    """Returns a loader of `PromptBatch` batches with every sample of a set once, in order.
-
-    Each rank gets its share of every batch, so that all ranks take the same number of steps. A rank whose share would
-    be empty gets the first sample of the batch, which another rank evaluates as well. The loader starts with the batch
-    number `first`, counted from 0.
-    """
-    draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
-    whole = [draws[start : start + batch_size] for start in range(first * batch_size, len(draws), batch_size)]
-    own = share or Share()
-    batches: Sequence[list[Draw]] = [own.of(batch) or batch[:1] for batch in whole]
-    return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))
 
 
 def balance_labels(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import writing
+from lightning_mmrl.files import sync, writing
 from lightning_mmrl.types.records import Sample
 
 EXCLUSIONS = "exclusions.jsonl"
@@ -57,6 +57,26 @@ class Exclusions:
         self.decides = decides
         self._sets: list[dict[str, Any]] = []
         self._num_bytes = 0
+        self._unsynced = decides
+
+    def flush(self) -> None:
+        """Waits until a loss of power cannot take away what was decided, in any thread.
+
+        Called before anything is kept that rests on the decisions.
+
+        Raises:
+            DiskError: The disk refuses.
+        """
+        if not self._unsynced or self.path is None or not self.path.exists():
+            return
+        self._unsynced = False  # another thread may decide meanwhile, and then this is True again
+        try:
+            with writing(self.path):
+                sync(self.path)
+                sync(self.path.parent)
+        except BaseException:
+            self._unsynced = True
+            raise
 
     def decided(self, which: DecidedSet, samples: Sequence[Sample]) -> dict[str, str | None]:
         """Maps sample ids to the reason for leaving the sample out, or None if it is used; undecided ids are absent.
@@ -134,6 +154,7 @@ class Exclusions:
                 if durable:
                     os.fsync(file.fileno())
         self._num_bytes += len(content)
+        self._unsynced = True
 
     def _read(self) -> list[dict[str, Any]]:
         """The decisions so far; what was added to the file since the last call is read, except half a line."""

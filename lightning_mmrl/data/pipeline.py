@@ -1,6 +1,7 @@
 """Converts media to model inputs; if the conversion fails, the error names the file."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
+
+DecodeAll = Callable[[Sequence[DecodeTask], Callable[[int, CallResult], None]], None]
+"""Decodes tasks, and passes each outcome on with the place of its task."""
 
 _LOADING_S = 600.0
 """Seconds that encoding waits for a model that another thread loads."""
@@ -116,10 +120,8 @@ class MediaPipeline:
                 raise
             raise MediaError(f"{path}: {in_words(error)}") from error
 
-    def fetched(self, key: str, task: DecodeTask) -> dict[str, Tensor]:
+    def fetched(self, key: str, task: DecodeTask, decode: DecodeAll) -> dict[str, Tensor]:
         """The encoded medium of a key: from the cache, or else decoded, encoded and put there.
-
-        It holds for any process that has a copy of this pipeline, which can be pickled.
 
         Raises:
             MediaError: The file could not be decoded or encoded; the message names it.
@@ -129,7 +131,7 @@ class MediaPipeline:
         found = self.cache.get(key)
         if found is None:
             outcomes: dict[int, CallResult] = {}
-            self.decoder.decode_all([task], outcomes.__setitem__)
+            decode([task], outcomes.__setitem__)
             found = self.encode_file(task.path, outcomes[0])
             self.cache.put(key, found)
         return found

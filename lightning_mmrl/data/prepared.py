@@ -1,24 +1,21 @@
-"""Prepares a manifest for a model: decodes and encodes media once, tests prompts, and quarantines unusable samples."""
+"""The samples of a manifest as a model reads them: decodes and encodes media once, and finds unusable samples."""
 
 import hashlib
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import accumulate, count
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media_files import resolve_media
-from lightning_mmrl.data.pipeline import MediaPipeline, in_words
+from lightning_mmrl.data.pipeline import DecodeAll, MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.targets import encoded_exchanges, exchanges
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
@@ -33,8 +30,6 @@ class DataMonitor(Protocol):
     """Receives the progress of decoding, the samples that were left out, and the warnings of decoders."""
 
     def progress(self, description: str, done: int, total: int) -> None: ...
-
-    def quarantine(self, manifest: str, num_usable: int, left_out: Sequence["Quarantined"]) -> None: ...
 
     def leave_out(self, manifest: str, num_samples: int, num_left_out: int, new: Sequence["Quarantined"]) -> None: ...
 
@@ -59,15 +54,12 @@ class Fault:
 _tokenizing = threading.Lock()
 """Held while a prompt is encoded: a tokenizer may refuse a thread that reads ahead while a validation reads too."""
 
-DecodeAll = Callable[[Sequence[DecodeTask], Callable[[int, CallResult], None]], None]
-"""Decodes tasks, and passes each outcome on with the place of its task."""
+TOGETHER = 16
+"""Samples that `PreparedSet.faults` holds at once."""
 
 
-class PreparedSet(Dataset[EncodedSample]):
-    """The samples of a manifest; indexed by `Draw`.
-
-    Their media are either all prepared before the first use, by `prepare`, and `samples` then are the usable ones. Or
-    each sample is read when it is drawn, by `read`, and `samples` stay all of them.
+class PreparedSet:
+    """The samples of a manifest, each read when it is drawn, with what is decided about them.
 
     Args:
         samples: Samples in manifest order.
@@ -91,10 +83,7 @@ class PreparedSet(Dataset[EncodedSample]):
         exclusions: Exclusions | None = None,
     ) -> None:
         self.samples = list(samples)
-        self.excluded: tuple[Sample, ...] = ()
-        self.quarantined: tuple[Quarantined, ...] = ()
         self._exclusions = exclusions or Exclusions()
-        self._prepared = False
         self._root = media_root
         self._pipeline = pipeline
         self._template = template
@@ -120,52 +109,29 @@ class PreparedSet(Dataset[EncodedSample]):
                         f"that reads {ref.kind} or remove the sample"
                     )
 
-    def prepare(self, manifest: str, monitor: DataMonitor) -> None:
-        """Encodes all media that are not in the cache, tests every prompt, and moves bad samples to `quarantined`.
-
-        The first call decides whether a sample is used, and later calls follow that decision.
+    def void(self, manifest: str) -> str | None:
+        """Why earlier decisions do not apply to this set any more, if there are such decisions.
 
         Raises:
-            DataError: A sample fails `check`, a sample that was used before cannot be read now, or no sample is left.
+            DataError: The file of the decisions is damaged.
         """
-        if self._prepared:
-            return
-        self.check(manifest)
-        which = self._which(manifest)
-        decided = self.decided(manifest, monitor)
-        reasons = {sample_id: reason for sample_id, reason in decided.items() if reason is not None}
-        undecided = [sample for sample in self.samples if sample.id not in decided]
-        if undecided and not self._exclusions.decides:
-            raise DataError(
-                f"{manifest}: rank 0 decided nothing about sample {undecided[0].id} in {self._exclusions.path}; "
-                "put the run folder on a file system that all ranks share"
-            )
-        used = decided.keys() - reasons.keys()
-        candidates = [sample for sample in self.samples if sample.id not in reasons]
-        faults = self._faults(manifest, monitor, candidates, tried=used)
-        for sample_id in used & faults.keys():
-            raise unusable_now(manifest, sample_id, faults[sample_id])
-        self._set_aside(manifest, {**reasons, **faults})
-        if undecided:
-            self._exclusions.decide(which, undecided, faults)
-        self._prepared = True
-        if self.quarantined:
-            monitor.quarantine(manifest, len(self.samples), self.quarantined)
+        return self._exclusions.void(self._which(manifest), self.samples)
 
-    def decided(self, manifest: str, monitor: DataMonitor) -> dict[str, str | None]:
+    def decided(self, manifest: str, samples: Sequence[Sample]) -> dict[str, str | None]:
         """Maps ids of samples that were decided on to the reason for leaving the sample out, or None if it is used.
 
         Raises:
             DataError: The file of the decisions is damaged.
         """
-        which = self._which(manifest)
-        if void := self._exclusions.void(which, self.samples):
-            monitor.warn(manifest, [void])
-        return self._exclusions.decided(which, self.samples)
+        return self._exclusions.decided(self._which(manifest), samples)
 
     def decide(self, manifest: str, samples: Sequence[Sample], reasons: Mapping[str, str]) -> None:
         """Saves decisions about samples: those with a reason are left out, the others are used."""
         self._exclusions.decide(self._which(manifest), samples, reasons)
+
+    def flush(self) -> None:
+        """Waits until a loss of power cannot take away what was decided."""
+        self._exclusions.flush()
 
     def read(self, draws: Sequence[Draw], decode: DecodeAll) -> tuple[list[EncodedSample | Fault], list[str]]:
         """Decodes and encodes what is not in the cache, and returns each sample, with the warnings of decoders.
@@ -175,31 +141,35 @@ class PreparedSet(Dataset[EncodedSample]):
             MachineError: The machine is.
         """
         fresh: dict[str, dict[str, Tensor]] = {}
-        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode, fresh=fresh)
+        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode, fresh)
         found: list[EncodedSample | Fault] = []
         for draw in draws:
             sample = self.samples[draw.index]
             reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
-            encoded = self._tried(sample, draw.variant, fresh) if reason is None else reason
+            encoded = self._tried(sample, draw.variant, fresh, decode) if reason is None else reason
             found.append(Fault(reason=encoded) if isinstance(encoded, str) else encoded)
         return found, warnings
 
     def faults(self, manifest: str, monitor: DataMonitor) -> dict[str, str]:
-        """Maps sample ids to the reason why `prepare` would leave the sample out if it decided now."""
-        return self._faults(manifest, monitor, self.samples, tried=())
-
-    def __getitem__(self, draw: Draw) -> EncodedSample:
-        sample = self.samples[draw.index]
-        try:
-            return self._encoded(sample, draw.variant)
-        except Exception as error:
-            if refusal(error) is not None:  # the machine failed, not the sample
-                raise
-            # Converted, because a loop over a loader would take a StopIteration for the end of the data.
-            raise DataError(f"sample {sample.id}: {in_words(error)}") from error
+        """Maps sample ids to the reason why a stage would leave the sample out if it decided now."""
+        found: dict[str, str] = {}
+        warnings: list[str] = []
+        with self._pipeline.decoder.session() as session:
+            for start in range(0, len(self), TOGETHER):
+                end = min(start + TOGETHER, len(self))
+                draws = [Draw(index=index, serial=index) for index in range(start, end)]
+                read, odd = self.read(draws, session.decode_all)
+                warnings += odd
+                for sample, each in zip(self.samples[start:end], read, strict=True):
+                    if isinstance(each, Fault):
+                        found[sample.id] = each.reason
+                monitor.progress(f"preparing {manifest}", end, len(self))
+        if warnings:
+            monitor.warn(manifest, list(dict.fromkeys(warnings)))
+        return found
 
     def _encoded(
-        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]] | None = None
+        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]], decode: DecodeAll
     ) -> EncodedSample:
         """Encodes a sample; `fresh` holds encoded media by key, which need not be in the cache."""
         encoder = self._pipeline.encoder
@@ -208,7 +178,7 @@ class PreparedSet(Dataset[EncodedSample]):
         for ref in sample.media:
             path = resolve_media(ref.path, self._root, f"medium {ref.path}")
             key, task = self._pipeline.keyed_task(path, ref, self._root)
-            encoded = dict(fresh[key]) if fresh and key in fresh else self._pipeline.fetched(key, task)
+            encoded = dict(fresh[key]) if key in fresh else self._pipeline.fetched(key, task, decode)
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
@@ -268,34 +238,12 @@ class PreparedSet(Dataset[EncodedSample]):
     def _which(self, manifest: str) -> DecidedSet:
         return DecidedSet(manifest=manifest, root=self._root, use=self._use)
 
-    def _faults(
-        self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample], tried: Collection[str]
-    ) -> dict[str, str]:
-        """Maps ids of unusable samples to the reason; prompts of samples in `tried` are not tested again."""
-        progress = partial(monitor.progress, f"preparing {manifest}")
-        by_ref, warnings = self._encode_media(samples, self._pipeline.decoder.decode_all, progress=progress)
-        if warnings:
-            monitor.warn(manifest, warnings)
-        found: dict[str, str] = {}
-        pending = sum(sample.id not in tried for sample in samples)
-        done = count(1)
-        for sample in samples:
-            reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
-            if sample.id not in tried:
-                if reason is None:
-                    encoded = self._tried(sample, "full")
-                    reason = encoded if isinstance(encoded, str) else None
-                monitor.progress(f"trying prompts of {manifest}", next(done), pending)
-            if reason is not None:
-                found[sample.id] = reason
-        return found
-
     def _tried(
-        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]] | None = None
+        self, sample: Sample, variant: Variant, fresh: Mapping[str, dict[str, Tensor]], decode: DecodeAll
     ) -> EncodedSample | str:
         """The encoded sample, or why it cannot be encoded."""
         try:
-            return self._encoded(sample, variant, fresh)
+            return self._encoded(sample, variant, fresh, decode)
         except (StageError, MachineError, WorkerError):  # the checkpoint or the machine is at fault, not the sample
             raise
         except Exception as error:
@@ -304,12 +252,7 @@ class PreparedSet(Dataset[EncodedSample]):
             return in_words(error)
 
     def _encode_media(
-        self,
-        samples: Sequence[Sample],
-        decode: DecodeAll,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-        fresh: dict[str, dict[str, Tensor]] | None = None,
+        self, samples: Sequence[Sample], decode: DecodeAll, fresh: dict[str, dict[str, Tensor]]
     ) -> tuple[dict[MediaRef, str], list[str]]:
         """Decodes and encodes each medium that is not in the cache, and adds it to `fresh` by key.
 
@@ -331,7 +274,6 @@ class PreparedSet(Dataset[EncodedSample]):
         order, tasks = list(missing), list(missing.values())
         reasons: dict[str, str] = {}
         warnings: list[str] = []
-        done = count(1)
 
         def store(index: int, outcome: CallResult) -> None:
             key = order[index]
@@ -342,24 +284,11 @@ class PreparedSet(Dataset[EncodedSample]):
             else:
                 warnings.extend(outcome.value.warnings)
                 self._pipeline.cache.put(key, encoded)
-                if fresh is not None:
-                    fresh[key] = encoded
-            if progress is not None:
-                progress(next(done), len(tasks))
+                fresh[key] = encoded
 
         decode(tasks, store)
         failures.update({ref: reasons[key] for ref, key in keys.items() if key in reasons})
         return failures, list(dict.fromkeys(warnings))
-
-    def _set_aside(self, manifest: str, reasons: Mapping[str, str]) -> None:
-        if not reasons:
-            return
-        usable = [sample for sample in self.samples if sample.id not in reasons]
-        bad = [sample for sample in self.samples if sample.id in reasons]
-        if not usable:
-            raise DataError(f"{manifest}: all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
-        self.samples, self.excluded = usable, tuple(bad)
-        self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
 
 
 def unusable_now(manifest: str, sample_id: str, reason: str) -> DataError:
@@ -383,18 +312,3 @@ def check_turns(
             exchanges(sample, template, supervised=supervised, last_only=last_only)
         except DataError as error:
             raise DataError(f"{manifest}: {error}") from error
-
-
-class JoinedSets(Dataset[EncodedSample]):
-    """Prepared sets joined one after the other; the index of a `Draw` counts through all of them."""
-
-    def __init__(self, sets: Sequence[PreparedSet]) -> None:
-        self._sets = tuple(sets)
-        self._starts = [0, *accumulate(len(each) for each in sets)]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, draw: Draw) -> EncodedSample:
-        number = bisect_right(self._starts, draw.index) - 1
-        return self._sets[number][replace(draw, index=draw.index - self._starts[number])]

@@ -77,15 +77,20 @@ class Share:
 
     >>> [Share(rank=rank, world_size=2).of("abcde") for rank in range(2)]
     [['a', 'b'], ['c', 'd', 'e']]
+
+    Attributes:
+        repeats: True if a rank whose share would be empty gets the first row, which another rank has as well.
     """
 
     rank: int = 0
     world_size: int = 1
+    repeats: bool = False
 
     def of(self, batch: Sequence[Row]) -> list[Row]:
         """This rank's contiguous part of a batch; the parts of all ranks make up the batch."""
         size = len(batch)
-        return list(batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size])
+        own = batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size]
+        return list(own) or list(batch[: int(self.repeats)])
 
 
 class DrawSampler:

@@ -1,50 +1,107 @@
 """Streams the batches of a stage: each sample is read when it is drawn, and decided on when it is first read."""
 
+import hashlib
 import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from lightning_mmrl.data.collate import EncodedSample
-from lightning_mmrl.data.prepared import DataMonitor, DecodeAll, Fault, PreparedSet, Quarantined, unusable_now
+from lightning_mmrl.data.pipeline import DecodeAll
+from lightning_mmrl.data.prepared import DataMonitor, Fault, PreparedSet, Quarantined, unusable_now
 from lightning_mmrl.data.read_ahead import Read, ReadAhead, ReadNow, SampleReader
-from lightning_mmrl.data.sampler import Draw, DrawSampler, ExhaustedError
+from lightning_mmrl.data.sampler import Draw, ExhaustedError, Share
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.data import ReadAheadSettings
+from lightning_mmrl.types.records import Sample
+
+
+class Order(Protocol):
+    """The batches that a loader reads, each the same on all ranks; `DrawSampler` and `InOrder` implement it."""
+
+    share: Share
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def upcoming(self, num_batches: int) -> list[list[Draw]]: ...
+
+    def reject(self, indices: Iterable[int]) -> None: ...
+
+    def mark_read(self) -> None: ...
+
+    def rewind(self) -> None: ...
 
 
 class StreamedSets:
     """Sets joined one after the other, whose samples are decided on one after the other.
+
+    A decision to leave a sample out is saved when samples are used next, or when there are no more. So nothing is
+    decided about a set of which nothing can be used, as when its disk fails: an order ends with an error then.
 
     Args:
         sets: Manifest and samples of each source.
         monitor: Hears which samples are left out, and what decoders found odd.
 
     Attributes:
+        sizes: Number of samples of each set, also of unusable ones.
         reasons: Why samples were left out, by index.
     """
 
     def __init__(self, sets: Sequence[tuple[str, PreparedSet]], monitor: DataMonitor) -> None:
         self._sets = tuple(sets)
         self._monitor = monitor
-        self._starts = [0, *accumulate(len(each) for _, each in sets)]
+        self.sizes = tuple(len(each) for _, each in sets)
+        self._starts = [0, *accumulate(self.sizes)]
         self._used: set[int] = set()
+        self._unsaved: set[int] = set()
         self._warnings: deque[tuple[str, list[str]]] = deque()
         self.reasons: dict[int, str] = {}
-        for start, (manifest, each) in zip(self._starts, self._sets, strict=False):
-            decided = each.decided(manifest, monitor)
-            for index, sample in enumerate(each.samples, start):
-                if sample.id in decided:
-                    reason = decided[sample.id]
-                    if reason is None:
-                        self._used.add(index)
-                    else:
-                        self.reasons[index] = reason
+        for number, (manifest, each) in enumerate(self._sets):
+            if void := each.void(manifest):
+                monitor.warn(manifest, [void])
+            self._recall(number, range(self._starts[number], self._starts[number + 1]), each.samples)
         self._tell(self.reasons)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all samples, in order."""
+        return [sample.id for _, each in self._sets for sample in each.samples]
+
+    def left_out(self) -> list[tuple[Sample, str]]:
+        """The samples that were found unusable so far, in order, with the reasons."""
+        return [(self._sample(index), self.reasons[index]) for index in sorted(self.reasons)]
+
+    def recall(self, draws: Iterable[Draw]) -> bool:
+        """Takes up what other readers of the same samples have decided since; returns whether that leaves one out."""
+        before = len(self.reasons)
+        unknown = (draw.index for draw in draws if draw.index not in self._used)
+        for number, own in self._by_set(unknown).items():
+            self._recall(number, own, [self._sample(index) for index in own])
+        return len(self.reasons) > before
+
+    def check_agreement(self, ranks: Ranks) -> None:
+        """Compares what the ranks know of earlier decisions; a collective.
+
+        Raises:
+            DataError: They know different decisions.
+        """
+        if ranks.world_size == 1:
+            return
+        known = repr((sorted(self._used), sorted(self.reasons))).encode()
+        if len(set(ranks.gather(hashlib.blake2b(known, digest_size=16).hexdigest()))) > 1:
+            names = ", ".join(manifest for manifest, _ in self._sets)
+            raise DataError(
+                f"{names}: the ranks know different decisions about samples to leave out; put the run folder on a "
+                "file system that all ranks share"
+            )
 
     def decided(self, draws: Iterable[Draw]) -> bool:
         """Whether all these samples were used before."""
@@ -70,9 +127,8 @@ class StreamedSets:
             DataError: There is one.
         """
         for index in sorted(faults.keys() & self._used):
-            number, row = self._place(index)
-            manifest, each = self._sets[number]
-            raise unusable_now(manifest, each.samples[row].id, faults[index])
+            manifest, _ = self._sets[self._place(index)[0]]
+            raise unusable_now(manifest, self._sample(index).id, faults[index])
 
     def warn(self) -> None:
         """Passes on what decoders found odd; only the thread that takes batches writes to the console."""
@@ -81,13 +137,22 @@ class StreamedSets:
 
     def use(self, draws: Iterable[Draw]) -> None:
         """Saves the decision to use these samples."""
-        self._decide({draw.index: None for draw in draws if draw.index not in self._used})
+        new = [index for index in dict.fromkeys(draw.index for draw in draws) if index not in self._used]
+        self._used.update(new)
+        self._save(new)
 
     def leave_out(self, reasons: Mapping[int, str]) -> None:
-        """Saves the decision to leave these samples out."""
+        """Leaves these samples out."""
         new = {index: reason for index, reason in reasons.items() if index not in self.reasons}
-        self._decide(dict(new))
+        self.reasons.update(new)
+        self._unsaved.update(new)
         self._tell(new)
+
+    def finish(self) -> None:
+        """Saves all decisions at the end of an order, and waits until a loss of power cannot take them away."""
+        self._save(())
+        for _, each in self._sets:
+            each.flush()
 
     def exhausted(self, source: int) -> DataError:
         """The error for a source without a usable sample."""
@@ -95,27 +160,42 @@ class StreamedSets:
         first = next(reason for index, reason in sorted(self.reasons.items()) if self._place(index)[0] == source)
         return DataError(f"{manifest}: all {len(each)} samples cannot be used; the first: {first}")
 
-    def _decide(self, decisions: Mapping[int, str | None]) -> None:
-        for number, (manifest, each) in enumerate(self._sets):
-            own = {index: why for index, why in decisions.items() if self._place(index)[0] == number}
-            if not own:
-                continue
-            samples = {index: each.samples[index - self._starts[number]] for index in own}
-            reasons = {samples[index].id: why for index, why in own.items() if why is not None}
-            each.decide(manifest, list(samples.values()), reasons)
-        self._used.update(index for index, why in decisions.items() if why is None)
-        self.reasons.update({index: why for index, why in decisions.items() if why is not None})
+    def _recall(self, number: int, indices: Sequence[int], samples: Sequence[Sample]) -> None:
+        manifest, each = self._sets[number]
+        decided = each.decided(manifest, samples)
+        for index, sample in zip(indices, samples, strict=True) if decided else ():
+            if sample.id in decided:
+                reason = decided[sample.id]
+                if reason is None:
+                    self._used.add(index)
+                else:
+                    self.reasons.setdefault(index, reason)
+
+    def _save(self, used: Iterable[int]) -> None:
+        """Saves the decision to use some samples, and the unsaved ones to leave others out."""
+        for number, own in self._by_set([*used, *sorted(self._unsaved)]).items():
+            manifest, each = self._sets[number]
+            samples = [self._sample(index) for index in own]
+            reasons = {self._sample(index).id: self.reasons[index] for index in own if index in self.reasons}
+            each.decide(manifest, samples, reasons)
+        self._unsaved.clear()
 
     def _tell(self, new: Mapping[int, str]) -> None:
-        for number, (manifest, each) in enumerate(self._sets):
-            own = [self._named(index) for index in sorted(new) if self._place(index)[0] == number]
-            if own:
-                num = sum(self._place(index)[0] == number for index in self.reasons)
-                self._monitor.leave_out(manifest, len(each), num, own)
+        for number, own in self._by_set(sorted(new)).items():
+            manifest, each = self._sets[number]
+            named = [Quarantined(sample_id=self._sample(index).id, reason=self.reasons[index]) for index in own]
+            num = len(self._by_set(self.reasons)[number])
+            self._monitor.leave_out(manifest, len(each), num, named)
 
-    def _named(self, index: int) -> Quarantined:
+    def _by_set(self, indices: Iterable[int]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for index in indices:
+            found.setdefault(self._place(index)[0], []).append(index)
+        return dict(sorted(found.items()))
+
+    def _sample(self, index: int) -> Sample:
         number, row = self._place(index)
-        return Quarantined(sample_id=self._sets[number][1].samples[row].id, reason=self.reasons[index])
+        return self._sets[number][1].samples[row]
 
     def _place(self, index: int) -> tuple[int, int]:
         number = bisect_right(self._starts, index) - 1
@@ -126,15 +206,15 @@ class StreamedSets:
 
 
 class StreamLoader:
-    """The batches of a stage that are not consumed yet, read ahead of training.
+    """The batches of an order that are not consumed yet, read ahead of the one who takes them.
 
     All ranks take the same batches, each its share. Where a rank finds an unusable sample, all ranks learn of it before
-    the batch is used, and the sampler's next sample takes its place. So batches do not depend on the number of ranks,
-    on how far samples are read ahead, or on what is in the cache.
+    the batch is used, and the next sample of the order takes its place. So batches do not depend on the number of
+    ranks, on how far samples are read ahead, or on what is in the cache.
 
     Args:
         sets: The samples.
-        sampler: Their order.
+        order: Their order.
         collate: Makes a batch of this rank's share.
         ranks: The processes that take the batches together.
         decoder: Its `session()` decodes media.
@@ -147,7 +227,7 @@ class StreamLoader:
     def __init__(
         self,
         sets: StreamedSets,
-        sampler: DrawSampler,
+        order: Order,
         collate: Callable[[Sequence[EncodedSample]], Any],
         *,
         ranks: Ranks,
@@ -155,7 +235,7 @@ class StreamLoader:
         settings: ReadAheadSettings,
     ) -> None:
         self._sets = sets
-        self._sampler = sampler
+        self._order = order
         self._collate = collate
         self._ranks = ranks
         self._decoder = decoder
@@ -163,14 +243,15 @@ class StreamLoader:
         self.waited_s = 0.0
 
     def __len__(self) -> int:
-        """Number of batches in the whole stage, even after resuming, since Lightning counts consumed batches itself."""
-        return len(self._sampler)
+        """Number of batches, or as many as there may be if samples of a fixed order are not all decided on yet."""
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Any]:
-        self._sampler.rewind()
+        self._sets.check_agreement(self._ranks)
+        self._order.rewind()
         with self._reader() as reader:
             start = time.perf_counter()
-            while (found := next_share(self._sets, self._sampler, reader, self._ranks, self._num_ahead)) is not None:
+            while (found := next_share(self._sets, self._order, reader, self._ranks, self._num_ahead)) is not None:
                 batch = self._collate(found)
                 self.waited_s = time.perf_counter() - start
                 yield batch
@@ -179,7 +260,7 @@ class StreamLoader:
     @property
     def _num_ahead(self) -> int:
         """Batches that the bound in samples covers."""
-        own = max(1, len(self._sampler.share.of(range(self._sampler.batch_size))))
+        own = max(1, len(self._order.share.of(range(self._order.batch_size))))
         return -(-self._settings.prefetch_samples // own)
 
     @contextmanager
@@ -201,25 +282,28 @@ class StreamLoader:
 
 
 def next_share(
-    sets: StreamedSets, sampler: DrawSampler, reader: SampleReader, ranks: Ranks, num_ahead: int = 0
+    sets: StreamedSets, order: Order, reader: SampleReader, ranks: Ranks, num_ahead: int = 0
 ) -> list[EncodedSample] | None:
-    """This rank's share of the next unread batch, all of it usable; None at the end of the stage.
+    """This rank's share of the next unread batch, all of it usable; None at the end of the order.
 
     Raises:
         DataError: No sample of a source can be used, or one that was used before cannot be now.
     """
     read: dict[Draw, EncodedSample | Fault] = {}
     while True:
-        sampler.reject(sets.reasons)
+        order.reject(sets.reasons)
         try:
-            batches = sampler.upcoming(1 + num_ahead)
+            batches = order.upcoming(1 + num_ahead)
         except ExhaustedError as error:
             raise sets.exhausted(error.source) from error
         if not batches:
+            sets.finish()
             return None
-        own = sampler.share.of(batches[0])
+        if sets.recall(batches[0]):
+            continue
+        own = order.share.of(batches[0])
         missing = [draw for draw in own if draw not in read]
-        reader.want([*missing, *(draw for batch in batches[1:] for draw in sampler.share.of(batch))])
+        reader.want([*missing, *(draw for batch in batches[1:] for draw in order.share.of(batch))])
         read.update(zip(missing, reader.take(missing), strict=True))
         faults = {draw.index: found.reason for draw in own if isinstance(found := read[draw], Fault)}
         sets.check_used(faults)
@@ -228,7 +312,7 @@ def next_share(
             faults = _of_all(faults, ranks)
         if not faults:
             sets.use(batches[0])
-            sampler.mark_read()
+            order.mark_read()
             return [found for draw in own if isinstance(found := read[draw], EncodedSample)]
         sets.leave_out(faults)
 

@@ -10,7 +10,7 @@ from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError, Rewa
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
-from lightning_mmrl.workers.serving import announce
+from lightning_mmrl.workers.serving import announce, note_shortage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class WeightedReward:
             except FOREIGN_FAILURES as error:  # a failing verifier must not end the run
                 why = str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
                 if isinstance(error, MemoryError):
+                    note_shortage()
                     why = "memory limit exceeded"
                 return Score(total=0.0, components=components, valid=False, reason=f"{name}: {why}", failed=name)
             if value is not None:

@@ -85,13 +85,13 @@ class MediaSettings:
 
 @dataclass
 class ReadAheadSettings:
-    """How samples are read while the model trains; the batches do not depend on it."""
+    """How samples are read while the model works; the batches do not depend on it."""
 
     decode_workers: int = setting(2, at_least=0)
     """Processes that decode media. 0 decodes in the process that trains, for debugging: a file that hangs or crashes
     its decoder then takes the run with it."""
     prefetch_samples: int = setting(64, at_least=0)
-    """Samples that each rank reads ahead of training; 0 reads a sample when it is needed."""
+    """Samples that each rank reads ahead of the step that takes them; 0 reads a sample when it is needed."""
     prefetch_mb: int = setting(2048, at_least=1)
     """MiB of samples that each rank holds read ahead; large clips reach it before `prefetch_samples`."""
 

@@ -94,7 +94,7 @@ class Validation:
 def all_predictions(judged: Sequence[Sequence[Judgement]], ranks: Ranks) -> list[Judgement]:
     """The predictions of all ranks, batch by batch in the order of the manifest, each sample once.
 
-    A rank whose share of a batch would be empty repeats a sample of another (`data.datamodules.eval_loader`).
+    A rank whose share of a batch would be empty repeats a sample of another (`data.in_order.eval_loader`).
     """
     found: dict[str, Judgement] = {}
     for batch in zip_longest(*ranks.gather(judged), fillvalue=()):  # a loop that was cut short has fewer

@@ -1,7 +1,7 @@
 """Evaluation of a checkpoint: greedy answers on named sets, metrics with intervals, predictions and figures on disk."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,19 @@ SUMMARY = "evaluation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedSet:
-    """The content of a test loader: its number of samples, the samples left out with their reasons, and its judge."""
+    """The content of a test loader, and its judge.
+
+    Attributes:
+        name: Name of the set.
+        num_samples: Number of samples, also of samples that are left out.
+        evaluator: Answers the prompts and judges the answers.
+        left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
+    """
 
     name: str
     num_samples: int
     evaluator: AnswerEvaluator
-    left_out: Sequence[tuple[Sample, str]] = ()
+    left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
 
 
 class EvaluationModule(lightning.LightningModule):
@@ -90,7 +97,8 @@ class EvaluationModule(lightning.LightningModule):
             for each, judged in zip(self._sets, self._predictions, strict=True)
         }
         for each in self._sets:
-            require_all(f"the evaluation on {each.name}", found[each.name], each.num_samples)
+            num_usable = each.num_samples - len(each.left_out())
+            require_all(f"the evaluation on {each.name}", found[each.name], num_usable)
         writes = self._ranks.rank == 0
         for each in self._sets:
             self.results[each.name] = self._summarize(each, found[each.name])
@@ -101,7 +109,7 @@ class EvaluationModule(lightning.LightningModule):
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
 
     def _summarize(self, evaluated: EvaluatedSet, predictions: list[Judgement]) -> dict[str, Any]:
-        task, left_out = evaluated.evaluator.task, evaluated.left_out
+        task, left_out = evaluated.evaluator.task, evaluated.left_out()
         values, intervals = self._measured(task, predictions)
         if left_out:
             wrong = [task.unanswered(sample) for sample, _ in left_out]

@@ -1,14 +1,14 @@
 """Samples completions of prompts with a policy that does not change, scores them, and keeps them in parts on disk."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
 
-from lightning_mmrl.data.rollout_table import write_table
+from lightning_mmrl.data.rollout_table import RolloutRow, write_table
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
@@ -22,6 +22,7 @@ from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.rollout_table import rows_of
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout
+from lightning_mmrl.types.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +30,23 @@ class PartStore:
     """The table of an unfinished stage: one file for each batch, `part-000000.jsonl` and so on.
 
     A part is written beside its place and renamed, so that a part that exists is whole.
+
+    Attributes:
+        directory: Folder of the parts.
+        before: Called before a part is written: waits until that on which it rests is on disk.
     """
 
     directory: Path
+    before: Callable[[], None] = lambda: None
 
     def path(self, number: int) -> Path:
         """The file of the part with a number."""
         return self.directory / f"part-{number:06d}.jsonl"
+
+    def write(self, number: int, rows: Sequence[RolloutRow]) -> None:
+        """Writes a part."""
+        self.before()
+        write_table(self.path(number), rows)
 
     def num_parts(self) -> int:
         """How many parts exist, counted from the first one up to the first gap."""
@@ -53,22 +64,25 @@ class SamplePlan:
         settings: Completions per prompt, prompts of a batch, and the component of the reward that says whether a
             completion is right.
         seed: Seed of the stage.
-        places: Place of each prompt in the data, by its id.
+        places: Place of each prompt in the data, by its id, also of prompts that cannot be used.
+        left_out: Gives the prompts that were found unusable so far: all of them once the last batch was read, and all
+            up to the last prompt of a batch once that batch was read.
     """
 
     settings: SampleSettings
     seed: int
     places: Mapping[str, int]
+    left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
 
     @property
     def num_batches(self) -> int:
-        """Number of batches, and therefore of parts, of the whole stage."""
-        return math.ceil(len(self.places) / self.settings.data.batch_size)
+        """Number of batches, and therefore of parts, of the whole stage, if no more prompts are left out."""
+        return math.ceil(len(self.usable()) / self.settings.data.batch_size)
 
-    def prompts(self, number: int) -> list[str]:
-        """The ids of the prompts of a batch, in their order."""
-        size = self.settings.data.batch_size
-        return list(self.places)[number * size : (number + 1) * size]
+    def usable(self) -> list[str]:
+        """The ids of the prompts that are not left out, in their order."""
+        left_out = {sample.id for sample, _ in self.left_out()}
+        return [name for name in self.places if name not in left_out]
 
 
 class SampleModule(lightning.LightningModule):
@@ -146,7 +160,7 @@ class SampleModule(lightning.LightningModule):
             # A rank whose share of a batch would be empty repeats a prompt of another.
             found = {row.sample.id: row for share in shares for row in share}
             ordered = sorted(found.values(), key=lambda row: self._plan.places[row.sample.id])
-            write_table(self._parts.path(self.num_parts), ordered)
+            self._parts.write(self.num_parts, ordered)
         self.num_parts += 1
 
     def on_test_epoch_end(self) -> None:

@@ -25,28 +25,16 @@ class ConsoleMonitor:
         """Shows how far the decoding has come."""
         self.console.update(description, done, total)
 
-    def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
-        """Names the first samples that were left out, and writes each left-out sample down once for the whole run."""
-        news = (manifest, *(item.sample_id for item in left_out))
-        if self.path is None or news in self.told:
-            return
-        self.told.add(news)
-        total = num_usable + len(left_out)
-        self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
-        for item in left_out[:3]:
-            self.console.say(f"  {item.sample_id}: {item.reason}")
-        self._write_down(manifest, left_out)
-
     def leave_out(self, manifest: str, num_samples: int, num_left_out: int, new: Sequence[Quarantined]) -> None:
-        """Names the first samples that are left out while a stage trains, and writes each down once for the whole run.
+        """Names the first samples of a manifest that are left out, and writes each down once for the whole run.
 
         After the first three, the count is said whenever it has doubled.
         """
-        before = num_left_out - len(new)
-        news = (manifest, *(item.sample_id for item in new))
-        if self.path is None or news in self.told:
+        new = [item for item in new if (manifest, item.sample_id) not in self.told]
+        if self.path is None or not new:
             return
-        self.told.add(news)
+        self.told.update((manifest, item.sample_id) for item in new)
+        before = num_left_out - len(new)
         for item in new[: max(0, 3 - before)]:
             self.console.say(f"{manifest}: left out {item.sample_id}: {item.reason}")
         if num_left_out > 3 and num_left_out.bit_length() > max(3, before).bit_length():

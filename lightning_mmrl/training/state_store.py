@@ -51,6 +51,7 @@ class StateStore:
         directory: `state/` of the stage.
         settings: Number of states to keep, newest first.
         check: Examines a complete state before it is resumed from; raises a ValueError that says what is wrong.
+        before: Called before a state is complete, in the thread that commits it: puts on disk what the state rests on.
 
     Raises:
         ConfigError: No state would be kept.
@@ -62,11 +63,13 @@ class StateStore:
         *,
         settings: StateSettings | None = None,
         check: Callable[[StoredState], None] = lambda state: None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings or StateSettings()
         check_rules(self._settings, "state")
         self.directory = directory
         self._check = check
+        self._before = before
 
     def begin(self, step: int) -> Path:
         """Creates an empty partial folder for the files of a state; `commit` turns it into the state.
@@ -100,6 +103,7 @@ class StateStore:
         Raises:
             OSError: The disk refuses; earlier states are unchanged.
         """
+        self._before()
         place, partial = self._place(step), self.partial(step)
         files = {
             str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -233,8 +233,13 @@ class DeadlinePool:
                 continue
             self._lost_starts = 0
             if outcome is not None and worker.item is not None:
-                batch.settle(worker.item, outcome)
+                if worker.again:
+                    batch.pending.appendleft(worker.item)
+                else:
+                    batch.settle(worker.item, outcome)
                 worker.item = None
+                if worker.spent:
+                    self._replace(slot)
 
     def _enforce_deadlines(self, batch: "_Batch") -> None:
         now = time.monotonic()
@@ -315,7 +320,7 @@ class _Worker:
         self._ended = False
         self.item: int | None = None
         self.doing: str | None = None
-        self.ready = False
+        self.ready = self.spent = self.again = False
         self.deadline = time.monotonic() + _START_LIMIT_S
 
     @property
@@ -338,6 +343,7 @@ class _Worker:
         self.ready = True
         if not isinstance(message, Parcel):
             return message
+        self.spent, self.again = message.spent, message.again
         arrays = [bytearray(size) for size in message.sizes]
         for array in arrays:
             self.connection.recv_bytes_into(array)

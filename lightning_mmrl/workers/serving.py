@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +34,9 @@ class Limits:
             process lives on.
         memory_bytes: Bytes of address space that the process may take beyond its size when it is ready (RLIMIT_AS,
             Linux only). A call that needs more gets a MemoryError; native code that does not check may end the process.
+            A process that keeps more than half of it from call to call is replaced, and so is one that ran out of it. A
+            call that fails for want of memory, or in a process that earlier calls left with less than three quarters of
+            it, is repeated in a new process, so its outcome does not depend on them.
         processor_s: Processor time in seconds, rounded up, after which the call ends with its process and the error
             `OVERTIME`. Such a call is not `lost`, because a busy machine cannot be the cause.
     """
@@ -62,10 +66,17 @@ class CallResult:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy."""
+    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy.
+
+    Attributes:
+        spent: Whether the worker is to be replaced.
+        again: Whether the outcome does not count, and a new worker is to repeat the call.
+    """
 
     content: bytes
     sizes: tuple[int, ...]
+    spent: bool
+    again: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,15 @@ def announce(what: str) -> None:
     """
     for listener in _listeners:
         listener(what)
+
+
+_shortages: list[bool] = []
+"""Holds an entry if the running call ran out of memory."""
+
+
+def note_shortage() -> None:
+    """Says that the running call ran out of memory, where its error does not say so to this module."""
+    _shortages.append(True)
 
 
 _processor_s: list[float] = []
@@ -123,19 +143,19 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
             connection.send(Announced(what))
 
     _listeners[:] = [tell]
-    if limits.memory_bytes is not None and sys.platform == "linux":
-        held_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        wanted, (_, most) = held_bytes + limits.memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    memory = _Memory(limits.memory_bytes if sys.platform == "linux" else None)
     if limits.processor_s is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a call that is ended on purpose needs no core dump
         _processor_s[:] = [limits.processor_s]
     with suppress(EOFError, ConnectionError):  # the pool was closed
         connection.send(None)
-        while True:
+        for number in count():
             item = connection.recv()
             lower_processor_time(1.0)
-            _report(connection, _call(function, item, watchdog))
+            _shortages.clear()
+            outcome = _call(function, item, watchdog)
+            _report(connection, outcome, memory, again=number > 0 and memory.is_doubtful(outcome))
+            del item, outcome  # not held while the next item arrives
 
 
 def begin(packages: Mapping[str, str]) -> None:
@@ -226,12 +246,45 @@ def call_here(function: Callable[[Any], Any], item: Any) -> CallResult:
     except MmrlError as error:
         return CallResult(error=str(error))
     except MemoryError:
+        note_shortage()
         return CallResult(error="memory limit exceeded")
     except FOREIGN_FAILURES as error:  # a failure of foreign code must not end the run
         return CallResult(error=f"{type(error).__name__}: {error}")
 
 
-def _report(connection: Connection, outcome: CallResult) -> None:
+class _Memory:
+    """Bounds the memory of this process, and says how much of it earlier calls have left; None for no bound."""
+
+    def __init__(self, allowed_bytes: int | None) -> None:
+        self._allowed = allowed_bytes
+        self._space = self._kept = 0
+        if allowed_bytes is None:
+            return
+        self._space, self._kept = self._grown()
+        wanted, (_, most) = self._space + allowed_bytes, resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+    def is_doubtful(self, outcome: CallResult) -> bool:
+        """Whether a call ran out of memory, or may have failed because earlier ones had left little.
+
+        Decoders report a shortage in many words, such as that a frame is damaged.
+        """
+        left_little = self._allowed is not None and self._grown()[0] > self._allowed / 4
+        return bool(_shortages) or (outcome.error is not None and left_little)
+
+    def is_spent(self, num_bytes: int) -> bool:
+        """Whether this process is to be replaced, though the result of the last call takes `num_bytes`."""
+        kept_too_much = self._allowed is not None and self._grown()[1] - num_bytes > self._allowed / 2
+        return bool(_shortages) or kept_too_much
+
+    def _grown(self) -> tuple[int, int]:
+        """Bytes of address space, and those in memory, since the start."""
+        space, kept = Path("/proc/self/statm").read_text().split()[:2]
+        size = resource.getpagesize()
+        return int(space) * size - self._space, int(kept) * size - self._kept
+
+
+def _report(connection: Connection, outcome: CallResult, memory: _Memory, *, again: bool) -> None:
     arrays: list[pickle.PickleBuffer] = []
     try:
         content = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
@@ -239,7 +292,8 @@ def _report(connection: Connection, outcome: CallResult) -> None:
         connection.send(CallResult(error=f"its result cannot be sent back: {error}"))
         return
     views = [array.raw() for array in arrays]
-    connection.send(Parcel(content, tuple(view.nbytes for view in views)))
+    sizes = tuple(view.nbytes for view in views)
+    connection.send(Parcel(content, sizes, again or memory.is_spent(sum(sizes)), again))
     for view in views:
         connection.send_bytes(view)
 

@@ -1,18 +1,25 @@
 """A dataset without a model: an encoder of one token per character, a decoder that counts, and manifests to write."""
 
 import json
+import threading
 from contextlib import contextmanager
+from functools import partial
 
 import clips
 import numpy as np
 import torch
 from PIL import Image
 
+from lightning_mmrl.data.collate import collate_prompts
+from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import decode
 from lightning_mmrl.data.pipeline import MediaPipeline
+from lightning_mmrl.data.sampler import Draw
+from lightning_mmrl.data.stream import StreamedSets
 from lightning_mmrl.errors import MediaError, MmrlError
-from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.data import MediaSettings, ReadAheadSettings
 from lightning_mmrl.workers.pool import CallResult
 
 
@@ -107,11 +114,8 @@ class Monitor:
     def progress(self, *step):
         self.steps.append(step)
 
-    def quarantine(self, manifest, num_usable, left_out):
-        self.left_out.append((manifest, num_usable, [(each.sample_id, each.reason) for each in left_out]))
-
     def leave_out(self, manifest, num_samples, num_left_out, new):
-        self.quarantine(manifest, num_samples - num_left_out, new)
+        self.left_out.append((manifest, num_samples - num_left_out, [(each.sample_id, each.reason) for each in new]))
 
     def warn(self, manifest, warnings):
         self.warnings.append((manifest, warnings))
@@ -125,6 +129,90 @@ def pipeline(directory):
         cache=MediaCache(directory / "cache"),
         decoder=CountingDecoder(),
     )
+
+
+def read(found, index=0, variant="full"):
+    """A sample of a `PreparedSet`, or why it cannot be used."""
+    [item], _ = found.read([Draw(index=index, serial=index, variant=variant)], found._pipeline.decoder.decode_all)
+    return item
+
+
+def in_order(sets, *, batch_size=4, ranks=ALONE, prefetch=0, **how):
+    """A loader of `StreamedSets` that goes through all samples once."""
+    return eval_loader(
+        sets,
+        partial(collate_prompts, pad_token_id=0),
+        batch_size=batch_size,
+        ranks=ranks,
+        decoder=sets._sets[0][1]._pipeline.decoder,
+        settings=ReadAheadSettings(prefetch_samples=prefetch),
+        **how,
+    )
+
+
+class Settled:
+    """A `PreparedSet` after a pass through all its samples: what was read, and what was left out."""
+
+    def __init__(self, found, monitor=None):
+        self.sets = StreamedSets([("train.jsonl", found)], monitor or Monitor())
+        self.batches = list(in_order(self.sets))
+
+    @property
+    def usable(self):
+        return [sample.id for batch in self.batches for sample in batch.samples]
+
+    @property
+    def reasons(self):
+        return {sample.id: reason for sample, reason in self.sets.left_out()}
+
+
+class Rank:
+    """One of two ranks, in a thread each."""
+
+    lockstep, world_size = False, 2
+
+    def __init__(self, rank, barrier, shared):
+        self.rank, self._barrier, self._shared = rank, barrier, shared
+
+    def gather(self, item):
+        self._shared[self.rank] = item
+        self._barrier.wait(30)
+        found = list(self._shared)
+        self._barrier.wait(30)
+        return found
+
+    def any(self, flags):
+        return [any(column) for column in zip(*self.gather(flags), strict=True)]
+
+
+def on_two_ranks(run):
+    """What `run(rank)` returns on each rank; raises the first error of any."""
+    barrier, shared, found, errors = threading.Barrier(2), [None, None], [None, None], []
+
+    def begin(rank):
+        try:
+            found[rank] = run(Rank(rank, barrier, shared))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=begin, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return found
+
+
+def decisions(path):
+    """The ids of a file of exclusions: used ones and left-out ones."""
+    used, left_out = set(), set()
+    for line in path.read_text().splitlines():
+        used |= set(json.loads(line).get("used", {}))
+        left_out |= set(json.loads(line).get("left_out", {}))
+    return used, left_out
 
 
 def write_media(root):

@@ -82,9 +82,6 @@ class Monitor:
     def progress(self, *_):
         """Nothing to show."""
 
-    def quarantine(self, manifest, num_usable, left_out):
-        raise AssertionError("training samples are decided on when they are drawn")
-
     def leave_out(self, manifest, num_samples, num_left_out, new):
         self.left_out += [(manifest, num_samples, each.sample_id, each.reason) for each in new]
 

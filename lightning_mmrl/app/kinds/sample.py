@@ -81,9 +81,9 @@ class SampleKind:
         from lightning_mmrl.app.rewards import training_rewards
         from lightning_mmrl.app.stages import data_module, data_sources
         from lightning_mmrl.curriculum.attempt import STATES
-        from lightning_mmrl.data.datamodules import eval_loader
-        from lightning_mmrl.data.prepared import JoinedSets
-        from lightning_mmrl.data.sampler import Share
+        from lightning_mmrl.data.collate import collate_prompts
+        from lightning_mmrl.data.in_order import eval_loader
+        from lightning_mmrl.data.stream import StreamedSets
         from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
         from lightning_mmrl.tracking.lightning_logger import RunLogger
         from lightning_mmrl.training.callbacks.progress import EvaluationProgress
@@ -101,18 +101,17 @@ class SampleKind:
         sources = data_sources(spec, inputs, parts.config)
         pipeline = parts.pipeline(encoder)
         kinds = data_module(path, stage, parts.config)
-        sets = [
-            kinds.open_source(
-                source, pipeline=pipeline, template=parts.template, exclusions=parts.exclusions, supervised=False
-            )
-            for source in sources.values()
-        ]
-        for source, prompts in zip(sources.values(), sets, strict=True):
-            prompts.prepare(source.manifest, parts.monitor)
-        store, size = PartStore(directory=directory / STATES), stage.data.batch_size
-        places = _places(path, [sample.id for prompts in sets for sample in prompts.samples])
-        plan = SamplePlan(settings=stage, seed=spec.seed, places=places)
-        logger, num = RunLogger(run, directory), plan.num_batches
+        opened = partial(
+            kinds.open_source,
+            pipeline=pipeline,
+            template=parts.template,
+            exclusions=parts.exclusions,
+            supervised=False,
+        )
+        sets = StreamedSets([(source.manifest, opened(source)) for source in sources.values()], parts.monitor)
+        store = PartStore(directory=directory / STATES, before=parts.exclusions.flush)
+        plan = SamplePlan(settings=stage, seed=spec.seed, places=_places(path, sets.ids), left_out=sets.left_out)
+        logger = RunLogger(run, directory)
         resources = ExitStack()
         engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
         resources.callback(engine.close)
@@ -126,9 +125,15 @@ class SampleKind:
             sharding=sharding_of(stage.trainer),
             rank_local=parts.group.interruption.rank_local,
         )
-        share = Share(rank=parts.group.rank, world_size=parts.group.world_size)
-        pad = encoder.pad_token_id
-        loader = partial(eval_loader, JoinedSets(sets), batch_size=size, pad_token_id=pad, share=share)
+        loader = partial(
+            eval_loader,
+            sets,
+            partial(collate_prompts, pad_token_id=encoder.pad_token_id),
+            batch_size=stage.data.batch_size,
+            ranks=parts.group.ranks,
+            decoder=pipeline.decoder,
+            settings=parts.config.data.media,
+        )
         progress = EvaluationProgress(parts.console, parts.title(spec))
         trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=[progress])
         return SampleJob(
@@ -138,7 +143,9 @@ class SampleKind:
             store=store,
             plan=plan,
             media_root=media_root(path, sources),
-            log=lambda metrics: logger.log_metrics({f"{spec.name}/{key}": metrics[key] for key in metrics}, num),
+            log=lambda metrics: logger.log_metrics(
+                {f"{spec.name}/{key}": metrics[key] for key in metrics}, plan.num_batches
+            ),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
             resources=resources,
@@ -225,7 +232,7 @@ class SampleJob:
         if artifact == ROLLOUTS:
             for number in range(self.plan.num_batches):
                 write_table(self._path(directory, number), self._rows(number))
-            prompts = len(self.plan.places)
+            prompts = len(self.plan.usable())
             counts = {"kept": prompts, "completions": prompts * self.plan.settings.num_completions}
             return {"artifact": artifact, "media_root": self.media_root, "counts": counts}
         totals = Totals()
@@ -238,10 +245,11 @@ class SampleJob:
 
     def _num_parts(self) -> int:
         """Returns how many parts an earlier process left, after comparing their prompts with the plan."""
-        found = self.store.num_parts()
+        found, prompts = self.store.num_parts(), self.plan.usable()
+        size, completions = self.plan.settings.data.batch_size, self.plan.settings.num_completions
         for number in range(found):
             rows = [(row.sample.id, len(row.completions)) for row in self._rows(number)]
-            if rows != [(prompt, self.plan.settings.num_completions) for prompt in self.plan.prompts(number)]:
+            if rows != [(prompt, completions) for prompt in prompts[number * size : (number + 1) * size]]:
                 raise StageError(
                     f"{self.store.path(number)} has other prompts or numbers of completions than the stage asks for "
                     f"now; undo the change, or remove {self.store.directory} to sample again"

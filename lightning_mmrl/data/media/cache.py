@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -73,6 +74,8 @@ class MediaCache:
         self.hashes = HashIndex(directory / HASHES)
         self._limit_gb = limit_gb
         self._held: dict[str, dict[str, Tensor]] = {}
+        self._put: set[int] = set()
+        self._put_bytes = 0
         self._allowance = 0.0
         self._full_until_s = 0.0
         self._warned: set[str] = set()
@@ -122,6 +125,7 @@ class MediaCache:
             DiskError: The disk refuses the entry, and no more entries may be held in memory.
         """
         content = packed(tensors)
+        self._note(key, len(content))
         try:
             if self._make_room(len(content)):
                 write_whole(entry_path(self.directory, key), content, shared=True, durable=False)
@@ -133,6 +137,19 @@ class MediaCache:
                 raise DiskError(error.problem, remedy) from error
             with dispensable("entries of the media cache", self.directory):
                 raise
+
+    def _note(self, key: str, num_bytes: int) -> None:
+        """Warns when a medium is put a second time and the limit is why: what this process reads does not fit."""
+        number = hash(key)
+        if number not in self._put:
+            self._put.add(number)
+            self._put_bytes += num_bytes
+        elif self._limit_gb is not None and (needed_gb := self._put_bytes / SHARE_USED / 1e9) > self._limit_gb:
+            self._warn_once(
+                f"is too small with data.media.cache_limit_gb={self._limit_gb:g}: media of this run are decoded again "
+                "in each pass or validation",
+                f"; set that key to at least {math.ceil(needed_gb * 1000) / 1000:g}",
+            )
 
     def _make_room(self, num_bytes: int) -> bool:
         """Evicts entries until another one fits; False if none may leave for it."""

@@ -16,7 +16,7 @@ from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult, DeadlinePool, WorkerError
-from lightning_mmrl.workers.serving import OVERTIME, Limits, call_here, lower_processor_time
+from lightning_mmrl.workers.serving import OVERTIME, Limits, call_here, lower_processor_time, note_shortage
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ def within_limits(task: DecodeTask, read: Callable[[MediaFile], T]) -> T:
                 if file.unchanged():
                     return found
     except MemoryError as error:
+        note_shortage()
         raise MediaError(
             f"{path}: decoding it takes more than data.media.decode_memory_mb, or --memory-mb; scale it down or cut "
             "it, or raise that limit"

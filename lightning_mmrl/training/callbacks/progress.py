@@ -49,7 +49,7 @@ class EvaluationProgress(Callback):
     def __init__(self, console: ConsoleProgress, title: str) -> None:
         self._console = console
         self._title = title
-        self._done = 0
+        self._done = self._total = 0
 
     def on_test_batch_end(
         self,
@@ -63,5 +63,10 @@ class EvaluationProgress(Callback):
         """Advances by one batch."""
         self._done += 1
         batches = trainer.num_test_batches
-        total = sum(int(count) for count in batches) if isinstance(batches, list) else int(batches)
-        self._console.update(self._title, self._done, total)
+        self._total = sum(int(count) for count in batches) if isinstance(batches, list) else int(batches)
+        self._console.update(self._title, self._done, self._total)
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Ends the bar if samples were left out on the way, so that there were fewer batches."""
+        if 0 < self._done < self._total:
+            self._console.update(self._title, self._done, self._done)

@@ -243,6 +243,41 @@ def test_what_is_in_use_stays_and_media_without_room_are_decoded_again(tmp_path,
     assert "raise data.media.cache_limit_gb" in record.message
 
 
+@pytest.mark.parametrize("recent_s", [0.0, 120.0])
+def test_a_cache_that_is_too_small_for_what_is_read_again_says_once_how_large_it_must_be(
+    tmp_path, caplog, monkeypatch, recent_s
+):
+    """Whether entries are evicted by each other or find no room."""
+    monkeypatch.setattr(cache, "RECENT_S", recent_s)
+    entry = {"noise": torch.randint(0, 256, (10**4,), dtype=torch.uint8)}
+    small = MediaCache(tmp_path / "small", limit_gb=0.001)
+    for passed in range(3):
+        for number in range(120):
+            if small.get(key_of(number)) is None:
+                small.put(key_of(number), entry)
+        told = [record.message for record in caplog.records if "too small" in record.message]
+        assert len(told) == min(passed, 1)
+    [message] = told
+    assert "data.media.cache_limit_gb=0.001" in message
+    assert message.endswith("set that key to at least 0.002.")  # 1.2 MB, of which seven eighths stay
+    caplog.clear()
+    enough = MediaCache(tmp_path / "enough", limit_gb=0.002)
+    for _ in range(2):
+        for number in range(120):
+            if enough.get(key_of(number)) is None:
+                enough.put(key_of(number), entry)
+    assert [record.message for record in caplog.records] == []
+
+
+def test_an_entry_that_was_damaged_is_no_sign_of_a_small_cache(tmp_path, caplog):
+    found = MediaCache(tmp_path, limit_gb=1.0)
+    for _ in range(2):
+        found.put(key_of(1), {"noise": torch.zeros(1000)})
+        next(tmp_path.rglob("*.media")).write_bytes(b"damaged")
+        assert found.get(key_of(1)) is None
+    assert "too small" not in caplog.text
+
+
 def test_the_folder_is_not_counted_at_every_put(tmp_path, monkeypatch):
     counted = []
     monkeypatch.setattr(cache, "stored_files", lambda folder: counted.append(1) or stored_files(folder))

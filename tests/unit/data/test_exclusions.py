@@ -1,18 +1,21 @@
 """Which samples a run uses is decided once: later stages, resumes and ranks see the same ones."""
 
+import errno
 import json
-import re
+import os
+import stat
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
 
 import pytest
-from words import Monitor, row, write
+from words import Monitor, Session, Settled, row, write
 
-from lightning_mmrl.data.exclusions import Exclusions
+from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.workers.pool import CallResult
@@ -34,6 +37,10 @@ class Decoder:
 
         self._decoder.decode_all(tasks, told)
 
+    @contextmanager
+    def session(self):
+        yield Session(self)
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -53,12 +60,12 @@ def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor
         supervised=False,
         exclusions=exclusions,
     )
-    found.prepare("train.jsonl", monitor or Monitor())
-    return found, decoder
+    found.check("train.jsonl")
+    return Settled(found, monitor), decoder
 
 
-def ids(prepared):
-    return [sample.id for sample in prepared.samples]
+def ids(settled):
+    return settled.usable
 
 
 @pytest.fixture
@@ -71,8 +78,8 @@ def test_a_sample_that_was_left_out_stays_out_though_it_could_be_read_now(root, 
     assert ids(first) == ["a", "c"]
     again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
     assert ids(again) == ["a", "c"]
-    assert again.quarantined == first.quarantined
-    assert [sample.id for sample in again.excluded] == ["bad"]
+    assert again.reasons == first.reasons
+    assert again.reasons.keys() == {"bad"}
     assert decoder.asked == []
     afresh, _ = prepare(root, pipeline, None, failing=())
     assert ids(afresh) == ["a", "bad", "c"]
@@ -91,20 +98,7 @@ def test_a_sample_that_was_used_must_be_there(root, pipeline, path, no_cache, fa
     assert ids(again) == ["a", "c"]
 
 
-def test_prompts_are_tried_once_in_a_run(root, pipeline, path):
-    first, second = Monitor(), Monitor()
-    prepare(root, pipeline, Exclusions(path), monitor=first)
-    prepare(root, pipeline, Exclusions(path), monitor=second)
-    assert [step for step in first.steps if "prompts" in step[0]][-1] == ("trying prompts of train.jsonl", 3, 3)
-    assert second.steps == []
-    assert second.left_out == first.left_out
-
-
-def test_another_rank_follows_and_never_decides(root, pipeline, path, no_cache):
-    with pytest.raises(
-        DataError, match=f"rank 0 decided nothing about sample a in {re.escape(str(path))}; put the run"
-    ):
-        prepare(root, pipeline, Exclusions(path, decides=False))
+def test_another_rank_follows_and_writes_nothing(root, pipeline, path, no_cache):
     prepare(root, pipeline, Exclusions(path))
     before = path.read_bytes()
     other, _ = prepare(root, pipeline, Exclusions(path, decides=False), failing=())
@@ -257,3 +251,53 @@ def test_half_a_line_of_a_killed_process_is_cut_off_by_the_next_one(root, pipeli
     again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
     assert ids(again) == ["a", "c"]
     assert decoder.asked == []
+
+
+def test_decisions_are_on_disk_once_they_are_flushed(root, pipeline, path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            synced.append(status.st_size)
+        real(descriptor)
+
+    exclusions = Exclusions(path)
+    samples = read_manifest(write(root, *ROWS), root)
+    which = DecidedSet(manifest="train.jsonl", root=root, use={})
+    monkeypatch.setattr(os, "fsync", fsync)
+    exclusions.flush()
+    assert synced == []
+    exclusions.decide(which, samples[:1], {})
+    assert synced == []  # else nothing below would be due to `flush`
+    for _ in range(2):
+        exclusions.flush()
+        assert synced == [path.stat().st_size]
+    exclusions.decide(which, samples[1:2], {"bad": "broken"})
+    assert synced[1:] == [path.stat().st_size]  # at once
+    follower = Exclusions(path, decides=False)
+    follower.decide(which, samples[2:], {})
+    follower.flush()
+    assert len(synced) == 2
+    later = Exclusions(path)  # an earlier process may have been killed before it flushed
+    later.flush()
+    assert len(synced) == 3
+
+
+def test_a_flush_that_fails_is_tried_again(root, path, monkeypatch):
+    exclusions = Exclusions(path)
+    samples = read_manifest(write(root, *ROWS), root)
+    exclusions.decide(DecidedSet(manifest="train.jsonl", root=root, use={}), samples, {})
+    tried = []
+
+    def fails(_):
+        tried.append(1)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails)
+        for _ in range(2):
+            with pytest.raises(DiskError, match=r"exclusions\.jsonl"):
+                exclusions.flush()
+    assert len(tried) == 2
+    exclusions.flush()

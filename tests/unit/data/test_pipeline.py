@@ -92,7 +92,7 @@ def in_a_worker(content, folder):
     """Key and tensors by a pickled pipeline, as a loader's worker makes them."""
     own = pickle.loads(content)
     key, task = own.keyed_task(folder / "a.mp4", REF, folder)
-    return key, {name: tensor.numpy() for name, tensor in own.fetched(key, task).items()}
+    return key, {name: tensor.numpy() for name, tensor in own.fetched(key, task, own.decoder.decode_all).items()}
 
 
 def test_a_worker_that_got_the_pipeline_pickled_makes_and_finds_the_same(pipeline, tmp_path):
@@ -102,7 +102,7 @@ def test_a_worker_that_got_the_pipeline_pickled_makes_and_finds_the_same(pipelin
     assert own_key == key
     assert key in pipeline.cache
     (tmp_path / "a.mp4").unlink()  # it can only come from the cache
-    found = pipeline.fetched(key, task)
+    found = pipeline.fetched(key, task, pipeline.decoder.decode_all)
     assert found.keys() == made.keys()
     assert found["pixel_values_videos"].dtype == torch.uint8
     assert all(np.array_equal(found[name].numpy(), made[name]) for name in made)
@@ -110,19 +110,19 @@ def test_a_worker_that_got_the_pipeline_pickled_makes_and_finds_the_same(pipelin
 
 def test_a_medium_that_was_evicted_is_decoded_again_and_a_bad_one_named(pipeline, tmp_path):
     key, task = pipeline.keyed_task(tmp_path / "a.mp4", REF, tmp_path)
-    first = pipeline.fetched(key, task)
+    first = pipeline.fetched(key, task, pipeline.decoder.decode_all)
     [path] = tmp_path.rglob("*.media")
     path.unlink()
-    again = pipeline.fetched(key, task)
+    again = pipeline.fetched(key, task, pipeline.decoder.decode_all)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert path.is_file()
     path.write_bytes(b"damaged")
-    repaired = pipeline.fetched(key, task)
+    repaired = pipeline.fetched(key, task, pipeline.decoder.decode_all)
     assert all(torch.equal(first[name], repaired[name]) for name in first)
     path.unlink()
     (tmp_path / "a.mp4").write_bytes(b"no clip")
     with pytest.raises(MediaError, match=r"a\.mp4: it has changed since it was looked at"):
-        pipeline.fetched(key, task)
+        pipeline.fetched(key, task, pipeline.decoder.decode_all)
     assert key not in pipeline.cache
 
 

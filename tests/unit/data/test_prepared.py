@@ -2,12 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from words import Monitor, row, write
+from words import Monitor, Settled, in_order, read, row, write
 
-from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.media.guard import GuardedDecoder
-from lightning_mmrl.data.prepared import JoinedSets, PreparedSet
-from lightning_mmrl.data.sampler import Draw
+from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -29,9 +27,9 @@ def test_each_medium_is_decoded_once_for_all_sets_and_passes(root, pipeline):
     rows += [row("e", images=["one.png"]), row("f", images=["one.png", "one.png"])]
     for _ in range(2):
         dataset = prepared(root, pipeline, *rows)
-        dataset.prepare("train.jsonl", Monitor())
+        assert len(Settled(dataset).usable) == 6
         for _ in range(2):
-            [dataset[Draw(index=index, serial=index)] for index in range(6)]
+            [read(dataset, index) for index in range(6)]
     assert sorted(pipeline.decoder.decoded) == [
         ("one.mp4", "video"),
         ("one.png", "image"),
@@ -41,19 +39,21 @@ def test_each_medium_is_decoded_once_for_all_sets_and_passes(root, pipeline):
 
 
 def test_other_settings_decode_anew(root, pipeline):
-    prepared(root, pipeline, row("a", ["one.mp4"])).prepare("train.jsonl", Monitor())
+    Settled(prepared(root, pipeline, row("a", ["one.mp4"])))
     finer = replace(pipeline, settings=MediaSettings(num_frames=4))
     dataset = prepared(root, finer, row("a", ["one.mp4"]))
-    dataset.prepare("train.jsonl", Monitor())
+    assert len(read(dataset).prompt["levels"]) == 4
     assert len(pipeline.decoder.decoded) == 2
-    assert len(dataset[Draw(index=0, serial=0)].prompt["levels"]) == 4
 
 
-def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline, monitor):
-    dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"]), row("b", ["two.mp4"]))
-    dataset.prepare("x", monitor)
-    media = [("preparing x", 1, 3), ("preparing x", 2, 3), ("preparing x", 3, 3)]
-    assert monitor.steps == [*media, ("trying prompts of x", 1, 2), ("trying prompts of x", 2, 2)]
+def test_faults_are_found_without_deciding_and_show_how_far_they_are(root, pipeline, monitor):
+    rows = [row(f"s{number}", ["broken.mp4" if number in (3, 17) else "one.mp4"]) for number in range(20)]
+    dataset = prepared(root, pipeline, *rows)
+    faults = dataset.faults("x", monitor)
+    assert faults.keys() == {"s3", "s17"}
+    assert all("broken.mp4: video cannot be decoded" in reason for reason in faults.values())
+    assert monitor.steps == [("preparing x", 16, 20), ("preparing x", 20, 20)]
+    assert dataset.decided("x", dataset.samples) == {}
 
 
 @pytest.mark.parametrize(
@@ -68,28 +68,19 @@ def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline, mon
 )
 def test_a_bad_clip_is_counted_named_and_left_out(root, pipeline, monitor, bad, reason):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), bad, row("c", ["two.mp4"]))
-    dataset.prepare("train.jsonl", monitor)
-    assert [sample.id for sample in dataset.samples] == ["a", "c"]
-    assert len(dataset) == 2
-    [quarantined] = dataset.quarantined
-    assert quarantined.sample_id == "bad"
-    assert reason in quarantined.reason
+    found = Settled(dataset, monitor)
+    assert found.usable == ["a", "c"]
+    assert found.reasons.keys() == {"bad"}
+    assert reason in found.reasons["bad"]
     [(manifest, num_usable, [(name, why)])] = monitor.left_out
     assert (manifest, num_usable, name) == ("train.jsonl", 2, "bad")
     assert reason in why
 
 
-def test_a_second_preparation_forgets_no_quarantine(root, pipeline):
-    dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["broken.mp4"]))
-    dataset.prepare("train.jsonl", Monitor())
-    dataset.prepare("train.jsonl", Monitor())
-    assert [each.sample_id for each in dataset.quarantined] == ["bad"]
-
-
 def test_a_set_without_a_usable_clip_is_refused(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["broken.mp4"]), row("b", ["broken.mp4"]))
     with pytest.raises(DataError, match=r"^train\.jsonl: all 2 samples cannot be used; the first: .*broken\.mp4"):
-        dataset.prepare("train.jsonl", Monitor())
+        Settled(dataset)
 
 
 ODD = [
@@ -122,31 +113,30 @@ def test_whatever_an_encoder_raises_is_the_samples(root, pipeline, error, where,
     }[where]
     good = [row(name, audios=["one.wav"], target="sad") for name in ("a", "b")]
     dataset = prepared(root, pipeline, good[0], bad, good[1], supervised=True)
-    dataset.prepare("train.jsonl", Monitor())
-    assert [sample.id for sample in dataset.samples] == ["a", "b"]
-    [left_out] = dataset.quarantined
-    assert left_out.sample_id == "bad"
+    found = Settled(dataset)
+    assert found.usable == ["a", "b"]
     expected = str(error) if isinstance(error, MediaError) else f"{type(error).__name__}: {error}"
-    assert left_out.reason == (f"{root / 'long.wav'}: {expected}" if where == "encode_audio" else expected)
+    assert found.reasons == {"bad": f"{root / 'long.wav'}: {expected}" if where == "encode_audio" else expected}
 
 
 @pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
-def test_no_error_leaves_the_data_set_as_a_loop_would_take_for_its_end(root, pipeline, error, monkeypatch):
+def test_no_error_of_a_used_sample_passes_for_the_end_of_the_data(root, pipeline, error, monkeypatch):
     """A list that reads to the first StopIteration would be short, without a word."""
-    dataset = prepared(root, pipeline, *[row(name) for name in "abc"])
-    dataset.prepare("train.jsonl", Monitor())
-    loader = eval_loader(dataset, batch_size=1, pad_token_id=0)
+    found = Settled(prepared(root, pipeline, *[row(name) for name in "abc"]))
+    original = pipeline.encoder.encode_prompt
 
-    def odd(*_):
-        raise error
+    def odd(*arguments):
+        if len(asked) == 1:
+            raise error
+        asked.append(arguments)
+        return original(*arguments)
 
+    asked = []
     monkeypatch.setattr(pipeline.encoder, "encode_prompt", odd)
-    with pytest.raises(DataError, match=r"^sample a: ") as caught:
-        list(loader)
-    assert caught.value.__cause__ is error
-    joined = JoinedSets([dataset])
-    with pytest.raises(DataError, match=r"^sample b: "):
-        joined[Draw(index=1, serial=0)]
+    for prefetch in (0, 8):
+        asked.clear()
+        with pytest.raises(DataError, match=r"sample b was used before in this run and cannot be now: "):
+            list(in_order(found.sets, batch_size=1, prefetch=prefetch))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9")])
@@ -158,7 +148,7 @@ def test_a_machine_without_memory_is_no_fault_of_a_sample(root, pipeline, error,
         with monkeypatch.context() as patched:
             patched.setattr(pipeline.encoder, name, short)
             with pytest.raises(type(error)) as caught:
-                prepared(root, pipeline, row("b"), bad).prepare("train.jsonl", Monitor())
+                Settled(prepared(root, pipeline, row("b"), bad))
             assert caught.value is error
 
 
@@ -174,13 +164,10 @@ def test_encoded_values_that_are_not_finite_are_found_before_they_are_cached(roo
         "video": row("bad", ["one.mp4"]),
         "audio": row("bad", [], ["one.wav"]),
     }
-    dataset = prepared(root, pipeline, row("a"), bad[kind])
     for _ in range(2):  # a second time too: nothing of it lies in the cache
-        dataset = prepared(root, pipeline, row("a"), bad[kind])
-        dataset.prepare("train.jsonl", Monitor())
-        [left_out] = dataset.quarantined
-        assert "2 of 4 encoded values (values) are not finite" in left_out.reason
-        assert left_out.reason.startswith(str(root / "one."))
+        [reason] = Settled(prepared(root, pipeline, row("a"), bad[kind])).reasons.values()
+        assert "2 of 4 encoded values (values) are not finite" in reason
+        assert reason.startswith(str(root / "one."))
 
 
 @pytest.mark.parametrize(
@@ -193,13 +180,10 @@ def test_encoded_values_that_are_not_finite_are_found_before_they_are_cached(roo
 )
 def test_a_target_that_the_model_cannot_say_is_left_out(root, pipeline, bad, reason):
     dataset = prepared(root, pipeline, row("a", target="sad"), bad, supervised=True)
-    dataset.prepare("train.jsonl", Monitor())
-    assert [left_out.reason[: len(reason or "")] for left_out in dataset.quarantined] == (
-        [] if reason is None else [reason]
-    )
+    found = [why[: len(reason or "")] for why in Settled(dataset).reasons.values()]
+    assert found == ([] if reason is None else [reason])
     dataset = prepared(root, pipeline, row("a", target="sad"), bad)
-    dataset.prepare("train.jsonl", Monitor())
-    assert dataset.quarantined == ()  # nothing is learned from the target here
+    assert Settled(dataset).reasons == {}  # nothing is learned from the target here
 
 
 def test_what_a_decoder_finds_odd_is_told_once_by_file(root, pipeline, monitor, monkeypatch):
@@ -217,9 +201,8 @@ def test_what_a_decoder_finds_odd_is_told_once_by_file(root, pipeline, monitor, 
     monkeypatch.setattr(pipeline.decoder, "decode_all", odd)
     spans = {"path": "one.wav", "start": 0.0, "end": 0.5}
     dataset = prepared(root, pipeline, row("a", [], ["one.wav"]), row("b", [], [spans]), row("c", ["one.mp4"]))
-    dataset.prepare("train.jsonl", monitor)
+    assert Settled(dataset, monitor).reasons == {}
     assert monitor.warnings == [("train.jsonl", [warned])]
-    assert dataset.quarantined == ()
 
 
 def test_a_file_that_cannot_be_read_costs_its_sample(root, pipeline, monkeypatch):
@@ -230,9 +213,7 @@ def test_a_file_that_cannot_be_read_costs_its_sample(root, pipeline, monkeypatch
 
     monkeypatch.setattr("lightning_mmrl.data.pipeline.media_key", key)
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["two.mp4"]))
-    dataset.prepare("train.jsonl", Monitor())
-    [left_out] = dataset.quarantined
-    assert left_out.reason == f"{root / 'two.mp4'}: cannot be read (Permission denied)"
+    assert Settled(dataset).reasons == {"bad": f"{root / 'two.mp4'}: cannot be read (Permission denied)"}
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault_of_a_sample(root, pipeline, monkeypatch):
@@ -241,15 +222,14 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_a_sample(root, pipeline, 
 
     monkeypatch.setattr(pipeline.cache, "put", full)
     with pytest.raises(OSError, match="No space left"):
-        prepared(root, pipeline, row("a", ["one.mp4"]), row("b")).prepare("train.jsonl", Monitor())
+        Settled(prepared(root, pipeline, row("a", ["one.mp4"]), row("b")))
 
 
 def test_a_modality_can_be_taken_away(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"], ["one.png"]))
-    dataset.prepare("train.jsonl", Monitor())
     shown = {}
     for variant in ("full", "silent", "blank"):
-        prompt = dataset[Draw(index=0, serial=0, variant=variant)].prompt
+        prompt = read(dataset, variant=variant).prompt
         shown[variant] = tuple(prompt[key].flatten().tolist() for key in ("levels", "sound", "corner"))
     levels = [pytest.approx(20, abs=2), pytest.approx(40, abs=2)]  # the codec rounds grey levels
     assert shown == {
@@ -262,13 +242,13 @@ def test_a_modality_can_be_taken_away(root, pipeline):
 def test_a_template_and_a_target_reach_the_encoder(root, pipeline):
     template = PromptTemplate(PromptSettings(system="S", suffix=" now", prefill="<think>"))
     dataset = prepared(root, pipeline, row("a", target="<think>ok"), supervised=True, template=template)
-    item = dataset[Draw(index=0, serial=0)]
+    item = read(dataset)
     assert "".join(map(chr, item.prompt["input_ids"])) == "S|Which? now<think>"
     assert item.target_ids == (ord("o"), ord("k"), 1)
 
 
 def test_targets_are_ignored_where_nothing_is_learned_from_them(root, pipeline):
-    item = prepared(root, pipeline, row("a", target="sad"))[Draw(index=0, serial=0)]
+    item = read(prepared(root, pipeline, row("a", target="sad")))
     assert "".join(map(chr, item.prompt["input_ids"])) == "Which?"
 
 
@@ -287,7 +267,7 @@ def test_targets_are_ignored_where_nothing_is_learned_from_them(root, pipeline):
 def test_turns_that_cannot_be_used_are_refused_before_anything_is_decoded(root, pipeline, bad, how, reason):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], target="<think>sad"), bad, **how)
     with pytest.raises(DataError, match=reason):
-        dataset.prepare("train.jsonl", Monitor())
+        dataset.check("train.jsonl")
     assert pipeline.decoder.decoded == []
 
 
@@ -306,31 +286,23 @@ def test_a_medium_that_the_model_does_not_read_is_refused_before_anything_is_dec
         DataError,
         match=f"^train.jsonl: sample bad has <{kind}> media, and Words reads {reads}; choose a model",
     ):
-        dataset.prepare("train.jsonl", Monitor())
+        dataset.check("train.jsonl")
     assert pipeline.decoder.decoded == []
-
-
-def test_joined_sets_count_through(root, pipeline):
-    sets = [prepared(root, pipeline, *[row(name) for name in names]) for names in ("ab", "c", "def")]
-    joined = JoinedSets(sets)
-    assert len(joined) == 6
-    assert [joined[Draw(index=index, serial=9)].sample.id for index in range(6)] == list("abcdef")
 
 
 def test_a_clip_that_crashes_or_breaks_limits_costs_that_clip_in_real_workers(root, pipeline):
     guarded = replace(pipeline, decoder=GuardedDecoder(workers=2, deadline_s=60.0))
     dataset = prepared(root, guarded, row("a", ["one.mp4"], ["one.wav"]), row("bad", ["broken.mp4"]))
-    dataset.prepare("train.jsonl", Monitor())
-    assert [each.sample_id for each in dataset.quarantined] == ["bad"]
-    assert dataset[Draw(index=0, serial=0)].prompt["sound"].tolist() == [[[1.0, 1.0]]]
+    assert Settled(dataset).reasons.keys() == {"bad"}
+    assert read(dataset).prompt["sound"].tolist() == [[[1.0, 1.0]]]
 
 
 def test_an_evaluation_can_take_a_modality_away(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("b", ["two.mp4"]))
-    dataset.prepare("train.jsonl", Monitor())
-    [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0, variant="blank")
+    found = Settled(dataset)
+    [batch] = in_order(found.sets, variant="blank")
     assert batch.media.tensors["levels"].eq(128).all()
-    [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0)
+    [batch] = in_order(found.sets)
     assert not batch.media.tensors["levels"].eq(128).any()
 
 
@@ -338,10 +310,9 @@ def test_the_media_of_a_prompt_have_one_key_for_what_is_shown(root, pipeline):
     rows = [row("a", ["one.mp4"], ["one.wav"]), row("b", ["one.mp4"], ["one.wav"], text="Why?"), row("c", ["one.mp4"])]
     rows += [row("d", ["two.mp4"], ["one.wav"]), row("e", images=["one.png", "one.png"]), row("f")]
     dataset = prepared(root, pipeline, *rows)
-    dataset.prepare("train.jsonl", Monitor())
 
     def key(index, variant="full"):
-        return dataset[Draw(index=index, serial=0, variant=variant)].media_key
+        return read(dataset, index, variant).media_key
 
     assert key(0) == key(1)
     assert key(5) == key(5, "silent") == ""
@@ -349,8 +320,6 @@ def test_the_media_of_a_prompt_have_one_key_for_what_is_shown(root, pipeline):
     keys = [key(index) for index in (0, 2, 3, 4)] + [key(0, "silent"), key(0, "blank"), key(2, "blank")]
     assert len(set(keys)) == len(keys)
     finer = replace(pipeline, settings=MediaSettings(num_frames=4))
-    other = prepared(root, finer, *rows)
-    other.prepare("train.jsonl", Monitor())
-    assert other[Draw(index=2, serial=0)].media_key not in keys
-    [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0)
+    assert read(prepared(root, finer, *rows), 2).media_key not in keys
+    [batch] = in_order(Settled(dataset).sets, batch_size=8)
     assert batch.media.keys == tuple(key(index) for index in range(6))

@@ -1,12 +1,11 @@
 """The same batches however samples are read: workers, reading ahead, ranks, caches, resumes and damaged files."""
 
-import json
 import threading
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from words import Monitor, row, write
+from words import Monitor, decisions, on_two_ranks, row, write
 
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import Exclusions
@@ -33,25 +32,6 @@ def manifest(root):
     write(root, *rows[:12])
     write(root, *rows[12:], name="more.jsonl")
     return root
-
-
-class Rank:
-    """One of two ranks, in a thread each."""
-
-    lockstep, world_size = False, 2
-
-    def __init__(self, rank, barrier, shared):
-        self.rank, self._barrier, self._shared = rank, barrier, shared
-
-    def gather(self, item):
-        self._shared[self.rank] = item
-        self._barrier.wait(30)
-        found = list(self._shared)
-        self._barrier.wait(30)
-        return found
-
-    def any(self, flags):
-        return [any(column) for column in zip(*self.gather(flags), strict=True)]
 
 
 def loader(
@@ -107,14 +87,6 @@ def expected(manifest, pipeline, tmp_path):
     return found
 
 
-def decisions(path):
-    used, left_out = set(), set()
-    for line in path.read_text().splitlines():
-        used |= set(json.loads(line).get("used", {}))
-        left_out |= set(json.loads(line).get("left_out", {}))
-    return used, left_out
-
-
 @pytest.mark.parametrize("prefetch", [1, 3, 8, 64])
 def test_batches_do_not_depend_on_how_far_samples_are_read_ahead(manifest, pipeline, expected, prefetch, tmp_path):
     path = tmp_path / "run" / "exclusions.jsonl"
@@ -138,31 +110,21 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_on_the_cache(
 def test_two_ranks_take_the_same_batches_whichever_of_them_meets_a_damaged_clip(
     manifest, pipeline, expected, prefetch, tmp_path
 ):
-    barrier, shared, found, errors = threading.Barrier(2), [None, None], [None, None], []
     path = tmp_path / "run" / "exclusions.jsonl"
 
-    def run(rank):
-        try:
-            batches = loader(
-                manifest,
-                replace(pipeline, cache=MediaCache(tmp_path / f"cache{rank}")),
-                exclusions=Exclusions(path, decides=rank == 0),
-                ranks=Rank(rank, barrier, shared),
-                read_ahead=ReadAheadSettings(prefetch_samples=prefetch),
-            )
-            found[rank] = [content([batch]) for batch in batches]
-        except BaseException as error:
-            errors.append(error)
-            barrier.abort()
+    def run(ranks):
+        batches = loader(
+            manifest,
+            replace(pipeline, cache=MediaCache(tmp_path / f"cache{ranks.rank}")),
+            exclusions=Exclusions(path, decides=ranks.rank == 0),
+            ranks=ranks,
+            read_ahead=ReadAheadSettings(prefetch_samples=prefetch),
+        )
+        return [content([batch]) for batch in batches]
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    found = on_two_ranks(run)
     assert [each for pair in zip(*found, strict=True) for part in pair for each in part] == expected
-    assert decisions(path) == decisions(tmp_path / "first" / "exclusions.jsonl")
+    assert path.read_bytes() == (tmp_path / "first" / "exclusions.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("cut", range(1, 12, 2))

@@ -7,7 +7,6 @@ import pytest
 import words
 
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import Draw
 from lightning_mmrl.data.targets import encoded_exchanges, exchanges
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -175,7 +174,8 @@ def test_a_set_gives_the_turns_of_its_stage(root, pipeline):
             template=PromptTemplate(),
             supervised=True,
             last_only=last_only,
-        )[Draw(index=0, serial=0)]
+        )
+        found = words.read(found)
         assert found.later == ()
         texts.append(("".join(map(chr, found.prompt["input_ids"])), found.target_ids, found.target_mask))
     a1, a2, gap = (*map(ord, "a1"), 1), (*map(ord, "a2"), 1), tuple(map(ord, "|u2"))

@@ -42,7 +42,7 @@ def shares(num_samples, batch_size):
     """What each of three ranks judges of a set, as `eval_loader` deals it out."""
     rows = [prediction(number) for number in range(num_samples)]
     batches = [rows[start : start + batch_size] for start in range(0, num_samples, batch_size)]
-    return rows, [[Share(rank=rank, world_size=3).of(batch) or batch[:1] for batch in batches] for rank in range(3)]
+    return rows, [[Share(rank=rank, world_size=3, repeats=True).of(batch) for batch in batches] for rank in range(3)]
 
 
 def test_repeated_samples_count_once_and_the_order_is_that_of_the_manifest():

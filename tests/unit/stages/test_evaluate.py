@@ -1,18 +1,19 @@
 """An evaluation counts what it judged, names what was left out, and gives the headline both ways."""
 
 import json
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from words import Monitor, pipeline, row, write, write_media
+from words import Monitor, in_order, pipeline, row, write, write_media
 
-from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.data.stream import StreamedSets
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
@@ -21,6 +22,7 @@ from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
+from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "sad")
@@ -54,8 +56,9 @@ def evaluator(task=TASK):
     return AnswerEvaluator(engine=Engine(), task=task)
 
 
-def evaluated(num_samples, left_out=(), name="test", task=TASK):
-    return EvaluatedSet(name=name, num_samples=num_samples, evaluator=evaluator(task), left_out=left_out)
+def evaluated(num_usable, left_out=(), name="test", task=TASK):
+    num = num_usable + len(left_out)
+    return EvaluatedSet(name=name, num_samples=num, evaluator=evaluator(task), left_out=lambda: left_out)
 
 
 def module(directory, *sets):
@@ -178,10 +181,12 @@ class Short(torch.utils.data.Dataset):
         return SAD[index]
 
 
-def run_test(module, loader, tmp_path):
+def run_test(module, loaders, tmp_path, callbacks=()):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
-    trainer.test(module, dataloaders=[loader], verbose=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, default_root_dir=tmp_path, callbacks=[*callbacks], **quiet
+    )
+    trainer.test(module, dataloaders=loaders, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -190,26 +195,38 @@ def test_a_loop_that_lightning_ends_in_silence_does_not_pass_for_an_evaluation(t
     judging = module(tmp_path, evaluated(5))
     loader = DataLoader(Short(), batch_size=1, collate_fn=lambda items: Prompts(*items))
     with pytest.raises(StageError, match="the evaluation on test judged 2 of 5 samples"):
-        run_test(judging, loader, tmp_path)
+        run_test(judging, [loader], tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_an_encoder_that_ends_the_loop_is_an_error_that_names_the_sample(tmp_path, monkeypatch):
+def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_the_others_are_judged(
+    tmp_path, monkeypatch
+):
+    """Also if it raises what a loop would take for its end; the last batch then does not exist."""
     monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
     root, parts = write_media(tmp_path / "set"), pipeline(tmp_path)
-    samples = read_manifest(write(root, *[row(name) for name in "abc"]), root)
+    samples = read_manifest(write(root, *[row(name, text=f"Which {name}?") for name in "abcdefg"]), root)
     prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
-    prepared.prepare("train.jsonl", Monitor())
-    judging = module(tmp_path, evaluated(3))
-    loader, asked = eval_loader(prepared, batch_size=1, pad_token_id=0), []
     original = parts.encoder.encode_prompt
 
-    def ends(*arguments):
-        asked.append(arguments)
-        if len(asked) == 2:
+    def ends(messages, *arguments):
+        if messages[-1].content in ("Which b?", "Which g?"):
             raise StopIteration
-        return original(*arguments)
+        return original(messages, *arguments)
 
     monkeypatch.setattr(parts.encoder, "encode_prompt", ends)
-    with pytest.raises(DataError, match=r"^sample b: StopIteration"):
-        run_test(judging, loader, tmp_path)
+    sets = StreamedSets([("train.jsonl", prepared)], Monitor())
+    both = [
+        EvaluatedSet(name=name, num_samples=7, evaluator=evaluator(), left_out=sets.left_out) for name in ("x", "y")
+    ]
+    judging = module(tmp_path, *both)
+    loaders = [in_order(sets, batch_size=2, prefetch=prefetch) for prefetch in (0, 64)]
+    assert [len(loader) for loader in loaders] == [4, 4]
+    steps = []
+    console = SimpleNamespace(update=lambda *step: steps.append(step))
+    run_test(judging, loaders, tmp_path, [EvaluationProgress(console, "testing")])
+    assert steps == [*[("testing", done, 8) for done in range(1, 7)], ("testing", 6, 6)]  # which ends the bar
+    for name in "xy":
+        assert judging.results[name]["num_samples"] == 5
+        assert [each["sample_id"] for each in judging.results[name]["left_out"]] == ["b", "g"]
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["sample_id"] for line in lines] == list("acdef")

@@ -10,7 +10,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts
-from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.rollout_table import read_table
 from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.errors import RewardError, RolloutError, StageError
@@ -51,19 +50,6 @@ def items(model):
     return [omni.encoded(model[0], name, CONTENTS[index % 3], index % 3) for index, name in enumerate(NAMES)]
 
 
-class Rows:
-    """Encoded prompts as a data set."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, draw):
-        return self.items[draw.index]
-
-
 @dataclass(frozen=True, kw_only=True)
 class How:
     """`num` prompts, `size` at once, `k` answers each; prompts whose scores fail, and the share of them that may."""
@@ -99,9 +85,10 @@ class Stage:
         )
 
     def loader(self, first=0):
-        share = Share(rank=self.ranks.rank, world_size=self.ranks.world_size)
+        share = Share(rank=self.ranks.rank, world_size=self.ranks.world_size, repeats=True)
         size = self.plan.settings.data.batch_size
-        return eval_loader(Rows(self.items), batch_size=size, pad_token_id=self.pad, share=share, first=first)
+        batches = [self.items[start : start + size] for start in range(first * size, len(self.items), size)]
+        return DataLoader([collate_prompts(share.of(batch), self.pad) for batch in batches], batch_size=None)
 
     def run(self):
         """As the job does: goes on after the parts that are there."""
@@ -173,6 +160,31 @@ def test_a_stage_goes_on_after_the_parts_that_are_whole(stage, left):
     assert again.files == expected
     assert {name: (half.parent / name).stat().st_mtime_ns for name in kept} == kept
     assert len(kept) == left
+
+
+def test_prompts_that_were_left_out_have_no_place_in_the_parts(stage):
+    """The plan knows of them as the loader finds them, so at the end it asks for as many parts as there are."""
+    found, missing, steps = stage(num=10, size=3), [], []
+    bad = {NAMES[1], NAMES[9]}
+
+    def batches():
+        usable = [item for item in found.items if item.sample.id not in bad]
+        for start in range(0, len(usable), 3):
+            steps.append(("planned", found.plan.num_batches))
+            missing[:] = [(item.sample, "broken") for item in found.items if item.sample.id in bad][: 1 + start // 6]
+            yield collate_prompts(usable[start : start + 3], found.pad)
+
+    def before():
+        steps.append(("written", found.parts.num_parts()))
+
+    found.plan = found.module._plan = replace(found.plan, left_out=lambda: missing)
+    found.parts = found.module._parts = replace(found.parts, before=before)
+    for number, batch in enumerate(batches()):
+        found.module.test_step(batch, number)
+    found.module.on_test_epoch_end()
+    assert [num for what, num in steps if what == "planned"] == [4, 3, 3]
+    assert [num for what, num in steps if what == "written"] == [0, 1, 2]
+    assert found.plan.usable() == [row.sample.id for row in found.rows] == [name for name in NAMES if name not in bad]
 
 
 def test_parts_count_up_to_the_first_gap(stage):

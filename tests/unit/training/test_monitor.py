@@ -21,7 +21,7 @@ def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
 
     def left_out(manifest, *names, reason="broken"):
         items = [Quarantined(sample_id=name, reason=reason) for name in names]
-        ConsoleMonitor(Console(), path).quarantine(manifest, 5, items)
+        ConsoleMonitor(Console(), path).leave_out(manifest, 5, len(items), items)
 
     left_out("a.jsonl", "x", 'y", "reason": "z')
     left_out("a.jsonl", "x", "z", reason="still broken")
@@ -40,16 +40,24 @@ def test_what_several_stages_would_say_alike_is_said_once(tmp_path):
     monitor = ConsoleMonitor(console, tmp_path / "quarantine.jsonl")
     items = [Quarantined(sample_id="x", reason="broken")]
     for _ in range(2):
-        monitor.quarantine("a.jsonl", 5, items)
+        monitor.leave_out("a.jsonl", 6, 1, items)
         monitor.warn("a.jsonl", ["one.wav: odd"])
-    assert console.said == [
-        f"a.jsonl: 1 of 6 samples left out, all named in {tmp_path / 'quarantine.jsonl'}",
-        "  x: broken",
-        "a.jsonl: warning: one.wav: odd",
+    assert console.said == ["a.jsonl: left out x: broken", "a.jsonl: warning: one.wav: odd"]
+    monitor.leave_out("b.jsonl", 6, 1, items)
+    monitor.leave_out("a.jsonl", 6, 2, [*items, Quarantined(sample_id="y", reason="gone")])
+    assert console.said[2:] == ["b.jsonl: left out x: broken", "a.jsonl: left out y: gone"]
+
+
+def test_of_many_samples_the_first_are_named_and_the_number_said_whenever_it_has_doubled(tmp_path):
+    console = Console()
+    monitor = ConsoleMonitor(console, tmp_path / "quarantine.jsonl")
+    for num in range(1, 18):
+        monitor.leave_out("a.jsonl", 99, num, [Quarantined(sample_id=f"s{num}", reason="gone")])
+    assert console.said[:3] == [f"a.jsonl: left out s{num}: gone" for num in (1, 2, 3)]
+    named = tmp_path / "quarantine.jsonl"
+    assert console.said[3:] == [
+        f"a.jsonl: {num} of 99 samples left out so far, all named in {named}" for num in (4, 8, 16)
     ]
-    monitor.quarantine("b.jsonl", 5, items)
-    monitor.quarantine("a.jsonl", 4, [*items, Quarantined(sample_id="y", reason="broken")])
-    assert [line.split(":")[0] for line in console.said[3:] if line[0] != " "] == ["b.jsonl", "a.jsonl"]
 
 
 def test_of_many_warnings_the_first_are_said(tmp_path):

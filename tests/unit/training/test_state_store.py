@@ -116,6 +116,23 @@ def test_a_disk_that_refuses_leaves_the_states_before(tmp_path, monkeypatch, cal
     assert store.latest().step == 3
 
 
+def test_what_a_state_rests_on_is_on_disk_before_the_state_is_complete(tmp_path):
+    found = []
+
+    def before():
+        found.append(store.newest_step())
+        if len(found) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = StateStore(tmp_path / "state", before=before)
+    save(store, 1)
+    save(store, 2)
+    with pytest.raises(OSError, match="Input/output"):
+        save(store, 3)
+    assert found == [None, 1, 2]
+    assert store.latest().step == 2
+
+
 DIES = """
     import os, signal, sys
     from pathlib import Path

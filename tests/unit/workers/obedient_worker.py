@@ -10,6 +10,9 @@ import numpy as np
 
 from lightning_mmrl.errors import DataError
 
+HOARD = []
+"""What this process never gives back."""
+
 
 def act(order):
     """Does what the item says."""
@@ -60,4 +63,24 @@ def struck(counter, cause, times):
     return "not struck"
 
 
-MAKERS = {"big": bytes, "array": np.arange, "spin": spin}
+def hoard(num_bytes):
+    """Takes memory that it never gives back."""
+    HOARD.append(b"x" * num_bytes)
+    return os.getpid()
+
+
+def need(num_bytes):
+    """Takes memory for a moment."""
+    bytearray(num_bytes)
+    return os.getpid()
+
+
+def disguise(num_bytes):
+    """Takes memory for a moment; says something else where there is too little."""
+    try:
+        return need(num_bytes)
+    except MemoryError:
+        raise ValueError("a frame is damaged") from None
+
+
+MAKERS = {"disguise": disguise, "big": bytes, "array": np.arange, "spin": spin, "hoard": hoard, "need": need}

@@ -11,6 +11,7 @@ from lightning_mmrl.workers.pool import ATTEMPTS, CallResult, DeadlinePool, Work
 from lightning_mmrl.workers.serving import OVERTIME, Limits
 
 HERE = Path(__file__).parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux only")
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -208,3 +209,51 @@ def test_a_worker_that_ends_by_itself_before_it_is_ready_is_not_tried_again(act)
         with pytest.raises(WorkerError, match="a worker died at its start with exit code 3"):
             pool.map([("divide", 2)])
     assert pool.closed
+
+
+MIB = 2**20
+
+
+@pytest.fixture
+def bounded(act):
+    with DeadlinePool(act, num_workers=1, deadline_s=20.0, limits=Limits(memory_bytes=64 * MIB)) as pool:
+        yield pool
+
+
+@linux
+def test_a_worker_that_keeps_more_than_half_of_its_memory_is_replaced_and_no_result_lost(bounded):
+    """Large results are no memory that is kept."""
+    hoards = bounded.map([("hoard", 12 * MIB)] * 6)
+    assert [outcome.error for outcome in hoards] == [None] * 6
+    pids = [outcome.value for outcome in hoards]
+    assert pids[0] == pids[1] == pids[2]  # 36 MiB
+    assert pids[3] == pids[4] == pids[5] != pids[0]
+    arrays = bounded.map([("array", 5 * MIB), ("need", 0)] * 3)  # of 40 MiB each
+    assert [len(outcome.value) for outcome in arrays[::2]] == [5 * MIB] * 3
+    assert len({outcome.value for outcome in arrays[1::2]}) == 1
+    assert arrays[1].value not in pids
+
+
+@linux
+def test_what_a_call_may_take_does_not_depend_on_earlier_calls(bounded):
+    kept, small = bounded.map([("hoard", 24 * MIB), ("need", 20 * MIB)])
+    assert small.value == kept.value
+    [large] = bounded.map([("need", 48 * MIB)])  # too much for what the first worker has left
+    assert large.error is None
+    assert large.value != kept.value
+    too_large, after = bounded.map([("need", 80 * MIB), ("need", 0)])
+    assert too_large == CallResult(error="memory limit exceeded")
+    assert after.error is None
+    assert after.value not in (kept.value, large.value)  # one that ran out of memory serves no more
+
+
+@linux
+def test_an_error_counts_only_where_earlier_calls_left_enough_memory(bounded):
+    """A shortage may pass for another error: here the call does."""
+    first, error, after = bounded.map([("hoard", 4 * MIB), ("disguise", 80 * MIB), ("need", 0)])
+    assert error == CallResult(error="ValueError: a frame is damaged")
+    assert after.value == first.value  # a file that is damaged costs no new worker
+    hoard, large, after = bounded.map([("hoard", 20 * MIB), ("disguise", 48 * MIB), ("need", 0)])
+    assert hoard.value == first.value
+    assert large.error is None
+    assert large.value == after.value != first.value
