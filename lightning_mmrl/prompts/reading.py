@@ -17,8 +17,8 @@ Papers and released code differ, and the readings differ from both:
   the whole completion, then for any LaTeX. Metis-RISE publishes its prompt alone.
 - ReVisual-R1 (arXiv:2506.04207) says box, tag, phrase; one released version (examples/reward_function/math.py)
   reads boxes only.
-- MM-Eureka (arXiv:2503.07365, reward_func_qwen_instruct.py) finds a tag on one line only, and falls back to the whole
-  completion.
+- MM-Eureka (arXiv:2503.07365, reward_func_qwen_instruct.py) finds a pair of tags on one line only, and otherwise takes
+  what follows the last `<answer>`, which without one is the whole completion, with its thought.
 
 How the answer that was found is then judged (a letter, the text of an option, mathematics) is up to the judge.
 """

@@ -195,6 +195,8 @@ def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) ->
     require(valid, f"{path}.validate_every", every, f"null or between 1 and {steps}")
     all_frozen = frozen_parts(stage.freeze) == frozen_parts(PARAMETER_GROUPS)
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
+    words = stage.reflection_words
+    require(all(map(str.strip, words)), f"{path}.reflection_words", words, "a list of words that are not blank")
     if stage.adapter is not None:
         _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
     _check_use_of_run(path, stage, config)
@@ -217,8 +219,8 @@ def refuse_parts(path: str, stage: StageSettings) -> None:
     Raises:
         ConfigError: Naming the part.
     """
-    for part in RL_PARTS:
-        if getattr(stage, part) is not None:
+    for part in (*RL_PARTS, "reflection_words"):
+        if getattr(stage, part) not in (None, []):
             raise ConfigError(
                 f"{path}.{part}: belongs to rl stages, and {path} is {stage.kind}; leave it out or take stage/rl"
             )

@@ -68,6 +68,8 @@ SPELLING = {
     "stages.reason=[]": "stages.reason is []; it must be a group of keys",
     "data.labels={a: 1}": "data.labels is {a: 1}; it must be a list, such as data.labels=[...]",
     "model=5": "model=5: model needs the name of an option",
+    "+reflection@stages.cold_start=usual": "stages.cold_start.reflection_words: belongs to rl stages",
+    "stages.reason.reflection_words=[wait,' ']": "stages.reason.reflection_words is",
     "+algorithm@stages.cold_start=rloo": "stages.cold_start.algorithm: belongs to rl stages, and stages.cold_start",
 }
 
