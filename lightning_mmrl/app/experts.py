@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -181,8 +181,7 @@ def chat_endpoint(
         return
     own = Path(config.output_dir) / config.run_name / "experts"
     folder = own if stage.endpoint.answers is None else Path(stage.endpoint.answers)
-    with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger.opened(folder / f"{spec.name}.jsonl"))
+    with Ledger.opened(folder / f"{spec.name}.jsonl") as ledger:
         bodies = ChatBodies(stage.expert, stage.sampling, stage.endpoint, media_root)
         yield ChatEndpoint(
             expert=stage.expert,

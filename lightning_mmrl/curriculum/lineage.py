@@ -12,6 +12,7 @@ from lightning_mmrl.curriculum.artifacts import SEAL, sealed
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact
 
 _BEGINNING_OF_HASH = re.compile("[0-9a-f]{16}")
@@ -86,6 +87,7 @@ def forebears(artifact: Path) -> list[Forebear]:
 
 def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str]) -> Forebear:
     result, content = stage.result, stage.content
+    start = content.get("starts_from")
     folders = {name: run / each.path for name, each in result.artifacts.items() if name != HANDOFF}
     facts = {name: sealed(folder) for name, folder in folders.items() if (folder / SEAL).is_file()}
     files = {key: value for key, value in content.items() if key.startswith(_DATA) and isinstance(value, str)}
@@ -94,7 +96,7 @@ def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str]) -> Foreb
         kind=str(content.get("stage.kind")),
         run=str(run),
         config=stage.digest,
-        starts_from=content.get("starts_from"),
+        starts_from=f"{BASE} ({content.get('model.checkpoint')})" if start == BASE else start,
         datasets={
             key.removeprefix(_DATA): value for key, value in files.items() if _BEGINNING_OF_HASH.fullmatch(value)
         },

@@ -18,6 +18,9 @@ KILLED = {"batch": 40, "sampling": 16, "part": 16, "rename": 16, "export": 5, "s
 """Places of kills in a run with a stage that samples, each with the number of times that a whole run is there:
 optimizer steps, batches that are sampled, before a part and between its writing and its name, before and within the
 sealing of an artifact, and before each change of the manifest."""
+ROUTED = {"consult": 2, "traces": 1, "ledger": 9, "judge": 3}
+"""Further places of a run that routes prompts: before an expert is asked, within the traces, before a line is written
+of what an endpoint was asked or answered, and before answers are judged."""
 
 
 def main(send: str, arguments: Sequence[str]) -> int:
@@ -46,7 +49,10 @@ def main(send: str, arguments: Sequence[str]) -> int:
 def _place(place: str) -> tuple[Any, str]:
     """The owner and the name of the function that a process calls in a place."""
     from lightning_mmrl import files
+    from lightning_mmrl.app.experts import Consultation, Judge
     from lightning_mmrl.curriculum import artifacts, orchestrator
+    from lightning_mmrl.curriculum.experts.ledger import Ledger
+    from lightning_mmrl.curriculum.experts.traces import Traces
     from lightning_mmrl.curriculum.manifest import Manifest
     from lightning_mmrl.rewards.pool import InlineRewards
     from lightning_mmrl.rollout.hf import HFEngine
@@ -69,6 +75,10 @@ def _place(place: str) -> tuple[Any, str]:
         "export": (orchestrator, "write_artifact"),
         "seal": (artifacts, "sync_tree"),
         "border": (Manifest, "write"),
+        "consult": (Consultation, "consult"),
+        "traces": (Traces, "ask"),
+        "ledger": (Ledger, "_add"),
+        "judge": (Judge, "scores"),
     }[place]
 
 

@@ -58,6 +58,7 @@ def test_data_are_tracked_as_weights_are(lab):
     own = results["draw"].artifacts["own"].digest
     assert tags["01-draw"]["mmrl.output.own"] == tags["02-again"]["mmrl.input.data.sources.draw"] == own
     assert "mmrl.output_digest" not in tags["01-draw"]
+    assert tags["01-draw"]["mmrl.config_digest"] == Manifest.read(lab.directory).stages["draw"].digest
     parent = lab.tracker.runs[0]
     # A point for each stage that trains, numbered among them.
     assert [(next(iter(values)), step) for values, step in parent.metrics] == [

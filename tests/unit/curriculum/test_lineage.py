@@ -42,7 +42,14 @@ def finished(run, name, kind, inputs, outputs, content=None):
 def runs(tmp_path):
     """A run of one stage, and one that goes on from its handoff: sampling, sorting, and learning."""
     first, second = tmp_path / "first", tmp_path / "second"
-    start = finished(first, "reason", "rl", {"weights": "base"}, {"handoff": {}}, {"starts_from": "base"})
+    start = finished(
+        first,
+        "reason",
+        "rl",
+        {"weights": "base"},
+        {"handoff": {}},
+        {"starts_from": "base", "model.checkpoint": "org/model"},
+    )
     Manifest(stages={"reason": start}).write(first)
     handoff = start.result.artifacts["handoff"]
     from_first = {"starts_from": str(first / handoff.path)}
@@ -66,6 +73,7 @@ def test_all_stages_that_led_to_a_checkpoint_are_found_and_no_other(runs):
     assert [each.run for each in found] == [str(runs.parents[3] / "first"), *[str(runs.parents[2])] * 3]
     assert [each.kind for each in found] == ["rl", "sample", "route", "sft"]
     assert found[2].config == "config-of-sort"
+    assert found[0].starts_from == "base (org/model)"
     assert found[2].datasets == {"train.jsonl": "0123456789abcdef"}
     assert found[2].counts == {"own": COUNTS}
     assert found[2].routing == ROUTING
