@@ -12,6 +12,7 @@ from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.prepared import DataMonitor, DecodeAll, Fault, PreparedSet, Quarantined, unusable_now
 from lightning_mmrl.data.read_ahead import Read, ReadAhead, ReadNow, SampleReader
 from lightning_mmrl.data.sampler import Draw, DrawSampler, ExhaustedError
+from lightning_mmrl.data.samples import samples_of
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.data import ReadAheadSettings
@@ -37,13 +38,12 @@ class StreamedSets:
         self.reasons: dict[int, str] = {}
         for start, (manifest, each) in zip(self._starts, self._sets, strict=False):
             decided = each.decided(manifest, monitor)
-            for index, sample in enumerate(each.samples, start):
-                if sample.id in decided:
-                    reason = decided[sample.id]
-                    if reason is None:
-                        self._used.add(index)
-                    else:
-                        self.reasons[index] = reason
+            for name, row in samples_of(each.samples).rows_of(decided).items():
+                reason = decided[name]
+                if reason is None:
+                    self._used.add(start + row)
+                else:
+                    self.reasons[start + row] = reason
         self._tell(self.reasons)
 
     def decided(self, draws: Iterable[Draw]) -> bool:
