@@ -312,7 +312,7 @@ class OmniDataModule(lightning.LightningDataModule):
             DataError: A sample has a medium that this module does not accept.
         """
         bits = int(np.bitwise_or.reduce(samples_of(samples).kinds(), initial=0))
-        present = {kind for kind, bit in KIND_BITS.items() if bits & bit}
+        present: set[MediaKind] = {kind for kind, bit in KIND_BITS.items() if bits & bit}
         if (found := first_medium(samples, present - cls.kinds)) is None:
             return
         sample, kind = found

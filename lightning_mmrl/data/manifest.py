@@ -320,8 +320,9 @@ class ManifestSamples(Samples):
     def solutions(self) -> Solutions:
         index = self.manifest.index
         codes = index.solutions[self._places]
-        firsts = {int(code): int(index.firsts[code]) for code in np.unique(codes[codes >= 0])}
-        texts = {code: self.manifest.sample(row).solution for code, row in firsts.items()}
+        found, places = np.unique(codes[codes >= 0], return_index=True)
+        in_order = found[np.argsort(places)].tolist()
+        texts = {code: self.manifest.sample(int(index.firsts[code])).solution for code in in_order}
         return Solutions(codes=codes, texts={code: text for code, text in texts.items() if text is not None})
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from lightning_mmrl.errors import DataError, MachineError, MediaError, StageErro
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
-from lightning_mmrl.types.records import MediaRef, Sample
+from lightning_mmrl.types.records import MediaKind, MediaRef, Sample
 from lightning_mmrl.workers.pool import CallResult, WorkerError
 
 
@@ -114,7 +114,7 @@ class PreparedSet(Dataset[EncodedSample]):
         """
         encoder = self._pipeline.encoder
         turns_check(self._template, supervised=self._supervised, last_only=self._last_only)(manifest, self.samples)
-        reads = {kind: reason for kind in KIND_BITS if (reason := unread(kind, encoder))}
+        reads: dict[MediaKind, str] = {kind: reason for kind in KIND_BITS if (reason := unread(kind, encoder))}
         if (found := first_medium(self.samples, reads)) is not None:
             sample, kind = found
             raise DataError(

@@ -159,7 +159,7 @@ class IndexFolder:
         """The index with a key; None if there is none, or a damaged one."""
         path = entry_path(self._folder, key, INDEX_SUFFIX)
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 index = RowIndex(**{each.name: found[each.name] for each in fields(RowIndex)})
         except FileNotFoundError:
             return None

@@ -223,9 +223,7 @@ def pieces_of(descriptor: int) -> tuple[str, list[Piece], int]:
     return digest.hexdigest(), pieces, line - 1
 
 
-def scanned(
-    scan: Scan, pieces: Sequence[Piece], *, workers: int, on_done: Callable[[int], object]
-) -> Iterator[Scanned]:
+def scanned(scan: Scan, pieces: Sequence[Piece], *, workers: int, on_done: Callable[[int], None]) -> Iterator[Scanned]:
     """Yields what is in each piece, in order; `on_done` hears how many pieces are finished.
 
     Raises:

@@ -24,9 +24,8 @@ class Solutions:
     """The solutions of samples.
 
     Attributes:
-        codes: The number of each sample's solution, [N]; `NO_SOLUTION` where there is none. Numbers follow the first
-            samples with each solution.
-        texts: The solution of each number that occurs, in order.
+        codes: The number of each sample's solution, [N]; `NO_SOLUTION` where there is none.
+        texts: The solution of each number that occurs, in the order of the first samples that have them.
     """
 
     codes: NDArray[np.int32]
