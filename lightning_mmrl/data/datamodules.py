@@ -301,8 +301,15 @@ class OmniDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        ids = [list(samples_of(found.samples).ids()) for found in self.train_sets]
-        return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
+        """The hash of the lists of all ids, as Python writes them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for number, found in enumerate(self.train_sets):
+            digest.update(b", [" if number else b"[[")
+            for place, name in enumerate(samples_of(found.samples).ids()):
+                digest.update((f", {name!r}" if place else repr(name)).encode())
+            digest.update(b"]")
+        digest.update(b"]")
+        return digest.hexdigest()
 
     @classmethod
     def check_kinds(cls, manifest: str, samples: Sequence[Sample]) -> None:

@@ -122,7 +122,7 @@ class OpenManifest:
         self._folder = IndexFolder(indexing.folder) if indexing.folder is not None and is_kept else None
         self._key = key_of("rows", file_key(path, self.state), path.stem, str(media_root.resolve()), code_digest())
         self.settled = self._settle(wait_s=RACY_S if is_kept else 0.0)
-        self.digest, self.index = self._kept() or self._read(checks)
+        self.digest, self.index = self._kept() or self._read(_distinct(checks))
         self.ensure(checks)
 
     def __del__(self) -> None:
@@ -159,28 +159,29 @@ class OpenManifest:
         """Makes checks of the first samples, all by default, unless their outcome is known; the lines are read once."""
         num_rows = len(self.index) if num_rows is None else num_rows
         starts: dict[int, list[RowCheck]] = {}
-        for check in checks:
+        for check in _distinct(checks):
             if self._num_passing(check) < num_rows and check.key not in self._failing:
                 starts.setdefault(self._num_passing(check), []).append(check)
         for start, missing in starts.items():
             bounds = [*range(start, num_rows, _ROWS_AT_ONCE), num_rows]
             pieces = [self._piece(first, end) for first, end in pairwise(bounds)]
-            found, problem = self._scanned(pieces, missing, int(self.index.lines[num_rows - 1]))
+            found, problem = self._scanned(pieces, missing, int(self.index.lines[num_rows - 1]), fills=False)
             if problem is not None:
                 raise problem
             self._note(missing, found, start)
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Maps those of the given ids that occur to their samples."""
+        if not (names := list(ids)):
+            return {}
         order, hashes = self._by_hash
+        wanted = np.array([id_hash(name.encode()) for name in names], np.uint64)
+        ends = np.searchsorted(hashes, wanted, side="right").tolist()
         found = {}
-        for name in ids:
-            wanted = np.uint64(id_hash(name.encode()))
-            place = int(np.searchsorted(hashes, wanted))
-            while place < len(hashes) and hashes[place] == wanted:
-                if self.index.id_of(int(order[place])) == name:
-                    found[name] = int(order[place])
-                place += 1
+        for name, start, end in zip(names, np.searchsorted(hashes, wanted).tolist(), ends, strict=True):
+            for row in order[start:end].tolist():
+                if self.index.id_of(row) == name:
+                    found[name] = row
         return found
 
     @cached_property
@@ -190,7 +191,7 @@ class OpenManifest:
 
     def _settle(self, wait_s: float) -> bool:
         """Waits until the state of the file tells its content from any later one; returns whether it does now."""
-        changed_s = max(self.state.changed_ns, self.state.modified_ns) / 1e9
+        changed_s = self.state.changed_ns / 1e9  # the time of modification can be set to any time
         time.sleep(min(wait_s, max(0.0, changed_s + RACY_S - time.time())))
         return time.time() - changed_s >= RACY_S
 
@@ -213,7 +214,7 @@ class OpenManifest:
         """Reads every line, and keeps what was found if the file is large."""
         with reading(self.path):
             digest, pieces, num_lines = pieces_of(self._descriptor)
-        found, problem = self._scanned(pieces, checks, num_lines)
+        found, problem = self._scanned(pieces, checks, num_lines, fills=True)
         index = joined(found)
         if (repeated := repeated_id(index)) is not None:
             row, first = repeated
@@ -232,10 +233,17 @@ class OpenManifest:
         return digest, index
 
     def _scanned(
-        self, pieces: Sequence[Piece], checks: Sequence[RowCheck], num_lines: int
+        self, pieces: Sequence[Piece], checks: Sequence[RowCheck], num_lines: int, *, fills: bool
     ) -> tuple[list[Scanned], DataError | None]:
         """What is in each piece, up to the first unusable line, and the error that names that line."""
-        scan = Scan(path=self.path, state=self.state, media_root=self._root, parse=self._parse, checks=tuple(checks))
+        scan = Scan(
+            path=self.path,
+            state=self.state,
+            media_root=self._root,
+            parse=self._parse,
+            checks=tuple(checks),
+            fills=fills,
+        )
 
         def show(done: int) -> None:
             if len(pieces) > 1:
@@ -257,7 +265,7 @@ class OpenManifest:
                 if (failure := piece.failures[number]) is not None:
                     row, self._failing[check.key] = row + failure[0], failure[1]
                     break
-                row += len(piece.offsets)
+                row += piece.num_samples
             self._passing[check.key] = row
             if self._folder is not None and self.settled:
                 self._folder.note(key_of(self._key, check.key), row)
@@ -277,6 +285,10 @@ class OpenManifest:
         return Piece(
             start=int(offsets[first]), end=int(offsets[end - 1]) + int(sizes[end - 1]), first_line=int(lines[first])
         )
+
+
+def _distinct(checks: Sequence[RowCheck]) -> list[RowCheck]:
+    return list({check.key: check for check in checks}.values())
 
 
 def _opened_again(state: FileState, *args: Any) -> OpenManifest:
@@ -315,7 +327,7 @@ class ManifestSamples(Samples):
         return self.manifest.index.kinds[self._places]
 
     def ids(self) -> Iterator[str]:
-        return map(self.manifest.index.id_of, self._rows)
+        return self.manifest.index.ids_of(self._rows)
 
     def solutions(self) -> Solutions:
         index = self.manifest.index

@@ -8,7 +8,7 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from lightning_mmrl.data.media.cache_folder import CHECKED_SUFFIX, INDEX_SUFFIX, entry_path
 from lightning_mmrl.data.row_scan import FileState, Scanned, state_of
 from lightning_mmrl.data.samples import NO_SOLUTION
-from lightning_mmrl.files import dispensable, write_whole
+from lightning_mmrl.files import dispensable, write_pieces
 
 PACKAGES = ("data", "prompts", "types")
 """Packages of this one whose code decides what is read from a line and whether a sample passes a check."""
+
+_IDS_AT_ONCE = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,17 @@ class RowIndex:
         """The id of a sample."""
         start = int(self.id_ends[row - 1]) if row else 0
         return self.ids[start : int(self.id_ends[row])].tobytes().decode()
+
+    def ids_of(self, rows: range) -> Iterator[str]:
+        """Yields the ids of samples."""
+        for some in (rows[start : start + _IDS_AT_ONCE] for start in range(0, len(rows), _IDS_AT_ONCE)):
+            places = np.array(some)
+            ends = self.id_ends[places]
+            starts = np.where(places > 0, self.id_ends[places - 1], 0)
+            first = int(starts.min())
+            content = self.ids[first : int(ends.max())].tobytes()
+            for start, end in zip((starts - first).tolist(), (ends - first).tolist(), strict=True):
+                yield content[start:end].decode()
 
     def media_paths(self) -> list[str]:
         """All paths of media."""
@@ -173,7 +186,7 @@ class IndexFolder:
         """Writes an index; a disk that refuses it costs a warning."""
         content = io.BytesIO()
         np.savez(content, **{each.name: getattr(index, each.name) for each in fields(RowIndex)})
-        self._write(entry_path(self._folder, key, INDEX_SUFFIX), content.getvalue())
+        self._write(entry_path(self._folder, key, INDEX_SUFFIX), content.getbuffer())
 
     def recall(self, key: str) -> Any:
         """What was noted under a key; None if nothing was."""
@@ -189,9 +202,9 @@ class IndexFolder:
         """Notes a plain value under a key; a disk that refuses it costs a warning."""
         self._write(entry_path(self._folder, key, CHECKED_SUFFIX), json.dumps(value).encode())
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: bytes | memoryview) -> None:
         with dispensable("indexes of manifests", self._folder):
-            write_whole(path, content, shared=True, durable=False)
+            write_pieces(path, [content], shared=True, durable=False)
 
 
 def recalled_facts(folder: Path | None, path: Path) -> ManifestFacts | None:

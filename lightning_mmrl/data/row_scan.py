@@ -91,6 +91,7 @@ class Scanned:
         solutions: The two halves of a hash of its solution, one after the other; zeros for none.
         ids: All ids, one after the other.
         media: Paths of media, each once.
+        num_samples: The number of samples.
         num_rows: Lines that are not blank, as bytes.
         problem: The first unusable line; nothing is read beyond it.
         failures: For each check the first sample that fails it, with the reason.
@@ -107,13 +108,16 @@ class Scanned:
     solutions: array = field(default_factory=lambda: array("Q"))
     ids: bytearray = field(default_factory=bytearray)
     media: dict[str, None] = field(default_factory=dict)
+    num_samples: int = 0
     num_rows: int = 0
     problem: LineProblem | None = None
     failures: list[tuple[int, str] | None] = field(default_factory=list)
 
-    def add(self, sample: Sample, encoded: bytes) -> None:
-        """Adds a sample with its line."""
+    def add(self, sample: Sample, encoded: bytes, offset: int, line: int) -> None:
+        """Adds a sample with the content, the offset and the number of its line."""
         name = sample.id.encode()
+        self.offsets.append(offset)
+        self.lines.append(line)
         self.sizes.append(len(encoded))
         self.checksums.append(zlib.crc32(encoded))
         self.kinds.append(kinds_of(sample))
@@ -136,6 +140,7 @@ class Scan:
         media_root: Folder of the media paths.
         parse: Makes samples of lines.
         checks: Checks of each sample.
+        fills: Whether the columns are filled, and not only the checks made.
     """
 
     path: Path
@@ -143,6 +148,7 @@ class Scan:
     media_root: Path
     parse: ParseLine
     checks: Sequence[RowCheck]
+    fills: bool
 
     def __call__(self, piece: Piece) -> Scanned:
         """Reads a piece, up to its first unusable line.
@@ -169,15 +175,15 @@ class Scan:
                     found.problem = LineProblem(line=line, group=error.group, reason=error.reason)
                     return found
                 self._check(sample, found)
-                found.offsets.append(offset)
-                found.lines.append(line)
-                found.add(sample, encoded)
+                found.num_samples += 1
+                if self.fills:
+                    found.add(sample, encoded, offset, line)
         return found
 
     def _check(self, sample: Sample, found: Scanned) -> None:
         for number, check in enumerate(self.checks):
             if found.failures[number] is None and (reason := check.reason(sample)) is not None:
-                found.failures[number] = len(found.offsets), reason
+                found.failures[number] = found.num_samples, reason
 
 
 @contextmanager
