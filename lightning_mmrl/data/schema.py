@@ -254,6 +254,9 @@ def _references(
 
 
 def _reference(entry: Any, column: str, kind: MediaKind, span: tuple[float | None, float | None]) -> MediaRef:
+    if isinstance(entry, str):
+        start, end = (None, None) if kind == "image" else span
+        return MediaRef(kind=kind, path=entry, start_s=start, end_s=end)
     what = f"{column!r} entry {quoted(entry)}"
     fields = {"path": entry} if not isinstance(entry, dict) else {k: v for k, v in entry.items() if v is not None}
     if "bytes" in fields:
