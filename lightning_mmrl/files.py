@@ -79,7 +79,9 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
     write_pieces(path, [content.encode() if isinstance(content, str) else content], shared=shared, durable=durable)
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes], *, shared: bool = False, durable: bool = True) -> None:
+def write_pieces(
+    path: Path, pieces: Iterable[bytes | memoryview], *, shared: bool = False, durable: bool = True
+) -> None:
     """Writes a file atomically and piece by piece: into a temporary file, which is then renamed to the path.
 
     Args:

@@ -19,11 +19,13 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "EncodingCheck.media_root",
             "Inventory.media_root",
+            "OpenManifest.media_root",
             "Preparation.media_root",
             "PreparedSet.media_root",
             "Publication.media_root",
             "Reading.media_root",
             "SampleJob.media_root",
+            "Scan.media_root",
             "Source.media_root",
         ),
         "the folder of one set of media, wherever the set was named",

@@ -1,6 +1,5 @@
 """Checks every sample that a run will need before anything trains, without decoding and without weights."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,8 +11,10 @@ from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import balance_labels
+from lightning_mmrl.data.exchanges import turns_check
 from lightning_mmrl.data.label_findings import label_findings
-from lightning_mmrl.data.prepared import check_turns
+from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
+from lightning_mmrl.data.samples import RowCheck, samples_of
 from lightning_mmrl.data.schema import LoadedManifest
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.errors import DataError, StageError
@@ -54,7 +55,7 @@ class Use:
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
         checks: Functions that take the manifest's name and its samples, and raise a DataError for samples that do not
-            serve the use.
+            serve the use. The outcome of a `RowCheck` is kept with the index of a large manifest.
     """
 
     source: SourceSettings | EvaluationSetSettings
@@ -66,11 +67,30 @@ class Use:
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
+    @property
+    def key(self) -> tuple[Path, Path, str | None]:
+        """The manifest as `load_source` takes it."""
+        return self.source.path, self.media, self.source.format
 
-def check_data(config: RunSettings) -> list[str]:
+
+def indexing_of(config: RunSettings, on_progress: Callable[[str, int, int], object] | None = None) -> Indexing:
+    """How large manifests are indexed: beside the media, and with the processes that decode them."""
+    media = config.data.media
+    return Indexing(
+        folder=Path(media.cache_dir),
+        workers=media.decode_workers,
+        on_progress=on_progress or NOT_KEPT.on_progress,
+    )
+
+
+def check_data(config: RunSettings, on_progress: Callable[[str, int, int], object] | None = None) -> list[str]:
     """Checks the data of all stages, of the validation and of all evaluation sets, so that faults show early.
 
     Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
+
+    Args:
+        config: The configuration.
+        on_progress: As in `Indexing`.
 
     Returns:
         Sentences on how files of other formats were understood, and about labels that look like mistakes; each begins
@@ -79,7 +99,7 @@ def check_data(config: RunSettings) -> list[str]:
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
     """
-    return _checked(uses(config))
+    return _checked(uses(config), indexing_of(config, on_progress))
 
 
 def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec, folders: Mapping[str, Path]) -> None:
@@ -116,24 +136,26 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
         if names:
             path, stage = f"stages.{spec.name}", config.stages[spec.name]
             sources = data_sources(spec, read, config)
-            _checked(_uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names}))
+            own = _uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names})
+            _checked(own, indexing_of(config))
 
 
-def _checked(found: Sequence[Use]) -> list[str]:
+def _checked(found: Sequence[Use], indexing: Indexing) -> list[str]:
     read: dict[tuple[Path, Path, str | None], LoadedManifest] = {}
     labeled: dict[tuple[Path, Path, str | None], str] = {}
     for use in found:
-        key = use.source.path, use.media, use.source.format
-        labeled |= {key: use.source.manifest} if use.by_label else {}
-        if key not in read:
-            read[key] = load_source(*key)
+        labeled |= {use.key: use.source.manifest} if use.by_label else {}
+        if use.key not in read:
+            alike = [each for each in found if each.key == use.key and each.num_samples is None]
+            checks = [check for each in alike for check in each.checks if isinstance(check, RowCheck)]
+            read[use.key] = load_source(*use.key, indexing=indexing, checks=checks)
         for check in use.checks:
-            check(use.source.manifest, read[key].samples[: use.num_samples])
+            check(use.source.manifest, read[use.key].samples[: use.num_samples])
     warnings = []
     for key, loaded in read.items():
         warnings += loaded.notes
         if key in labeled:
-            labels = Counter(sample.solution for sample in loaded.samples if sample.solution is not None)
+            labels = loaded.samples.solutions().counts()
             warnings += [f"{labeled[key]}: {finding}" for finding in label_findings(labels)]
     return list(dict.fromkeys(warnings))
 
@@ -148,7 +170,7 @@ def uses(config: RunSettings) -> list[Use]:
     def evaluated(
         each: EvaluationSetSettings, seen: RunSettings, limit: int | None, task: Task | None, *more: Any
     ) -> Use:
-        turns = partial(check_turns, template=PromptTemplate(seen.prompt), supervised=False)
+        turns = turns_check(PromptTemplate(seen.prompt), supervised=False)
         return Use(
             source=each,
             seen=seen,
@@ -157,7 +179,7 @@ def uses(config: RunSettings) -> list[Use]:
             supervised=False,
             last_only=False,
             by_label=isinstance(task, ClosedLabels),
-            checks=() if task is None else (*more, turns, task.check),
+            checks=() if task is None else (*more, turns, *_task_checks(task)),
         )
 
     for name in config.order:
@@ -186,7 +208,7 @@ def _uses_of_stage(
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None
     module = data_module(path, stage, config)
-    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised, last_only=last_only)]
+    checks = [module.check_kinds, turns_check(template, supervised=supervised, last_only=last_only)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
     # A stage that learns or checks given answers takes no solution from them; rewards of others read it.
@@ -196,7 +218,9 @@ def _uses_of_stage(
     by_label = any(isinstance(judge, LabelAnswer) for judge in judges)
     settings = stage.rewards
     checks += [
-        partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
+        labels_check(reward.matcher)
+        if isinstance(reward, LabelAnswer)
+        else partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
         for name, reward in zip(nodes, rewards, strict=True)
         if isinstance(reward, GoldReader) and settings is not None
     ]
@@ -220,10 +244,24 @@ def _uses_of_stage(
 
 def _check_new_ids(manifest: str, samples: Sequence[Sample], path: str, found: dict[str, str]) -> None:
     """Refuses an id that occurs in two sources; `found` maps the ids of earlier sources to their manifests."""
-    for sample in samples:
-        if sample.id in found:
+    ids = list(samples_of(samples).ids())
+    for name in ids:
+        if name in found:
             raise DataError(
-                f"{path}.data: {found[sample.id]} and {manifest} both have the id {sample.id!r}, and a table has each "
-                "id once; rename it, or sample the sources in two stages"
+                f"{path}.data: {found[name]} and {manifest} both have the id {name!r}, and a table has each id once; "
+                "rename it, or sample the sources in two stages"
             )
-    found |= {sample.id: manifest for sample in samples}
+    found |= dict.fromkeys(ids, manifest)
+
+
+def labels_check(matcher: LabelMatcher) -> RowCheck:
+    """Checks that each solution names a label."""
+    known = {"labels": list(matcher.labels), "synonyms": matcher.synonyms, "max_characters": matcher.max_characters}
+    return RowCheck(test=matcher.truth, inputs={"check": "labels", **known})
+
+
+def _task_checks(task: Task) -> list[Callable[[str, Sequence[Sample]], object]]:
+    """The checks of a task; for the outcome of those of other tasks than this one, nothing says what it depends on."""
+    if type(task) is not ClosedLabels:
+        return [task.check]
+    return [lambda manifest, samples: task.lexicon, labels_check(task.matcher)]

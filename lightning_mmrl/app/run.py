@@ -1,6 +1,5 @@
 """One run of a curriculum: its folder, its tracker, its orchestrator and its report."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.safety import told_what_is_safe
 from lightning_mmrl.curriculum.selection import Selection
+from lightning_mmrl.data.sources import num_rows, source_digest
 from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_json, write_whole
@@ -83,7 +83,9 @@ def run_curriculum(
         parts.ensure_data()
     for name in config.trained:
         check_schedules(f"stages.{name}", with_steps(config, name, say=parts.console.say))
-    for warning in check_data(config):
+    with parts.group.first():  # the other ranks find the indexes of large manifests
+        warnings = check_data(config, parts.console.update)
+    for warning in warnings:
         parts.console.say(f"warning: {warning}")
     specs = stage_specs(config, manifest_digests(config))
     for spec in specs:
@@ -239,23 +241,23 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
     write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
     parent.log_artifact(resolved, "config")
-    for context, (root, manifest) in manifests(config).items():
+    kept = Path(config.data.media.cache_dir)
+    for context, (root, manifest, form) in manifests(config).items():
         path = root / manifest
-        content = path.read_bytes()
-        profile: dict[str, Any] = {"num_samples": sum(1 for line in content.splitlines() if line.strip())}
-        parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
+        profile: dict[str, Any] = {"num_samples": num_rows(path, form, kept)}
+        parent.log_dataset(manifest, source_digest(path, form, kept) or "", str(path), context, profile)
 
 
-def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
-    """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder and file name."""
-    found: dict[str, tuple[Path, str]] = {}
+def manifests(config: RunSettings) -> dict[str, tuple[Path, str, str | None]]:
+    """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder, file name and format."""
+    found: dict[str, tuple[Path, str, str | None]] = {}
     for name in config.order:
         stage = config.stages[name]
         sources = stage.data.located(config.dataset(stage.data.dataset))
         for key, source in sources.items():
             if source.manifest:  # no other stage makes these data
-                found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
+                found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest, source.format
     for name, data in {"": config.data, **config.datasets}.items():
         if data.validation is not None:
-            found[f"{name}/validation".lstrip("/")] = Path(data.root), data.validation
-    return found | {name: (each.path.parent, each.path.name) for name, each in config.sets().items()}
+            found[f"{name}/validation".lstrip("/")] = Path(data.root), data.validation, None
+    return found | {name: (each.path.parent, each.path.name, each.format) for name, each in config.sets().items()}

@@ -34,7 +34,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _show(files: Sequence[StoredFile]) -> None:
-    entries = [file for file in files if file.is_entry]
+    entries = [file for file in files if file.is_medium]
+    manifests = [file for file in files if file.is_entry and not file.is_medium]
     rest = [file for file in files if not file.is_entry]
     earlier = [file for file in entries if file.is_earlier]
     print(f"entries      {len(entries):,}, {_size(entries)}")
@@ -42,6 +43,8 @@ def _show(files: Sequence[StoredFile]) -> None:
         print(f"per entry    {sum(file.num_bytes for file in entries) / len(entries) / 1e6:,.2f} MB")
         times = [time.localtime(pick(file.used_s for file in entries)) for pick in (min, max)]
         print(f"last used    {' to '.join(time.strftime('%Y-%m-%d %H:%M', each) for each in times)}")
+    if manifests:
+        print(f"manifests    {len(manifests):,}, {_size(manifests)}: indexes of large manifests, and their checks")
     if earlier:
         print(f"no use       {len(earlier):,}, {_size(earlier)}: entries of an earlier version of mmrl")
     if rest:

@@ -60,7 +60,8 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
         table.add_column(name)
     for spec in specs:
         stage = stages.get(spec.name) or config.stages[spec.name]
-        samples = num_samples(stage.data.located(config.dataset(stage.data.dataset)).values())
+        sources = stage.data.located(config.dataset(stage.data.dataset)).values()
+        samples = num_samples(sources, Path(config.data.media.cache_dir))
         base = stage.checkpoint or (f"base model {config.model.checkpoint_but_build}" if spec.reads_weights else "-")
         read = ", ".join(f"{edge.artifact} of {edge.stage}" for key, edge in spec.inputs.items() if key != WEIGHTS)
         trained = isinstance(stage, StageSettings)

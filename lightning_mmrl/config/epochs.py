@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.specs import cap_steps
@@ -36,7 +37,8 @@ def with_steps(
     """
     stage, path = config.trained[name], f"stages.{name}"
     data = config.dataset(stage.data.dataset)
-    samples = num_samples(stage.data.located(data).values() if sources is None else sources)
+    kept = Path(config.data.media.cache_dir)
+    samples = num_samples(stage.data.located(data).values() if sources is None else sources, kept)
     if stage.num_epochs is None or not samples:
         return stage
     # Exact in decimal digits: 1.1 * 50 is 55 steps, where the float 55.00000000000001 would give 56.
@@ -46,11 +48,16 @@ def with_steps(
     return cap_steps(known)
 
 
-def num_samples(sources: Iterable[SourceSettings]) -> int | None:
-    """Number of samples in the sources of a stage; None if a manifest does not exist yet."""
+def num_samples(sources: Iterable[SourceSettings], kept: Path | None = None) -> int | None:
+    """Number of samples in the sources of a stage; None if a manifest does not exist yet.
+
+    Args:
+        sources: The sources.
+        kept: Folder with indexes of manifests, which save counting.
+    """
     total = 0
     for source in sources:
-        count = num_rows(source.path, source.format) if source.manifest else None
+        count = num_rows(source.path, source.format, kept) if source.manifest else None
         if count is None:
             return None
         total += min(count, source.limit or count)

@@ -103,19 +103,19 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     These are the manifests that the stage reads and, if validation may end it, the manifest of the validation. Data
     that another stage makes may not exist yet; the digests of its artifacts stand for them.
     """
-    found = {}
+    found, kept = {}, Path(config.data.media.cache_dir)
     for name in config.order:
         stage = config.stages[name]
         data = config.dataset(stage.data.dataset)
         sources = stage.data.located(data).items()
         named = {key: source for key, source in sources if source.stage is None}
         files = {
-            key if stage.data.manifest else f"{key}/{each.manifest}": source_digest(each.path, each.format)
+            key if stage.data.manifest else f"{key}/{each.manifest}": source_digest(each.path, each.format, kept)
             for key, each in named.items()
         }
         ends_early = isinstance(stage, StageSettings) and stage.stop_when is not None
         if ends_early and data.validation is not None:
-            files[data.validation] = source_digest(Path(data.root) / data.validation)
+            files[data.validation] = source_digest(Path(data.root) / data.validation, kept=kept)
         found[name] = {key: digest[:16] for key, digest in files.items() if digest is not None}
     return found
 
@@ -185,7 +185,8 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     if config.data.task is not None:
         data["task"] = config.data.task
-    digests = {each: source_digest(of.path, of.format) for each, of in sets.items() if with_data}
+    kept = Path(config.data.media.cache_dir)
+    digests = {each: source_digest(of.path, of.format, kept) for each, of in sets.items() if with_data}
     found = {each: digest[:16] for each, digest in digests.items() if digest is not None}
     used = {each.dataset: asdict(config.datasets[each.dataset]) for each in sets.values() if each.dataset is not None}
     others = {name: {key: of[key] for key in ("root", "labels", "cue_lexicon", "task")} for name, of in used.items()}

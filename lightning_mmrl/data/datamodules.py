@@ -8,14 +8,17 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, get_args
 
 import lightning
+import numpy as np
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.in_order import eval_loader
+from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import DataMonitor, PreparedSet
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
-from lightning_mmrl.data.sources import read_source
+from lightning_mmrl.data.samples import KIND_BITS, NO_SOLUTION, first_medium, samples_of
+from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader, next_share, read_now
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -150,7 +153,8 @@ class OmniDataModule(lightning.LightningDataModule):
         Raises:
             DataError: The manifest is unusable, or has media that this module or the model does not accept.
         """
-        samples = read_source(source.path, source.media_folder, source.format)[: source.limit]
+        indexing = Indexing(folder=pipeline.cache.directory)
+        samples = load_source(source.path, source.media_folder, source.format, indexing).samples[: source.limit]
         cls.check_kinds(source.manifest, samples)
         found = PreparedSet(
             samples,
@@ -298,8 +302,15 @@ class OmniDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        ids = [[sample.id for sample in found.samples] for found in self.train_sets]
-        return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
+        """The hash of the lists of all ids, as Python writes them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for number, found in enumerate(self.train_sets):
+            digest.update(b", [" if number else b"[[")
+            for place, name in enumerate(samples_of(found.samples).ids()):
+                digest.update((f", {name!r}" if place else repr(name)).encode())
+            digest.update(b"]")
+        digest.update(b"]")
+        return digest.hexdigest()
 
     @classmethod
     def check_kinds(cls, manifest: str, samples: Sequence[Sample]) -> None:
@@ -308,17 +319,15 @@ class OmniDataModule(lightning.LightningDataModule):
         Raises:
             DataError: A sample has a medium that this module does not accept.
         """
-        present = {ref.kind for sample in samples for ref in sample.media}
-        if present <= cls.kinds:
+        bits = int(np.bitwise_or.reduce(samples_of(samples).kinds(), initial=0))
+        present: set[MediaKind] = {kind for kind, bit in KIND_BITS.items() if bits & bit}
+        if (found := first_medium(samples, present - cls.kinds)) is None:
             return
+        sample, kind = found
         taker = next(module.__name__ for module in _BY_KINDS if present <= module.kinds)
-        for sample in samples:
-            for ref in sample.media:
-                if ref.kind not in cls.kinds:
-                    raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, which {cls.__name__} does not "
-                        f"take; use {taker}"
-                    )
+        raise DataError(
+            f"{manifest}: sample {sample.id} has <{kind}> media, which {cls.__name__} does not take; use {taker}"
+        )
 
 
 class ImageDataModule(OmniDataModule):
@@ -354,13 +363,13 @@ def balance_labels(manifest: str, samples: Sequence[Sample], matcher: LabelMatch
     Raises:
         DataError: A sample has no solution.
     """
-    labels = []
-    for sample in samples:
-        if sample.solution is None:
-            raise DataError(
-                f"{manifest}: sample {sample.id} has no solution, and balance: label draws by it; add the solution or "
-                "set balance: null"
-            )
-        label = None if matcher is None else matcher.match(sample.solution)
-        labels.append(sample.solution if label is None else label)
-    return tuple(labels)
+    found = samples_of(samples).solutions()
+    missing = np.flatnonzero(found.codes == NO_SOLUTION)
+    if len(missing):
+        raise DataError(
+            f"{manifest}: sample {samples[int(missing[0])].id} has no solution, and balance: label draws by it; add "
+            "the solution or set balance: null"
+        )
+    named = {code: None if matcher is None else matcher.match(text) for code, text in found.texts.items()}
+    labels = {code: text if (label := named[code]) is None else label for code, text in found.texts.items()}
+    return tuple(labels[code] for code in found.codes.tolist())

@@ -1,6 +1,5 @@
 """Decides, when a sample is first read, whether the run leaves it out; every later reader follows this decision."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.data.samples import content_digest, samples_of
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import sync, writing
 from lightning_mmrl.types.records import Sample
@@ -126,9 +126,11 @@ class Exclusions:
             news.append({"set": number, **{key: entry[key] for key in ("manifest", "root", "use")}})
         elif entry["root"] != root:
             news.append({"set": number, "root": root})
-        used = {each.id: _content(each) for each in samples if each.id not in reasons}
+        used = {each.id: content_digest(each) for each in samples if each.id not in reasons}
         left_out = {
-            each.id: {"content": _content(each), "reason": reasons[each.id]} for each in samples if each.id in reasons
+            each.id: {"content": content_digest(each), "reason": reasons[each.id]}
+            for each in samples
+            if each.id in reasons
         }
         news.append({"set": number, "used": used, "left_out": left_out})
         if self.path is not None and self.decides:
@@ -207,18 +209,12 @@ def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, An
 
 def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
-    for sample in samples:
-        content = _content(sample)
-        left_out = entry["left_out"].get(sample.id)
+    known = samples_of(samples)
+    for name, row in known.rows_of({**entry["used"], **entry["left_out"]}).items():
+        content = known.content(row)
+        left_out = entry["left_out"].get(name)
         if left_out is not None and left_out["content"] == content:
-            found[sample.id] = left_out["reason"]
-        elif entry["used"].get(sample.id) == content:
-            found[sample.id] = None
+            found[name] = left_out["reason"]
+        elif entry["used"].get(name) == content:
+            found[name] = None
     return found
-
-
-def _content(sample: Sample) -> str:
-    """A short digest of a sample's messages and media."""
-    turns = [[message.role, message.content] for message in sample.messages]
-    media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
-    return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()

@@ -11,18 +11,20 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_mmrl.data.collate import EncodedSample
+from lightning_mmrl.data.exchanges import exchanges, turns_check
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import DecodeAll, MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
-from lightning_mmrl.data.targets import encoded_exchanges, exchanges
+from lightning_mmrl.data.samples import KIND_BITS, first_medium, samples_of
+from lightning_mmrl.data.targets import encoded_exchanges
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
-from lightning_mmrl.types.records import MediaRef, Sample
+from lightning_mmrl.types.records import MediaKind, MediaRef, Sample
 from lightning_mmrl.workers.pool import CallResult, WorkerError
 
 
@@ -82,7 +84,7 @@ class PreparedSet:
         last_only: bool = False,
         exclusions: Exclusions | None = None,
     ) -> None:
-        self.samples = list(samples)
+        self.samples = samples_of(samples)
         self._exclusions = exclusions or Exclusions()
         self._root = media_root
         self._pipeline = pipeline
@@ -100,14 +102,14 @@ class PreparedSet:
             DataError: The turns of a sample are unusable, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
-        check_turns(manifest, self.samples, self._template, supervised=self._supervised, last_only=self._last_only)
-        for sample in self.samples:
-            for ref in sample.media:
-                if reads := unread(ref.kind, encoder):
-                    raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and {reads}; choose a model family "
-                        f"that reads {ref.kind} or remove the sample"
-                    )
+        turns_check(self._template, supervised=self._supervised, last_only=self._last_only)(manifest, self.samples)
+        reads: dict[MediaKind, str] = {kind: reason for kind in KIND_BITS if (reason := unread(kind, encoder))}
+        if (found := first_medium(self.samples, reads)) is not None:
+            sample, kind = found
+            raise DataError(
+                f"{manifest}: sample {sample.id} has <{kind}> media, and {reads[kind]}; choose a model family "
+                f"that reads {kind} or remove the sample"
+            )
 
     def void(self, manifest: str) -> str | None:
         """Why earlier decisions do not apply to this set any more, if there are such decisions.
@@ -297,18 +299,3 @@ def unusable_now(manifest: str, sample_id: str, reason: str) -> DataError:
         f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {reason}; restore the file, "
         "without which the run cannot continue as it began, or set a new run_name"
     )
-
-
-def check_turns(
-    manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool, last_only: bool = False
-) -> None:
-    """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
-
-    Raises:
-        DataError: A sample has no user turn or no target, or a target does not start with the prefill.
-    """
-    for sample in samples:
-        try:
-            exchanges(sample, template, supervised=supervised, last_only=last_only)
-        except DataError as error:
-            raise DataError(f"{manifest}: {error}") from error

@@ -7,9 +7,8 @@ Media paths are relative to the dataset's `media_root`. Every error names the fi
 docs/data.md describes all columns.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,21 +16,24 @@ from typing import Any
 
 from lightning_mmrl.data.formats.lines import LineError, json_object
 from lightning_mmrl.data.formats.turns import quoted, read_turns
+from lightning_mmrl.data.manifest import NOT_KEPT, Indexing, ManifestSamples, OpenManifest
 from lightning_mmrl.data.media_files import MediaFolder
+from lightning_mmrl.data.row_scan import MAX_LINE_BYTES, Piece, default_id, numbered_lines, reading, state_of
+from lightning_mmrl.data.samples import RowCheck, Samples
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.files import file_digest
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import control_token, control_token_refusal, media_tags
 from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
 
 MEDIA_COLUMNS: Mapping[str, MediaKind] = {"images": "image", "videos": "video", "audios": "audio"}
 COLUMN_OF: Mapping[MediaKind, str] = {kind: column for column, kind in MEDIA_COLUMNS.items()}
-MAX_LINE_BYTES = 16 * 2**20
 
 _KNOWN = {"id", "solution", "speaker", "split", "start", "end", *MEDIA_COLUMNS, *MEDIA_COLUMNS.values()}
 
-_MAX_PARSED = 16
-_parsed: dict[tuple[Path, Path, Path, str], "LoadedManifest"] = {}
-"""Manifests that this process has parsed, by path, resolved path, resolved media root and digest."""
+_MAX_OPENED = 16
+_opened: dict[tuple[Path, Path, Path, Path | None], OpenManifest] = {}
+"""Manifests that this process has opened, by path, resolved path, resolved media root and folder of the index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,33 +89,40 @@ class LoadedManifest:
         notes: Sentences on how a file of another format was understood.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Samples
     digest: str
     notes: tuple[str, ...] = ()
 
 
-def load_manifest(path: Path, media_root: Path) -> LoadedManifest:
-    """Reads a manifest; one with the same content and media root is parsed only once in a process.
+def load_manifest(
+    path: Path, media_root: Path, indexing: Indexing = NOT_KEPT, checks: Sequence[RowCheck] = ()
+) -> LoadedManifest:
+    """Opens a manifest and checks its lines; one with the same content and media root only once in a process.
+
+    Args:
+        path: The manifest.
+        media_root: Folder of the media paths.
+        indexing: How it is indexed.
+        checks: Checks of all samples that will be asked for; they are made while the lines are read anyway.
 
     Raises:
         DataError: The file is missing or empty, a line is malformed, an id repeats, or a medium is missing or outside
             `media_root`.
     """
-    place = path, path.resolve(), media_root.resolve()
-    if path.is_file() and (found := _parsed.get((*place, manifest_digest(path)))) is not None:
-        return found
-    digest, samples = hashlib.sha256(), []
-    for item in scan_manifest(path, media_root, digest.update):
-        if isinstance(item, Problem):
-            raise DataError(str(item))
-        samples.append(item.sample)
-    if not samples:
+    if not path.is_file():
+        raise missing_error(path)
+    place = path, path.resolve(), media_root.resolve(), indexing.folder
+    found = _opened.get(place)
+    if found is not None and _is_unchanged(found):
+        found.ensure(checks)
+        return LoadedManifest(samples=ManifestSamples(found), digest=found.digest)
+    found = OpenManifest(path, media_root, parse_line, indexing, checks)
+    if not len(found.index):
         raise DataError(f"manifest {path} holds no samples; add at least one line or choose another split")
-    manifest = LoadedManifest(samples=tuple(samples), digest=digest.hexdigest())
-    if len(_parsed) >= _MAX_PARSED:
-        _parsed.clear()
-    _parsed[*place, manifest.digest] = manifest
-    return manifest
+    if len(_opened) >= _MAX_OPENED:
+        _opened.clear()
+    _opened[place] = found
+    return LoadedManifest(samples=ManifestSamples(found), digest=found.digest)
 
 
 def read_manifest(path: Path, media_root: Path) -> list[Sample]:
@@ -121,50 +130,44 @@ def read_manifest(path: Path, media_root: Path) -> list[Sample]:
     return list(load_manifest(path, media_root).samples)
 
 
-def manifest_digest(path: Path) -> str:
-    """SHA-256 of a manifest, in hexadecimal digits, without parsing it.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for _ in _lines(path, digest.update):
-        pass
-    return digest.hexdigest()
+def _is_unchanged(manifest: OpenManifest) -> bool:
+    with reading(manifest.path):
+        if state_of(manifest.path) != manifest.state:
+            return False
+        return manifest.settled or file_digest(manifest.path) == manifest.digest
 
 
-def scan_manifest(
-    path: Path, media_root: Path, on_bytes: Callable[[bytes], object] = lambda content: None
-) -> Iterator[Entry | Problem]:
+def missing_error(path: Path) -> DataError:
+    """The error for a manifest that is no file."""
+    return DataError(f"manifest {path} does not exist; check data.root and the split's file name")
+
+
+def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
     """Yields every line that is not blank, as an entry or as a problem, in order.
-
-    Args:
-        path: The manifest.
-        media_root: Folder of the media paths.
-        on_bytes: Called with every piece of the file, for example to compute its digest.
 
     Raises:
         DataError: The file is missing or cannot be read.
     """
     if not path.is_file():
-        raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
+        raise missing_error(path)
     seen: dict[str, int] = {}
     files = MediaFolder(media_root)
-    for number, encoded in _lines(path, on_bytes):
-        try:
-            sample = parse_line(encoded, default_id=f"{path.stem}-{number:06d}")
-            if sample is None:
-                continue
-            for ref in sample.media:
-                files.check(ref.path)
-            if sample.id in seen:
-                reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
-                raise LineError("repeated id", reason)
-        except LineError as error:
-            yield Problem(file=str(path), line=number, group=error.group, reason=error.reason)
-        else:
-            seen[sample.id] = number
-            yield Entry(file=str(path), line=number, sample=sample)
+    with reading(path), path.open("rb") as file:
+        for number, _, encoded in numbered_lines(file, Piece(start=0, end=path.stat().st_size, first_line=1)):
+            try:
+                sample = parse_line(encoded, default_id=default_id(path, number))
+                if sample is None:
+                    continue
+                for ref in sample.media:
+                    files.check(ref.path)
+                if sample.id in seen:
+                    reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
+                    raise LineError("repeated id", reason)
+            except LineError as error:
+                yield Problem(file=str(path), line=number, group=error.group, reason=error.reason)
+            else:
+                seen[sample.id] = number
+                yield Entry(file=str(path), line=number, sample=sample)
 
 
 def parse_line(encoded: bytes, default_id: str) -> Sample | None:
@@ -185,22 +188,6 @@ def parse_line(encoded: bytes, default_id: str) -> Sample | None:
     except DataError as error:
         raise LineError("not JSON", str(error)) from error
     return sample_of(row, default_id)
-
-
-def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[int, bytes]]:
-    """Yields numbered lines, but only the beginning of a line that is too long; `on_bytes` gets every byte."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while encoded := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                on_bytes(encoded)
-                yield number, encoded
-                while len(encoded) > MAX_LINE_BYTES and not encoded.endswith(b"\n"):
-                    encoded = file.readline(MAX_LINE_BYTES + 1)
-                    on_bytes(encoded)
-    except OSError as error:
-        raise DataError(f"manifest {path} cannot be read ({error.strerror}); check the file and its rights") from error
 
 
 def sample_of(row: Mapping[str, Any], default_id: str) -> Sample:
@@ -267,6 +254,9 @@ def _references(
 
 
 def _reference(entry: Any, column: str, kind: MediaKind, span: tuple[float | None, float | None]) -> MediaRef:
+    if isinstance(entry, str):
+        start, end = (None, None) if kind == "image" else span
+        return MediaRef(kind=kind, path=entry, start_s=start, end_s=end)
     what = f"{column!r} entry {quoted(entry)}"
     fields = {"path": entry} if not isinstance(entry, dict) else {k: v for k, v in entry.items() if v is not None}
     if "bytes" in fields:

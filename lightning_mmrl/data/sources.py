@@ -1,7 +1,7 @@
 """Reads samples from a source in any known format: a file, a folder of shards, or a dataset_info.json."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning_mmrl.data.formats.assembly import Reading
@@ -11,7 +11,10 @@ from lightning_mmrl.data.formats.readers.protocol import Reader
 from lightning_mmrl.data.formats.readers.registry import AUTO, reader_of
 from lightning_mmrl.data.formats.storage import CHOICE, Parts, num_file_rows, parts_of, storage_of
 from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
 from lightning_mmrl.data.media_files import MediaFolder
+from lightning_mmrl.data.row_index import recalled_facts
+from lightning_mmrl.data.samples import ListedSamples, RowCheck
 from lightning_mmrl.data.schema import (
     Entry,
     LineError,
@@ -104,8 +107,23 @@ class Source:
         return sample
 
 
-def load_source(path: Path, media_root: Path, format: str | None = None) -> LoadedManifest:
-    """Reads all samples of a source; one with the same content is read only once in a process.
+def load_source(
+    path: Path,
+    media_root: Path,
+    format: str | None = None,
+    indexing: Indexing = NOT_KEPT,
+    checks: Sequence[RowCheck] = (),
+) -> LoadedManifest:
+    """Reads and checks all samples of a source; one with the same content is read only once in a process.
+
+    The samples of a canonical manifest are read when they are asked for, those of other formats stay in memory.
+
+    Args:
+        path: The source.
+        media_root: Folder that paths of media are relative to.
+        format: Name of the format; None or `auto` recognises it.
+        indexing: How a canonical manifest is indexed.
+        checks: Checks of all samples that will be asked for, see `load_manifest`.
 
     Raises:
         ConfigError: There is no such format.
@@ -114,7 +132,7 @@ def load_source(path: Path, media_root: Path, format: str | None = None) -> Load
     """
     source = Source(path, media_root, format)
     if source.reader is CANONICAL and len(source.files) == 1:
-        return load_manifest(source.files[0], media_root)
+        return load_manifest(source.files[0], media_root, indexing, checks)
     key = path.resolve(), media_root.resolve(), source.reader.name, source.digest
     if (found := _read.get(key)) is not None:
         return found
@@ -127,7 +145,7 @@ def load_source(path: Path, media_root: Path, format: str | None = None) -> Load
         raise DataError(f"manifest {path} holds no samples; add at least one row or choose another split")
     if len(_read) >= _MAX_READ:
         _read.clear()
-    _read[key] = LoadedManifest(samples=tuple(samples), digest=key[-1], notes=tuple(source.notes))
+    _read[key] = LoadedManifest(samples=ListedSamples(samples), digest=key[-1], notes=tuple(source.notes))
     return _read[key]
 
 
@@ -136,23 +154,37 @@ def read_source(path: Path, media_root: Path, format: str | None = None) -> list
     return list(load_source(path, media_root, format).samples)
 
 
-def source_digest(path: Path, format: str | None = None) -> str | None:
+def source_digest(path: Path, format: str | None = None, kept: Path | None = None) -> str | None:
     """SHA-256 of a source without reading its rows; None if the source does not exist.
+
+    Args:
+        path: The source.
+        format: Name of the format; None or `auto` recognises it.
+        kept: Folder with indexes of manifests; a manifest that has one is not read.
 
     Raises:
         DataError: It exists, and its files or its format cannot be told.
     """
+    if (facts := recalled_facts(kept, path)) is not None:
+        return facts.digest
     if path.is_file() and storage_of(path) != "info":
         return file_digest(path)
     return Source(path, path.parent, format).digest if _exists(path) else None
 
 
-def num_rows(path: Path, format: str | None = None) -> int | None:
+def num_rows(path: Path, format: str | None = None, kept: Path | None = None) -> int | None:
     """The number of rows of a source, good or bad; None if the source does not exist.
+
+    Args:
+        path: The source.
+        format: Name of the format; None or `auto` recognises it.
+        kept: As in `source_digest`.
 
     Raises:
         DataError: It exists, and its files or its format cannot be told, or a file cannot be read.
     """
+    if (facts := recalled_facts(kept, path)) is not None:
+        return facts.num_rows
     if not _exists(path):
         return None
     return sum(num_file_rows(file, storage_of(file)) for file in Source(path, path.parent, format).files)

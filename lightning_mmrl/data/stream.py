@@ -14,6 +14,7 @@ from lightning_mmrl.data.pipeline import DecodeAll
 from lightning_mmrl.data.prepared import DataMonitor, Fault, PreparedSet, Quarantined, unusable_now
 from lightning_mmrl.data.read_ahead import Read, ReadAhead, ReadNow, SampleReader
 from lightning_mmrl.data.sampler import Draw, ExhaustedError, Share
+from lightning_mmrl.data.samples import samples_of
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.data import ReadAheadSettings
@@ -73,7 +74,7 @@ class StreamedSets:
     @property
     def ids(self) -> list[str]:
         """The ids of all samples, in order."""
-        return [sample.id for _, each in self._sets for sample in each.samples]
+        return [name for _, each in self._sets for name in each.samples.ids()]
 
     def left_out(self) -> list[tuple[Sample, str]]:
         """The samples that were found unusable so far, in order, with the reasons."""
@@ -163,13 +164,12 @@ class StreamedSets:
     def _recall(self, number: int, indices: Sequence[int], samples: Sequence[Sample]) -> None:
         manifest, each = self._sets[number]
         decided = each.decided(manifest, samples)
-        for index, sample in zip(indices, samples, strict=True) if decided else ():
-            if sample.id in decided:
-                reason = decided[sample.id]
-                if reason is None:
-                    self._used.add(index)
-                else:
-                    self.reasons.setdefault(index, reason)
+        for name, row in samples_of(samples).rows_of(decided).items():
+            reason = decided[name]
+            if reason is None:
+                self._used.add(indices[row])
+            else:
+                self.reasons.setdefault(indices[row], reason)
 
     def _save(self, used: Iterable[int]) -> None:
         """Saves the decision to use some samples, and the unsaved ones to leave others out."""

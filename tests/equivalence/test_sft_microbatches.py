@@ -14,7 +14,8 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniRMSNorm, rotate_half
 
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
-from lightning_mmrl.data.targets import encoded_exchanges, exchanges
+from lightning_mmrl.data.exchanges import exchanges
+from lightning_mmrl.data.targets import encoded_exchanges
 from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import Message, Sample

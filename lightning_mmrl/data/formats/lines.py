@@ -36,7 +36,8 @@ def json_object(line: str) -> dict[str, Any]:
         raise DataError("not valid JSON (a number with too many digits); fix or remove the line") from error
     if not isinstance(row, dict):
         raise DataError(f"found a {type(row).__name__}; each line must be one JSON object")
-    _check_depth(row)
+    if line.count("{") + line.count("[") > MAX_DEPTH:  # else it cannot be nested more deeply
+        _check_depth(row)
     if "\\ud" in line.lower():  # lone surrogates can neither be tokenized nor written to a file
         try:
             json.dumps(row, ensure_ascii=False).encode()

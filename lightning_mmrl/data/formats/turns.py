@@ -23,6 +23,7 @@ LAYOUTS: Mapping[str, frozenset[str]] = {
 """Columns of each layout, by the column that identifies it; columns of other layouts must be empty."""
 
 TURN_COLUMNS = frozenset[str]().union(*LAYOUTS.values())
+_OTHERS = {layout: sorted(TURN_COLUMNS - columns) for layout, columns in LAYOUTS.items()}
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -53,7 +54,7 @@ def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[s
             f"'messages' is missing (found {found}); give a list of {{role, content}} objects, "
             "or 'query' and 'response'"
         )
-    others = [column for column in sorted(TURN_COLUMNS - LAYOUTS[layout]) if _is_given(row, column)]
+    others = [column for column in _OTHERS[layout] if column in row and _is_given(row, column)]
     if others:
         beside = ", ".join(map(quoted, others))
         raise DataError(

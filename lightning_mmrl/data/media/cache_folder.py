@@ -12,13 +12,19 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.machine import refusal
 
 SUFFIX = ".media"
+INDEX_SUFFIX = ".rows"
+"""Of the index of a manifest."""
+CHECKED_SUFFIX = ".checked"
+"""Of a note on what was found about a manifest."""
 HASHES = "content_hashes.txt"
 """Name of the index of content hashes in the folder of a cache."""
 ABANDONED_S = 3600.0
 """A temporary file older than this, in seconds, has a dead writer."""
 
+_EARLIER_SUFFIX = ".safetensors"
+_OF_MANIFESTS = (INDEX_SUFFIX, CHECKED_SUFFIX)
 _FOLDER = re.compile(r"[0-9a-f]{2}")
-_NAME = re.compile(r"([0-9a-f]{64}\.(?:media|safetensors))(\.[0-9a-f]{8}\.tmp)?")
+_NAME = re.compile(r"([0-9a-f]{64}\.(?:media|rows|checked|safetensors))(\.[0-9a-f]{8}\.tmp)?")
 """Names of entries, of entries of earlier versions, and of their temporary files."""
 
 
@@ -35,10 +41,15 @@ class StoredFile:
     is_entry: bool
     is_earlier: bool
 
+    @property
+    def is_medium(self) -> bool:
+        """Whether it is an encoded medium, and not what is known of a manifest."""
+        return self.is_entry and self.path.suffix not in _OF_MANIFESTS
 
-def entry_path(directory: Path, key: str) -> Path:
+
+def entry_path(directory: Path, key: str, suffix: str = SUFFIX) -> Path:
     """The path of the entry with a key."""
-    return directory / key[:2] / f"{key}{SUFFIX}"
+    return directory / key[:2] / f"{key}{suffix}"
 
 
 def stored_files(directory: Path) -> list[StoredFile]:
@@ -63,7 +74,7 @@ def stored_files(directory: Path) -> list[StoredFile]:
                 num_bytes=state.st_size,
                 used_s=state.st_mtime,
                 is_entry=name[2] is None,
-                is_earlier=not name[1].endswith(SUFFIX),
+                is_earlier=name[1].endswith(_EARLIER_SUFFIX),
             )
             found.append(one)
     return found

@@ -10,6 +10,7 @@ from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.curriculum.artifacts import write_artifact
+from lightning_mmrl.data import manifest, row_scan, schema
 from lightning_mmrl.errors import DataError, StageError
 
 TARGET = {"role": "assistant", "content": "<think>a smile</think><answer>happy</answer>"}
@@ -289,3 +290,44 @@ def test_published_files_serve_stages_and_sets_and_are_said(write, check, tmp_pa
     assert said == [f"{tmp_path}/verl.parquet: read as verl"]
     with pytest.raises(DataError, match=r"verl.parquet: row 1: 'problem' is missing or blank"):
         check(*sources, "evaluation.sets={test: {manifest: verl.parquet, format: geometry3k}}")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Every manifest has an index; gives the pieces that are read, and forgets what this process has opened."""
+    monkeypatch.setattr(manifest, "KEPT_BYTES", 0)
+    monkeypatch.setattr(manifest, "RACY_S", 0.0)
+    read, scan = [], row_scan.Scan.__call__
+    monkeypatch.setattr(row_scan.Scan, "__call__", lambda self, piece: read.append(self.path.name) or scan(self, piece))
+
+    def kept():
+        schema._opened.clear()
+        found = read.copy()
+        read.clear()
+        return found
+
+    return kept
+
+
+def test_a_second_start_reads_no_line_until_what_a_check_depends_on_changes(check, kept, write, tmp_path):
+    place = f"output_dir={tmp_path / 'runs'}"
+    kept()
+    said = check(place)
+    assert sorted(set(kept())) == sorted(f"{name}.jsonl" for name in NAMES)
+    assert check(place) == said
+    assert kept() == []
+    # Another suffix is another template, by which all turns are checked again; labels are not.
+    check(place, "prompt.suffix=' Think.'")
+    assert "train.jsonl" in kept()
+    with pytest.raises(DataError, match=r"^cold_start.jsonl: .* does not start with prompt.prefill '<b>'"):
+        check(place, "prompt.prefill='<b>'")
+    assert "cold_start.jsonl" in kept()
+    with pytest.raises(DataError, match=r"jsonl: sample 'good' has the solution 'happy', which names none of"):
+        check(place, "data.labels=[angry, sad]")
+    kept()
+    assert check(place) == said
+    assert kept() == []
+    write("train", row("good"), row("bad", solution="bored"))
+    with pytest.raises(DataError, match=r"^train.jsonl: sample 'bad'"):
+        check(place)
+    assert "train.jsonl" in kept()

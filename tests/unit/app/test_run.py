@@ -43,7 +43,7 @@ def test_a_folder_that_cannot_be_written_is_refused(place):
 def test_every_manifest_of_the_run_is_known(root):
     found = manifests(config(root, "~evaluation.sets.ood", "data.validation=null"))
     names = {"cold_start": "cold_start.jsonl", "reason": "train.jsonl", "test": "test.jsonl"}
-    assert found == {use: (root, name) for use, name in names.items()}
+    assert found == {use: (root, name, None) for use, name in names.items()}
     assert "reason" not in manifests(config(root, "order=[cold_start]"))
 
 
@@ -51,8 +51,8 @@ def test_the_sources_of_a_stage_may_lie_in_other_folders(root, tmp_path):
     sources = f"{{mine: {{manifest: train.jsonl}}, other: {{manifest: more.jsonl, root: {tmp_path}/b, weight: 3}}}}"
     stage = "stages.cold_start.data"
     found = manifests(config(root, f"{stage}.manifest=null", f"+{stage}.sources={sources}"))
-    assert found["cold_start/mine"] == (root, "train.jsonl")
-    assert found["cold_start/other"] == (tmp_path / "b", "more.jsonl")
+    assert found["cold_start/mine"] == (root, "train.jsonl", None)
+    assert found["cold_start/other"] == (tmp_path / "b", "more.jsonl", None)
 
 
 def test_the_targets_of_the_stages_that_run_are_checked(root):

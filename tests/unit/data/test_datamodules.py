@@ -1,3 +1,5 @@
+import hashlib
+import json
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -491,3 +493,15 @@ def test_a_source_may_be_a_published_file(pipeline, root):
     for name in (None, "geometry3k"):
         found = batches_of(module(pipeline, source(root, "train.parquet", format=name)))
         assert [batch.input_ids.tolist() for batch in found] == [batch.input_ids.tolist() for batch in plain]
+
+
+def test_the_fingerprint_is_that_of_the_lists_of_ids_as_python_writes_them(root, pipeline):
+    names = [["a", "it's", 'say "b"', "\u00e4\n"], ["c"]]
+    for number, ids in enumerate(names):
+        rows = [{"id": each, "messages": [{"role": "user", "content": "?"}]} for each in ids]
+        (root / f"{number}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    for used in (names, names[:1], names[::-1]):
+        made = module(pipeline, *(source(root, f"{names.index(ids)}.jsonl") for ids in used))
+        made.setup("fit")
+        expected = hashlib.blake2b(repr(used).encode(), digest_size=8).hexdigest()
+        assert made.state_dict()["samples"] == expected

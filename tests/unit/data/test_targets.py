@@ -6,8 +6,9 @@ import omni
 import pytest
 import words
 
+from lightning_mmrl.data.exchanges import exchanges
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.targets import encoded_exchanges, exchanges
+from lightning_mmrl.data.targets import encoded_exchanges
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import PromptSettings

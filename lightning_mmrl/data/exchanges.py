@@ -1,0 +1,63 @@
+"""The prompts and targets of a conversation."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+
+from lightning_mmrl.data.samples import RowCheck
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.prompts.template import PromptTemplate, media_tags
+from lightning_mmrl.types.records import Message, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A prompt's turns after the template, and the answer that is learned, without the prefill; None for none."""
+
+    turns: tuple[Message, ...]
+    target: str | None
+
+    @property
+    def num_media(self) -> int:
+        """Number of media in the prompt."""
+        return sum(len(media_tags(turn.content)) for turn in self.turns)
+
+
+def exchanges(
+    sample: Sample, template: PromptTemplate, *, supervised: bool, last_only: bool = False
+) -> tuple[Exchange, ...]:
+    """The prompts and targets of a sample, in order; without `supervised` its prompt alone.
+
+    Every assistant turn that answers a user turn is a target, unless `last_only` leaves the earlier ones to the prompt.
+
+    Raises:
+        DataError: There is no user turn or no target, or a target does not start with the prefill.
+    """
+    ends = [len(sample.messages)]
+    if supervised and not last_only:
+        roles = [message.role for message in sample.messages]
+        pairs = enumerate(pairwise(roles[:-1]))
+        ends = [place + 2 for place, pair in pairs if pair == ("user", "assistant")] + ends
+    found = []
+    for end in ends:
+        try:
+            turns, target = template.split_target(sample.messages[:end])
+            found.append(Exchange(turns=template.apply(turns), target=target if supervised else None))
+        except DataError as error:
+            hint = "" if end == ends[-1] else "; or set mask_history=true for the stage, to learn the last turn alone"
+            raise DataError(f"sample {sample.id}: {error}{hint}") from error
+    if supervised and found[-1].target is None:
+        raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
+    return tuple(found)
+
+
+def turns_check(template: PromptTemplate, *, supervised: bool, last_only: bool = False) -> RowCheck:
+    """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
+
+    It refuses a sample that has no user turn or no target, and a target that does not start with the prefill.
+    """
+    how = {"supervised": supervised, "last_only": last_only}
+    return RowCheck(
+        test=partial(exchanges, template=template, **how),
+        inputs={"check": "turns", "prompt": asdict(template.settings), **how},
+    )

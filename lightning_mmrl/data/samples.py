@@ -1,0 +1,177 @@
+"""Samples in order, with what is known of all of them without a look at each, and checks whose outcome is kept."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.records import MediaKind, Sample
+
+KIND_BITS: Mapping[MediaKind, int] = {"image": 1, "video": 2, "audio": 4}
+NO_SOLUTION = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solutions:
+    """The solutions of samples.
+
+    Attributes:
+        codes: The number of each sample's solution, [N]; `NO_SOLUTION` where there is none.
+        texts: The solution of each number that occurs, in the order of the first samples that have them.
+    """
+
+    codes: NDArray[np.int32]
+    texts: Mapping[int, str]
+
+    def counts(self) -> Counter[str]:
+        """How many samples have each solution."""
+        numbers = np.bincount(self.codes[self.codes >= 0])
+        return Counter({text: int(numbers[code]) for code, text in self.texts.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCheck:
+    """A check of single samples; a set that keeps its outcome is checked once for all.
+
+    Attributes:
+        test: Raises a DataError for a sample that does not serve. It can be pickled, and imports no torch, so that
+            workers start quickly.
+        inputs: All that decides the outcome besides the sample and the code of this package, as plain values.
+    """
+
+    test: Callable[[Sample], object]
+    inputs: Mapping[str, Any]
+
+    def __call__(self, manifest: str, samples: Sequence[Sample]) -> None:
+        """Checks samples.
+
+        Raises:
+            DataError: A sample does not serve; the message names the manifest and the first such sample.
+        """
+        reason = samples_of(samples).first_failure(self)
+        if reason is not None:
+            raise DataError(f"{manifest}: {reason}")
+
+    def reason(self, sample: Sample) -> str | None:
+        """Why a sample does not serve; None if it does."""
+        try:
+            self.test(sample)
+        except DataError as error:
+            return str(error)
+        return None
+
+    @property
+    def key(self) -> str:
+        """Identifies the inputs."""
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()
+
+
+class Samples(Sequence[Sample]):
+    """Samples whose ids differ."""
+
+    @abstractmethod
+    def kinds(self) -> NDArray[np.uint8]:
+        """The kinds of media of each sample, as a sum of `KIND_BITS`, [N]."""
+
+    @abstractmethod
+    def ids(self) -> Iterator[str]:
+        """Yields the id of each sample."""
+
+    @abstractmethod
+    def solutions(self) -> Solutions:
+        """The solution of each sample."""
+
+    @abstractmethod
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """Maps those of the given ids that occur to the places of their samples, in the order of the places."""
+
+    @abstractmethod
+    def content(self, row: int) -> str:
+        """The `content_digest` of a sample."""
+
+    @abstractmethod
+    def first_failure(self, check: RowCheck) -> str | None:
+        """Why the first sample that fails a check does so; None if all pass."""
+
+
+class ListedSamples(Samples):
+    """Samples that are all in memory.
+
+    Args:
+        items: The samples.
+    """
+
+    def __init__(self, items: Iterable[Sample]) -> None:
+        self._items = tuple(items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, place: Any) -> Any:
+        return ListedSamples(self._items[place]) if isinstance(place, slice) else self._items[place]
+
+    def kinds(self) -> NDArray[np.uint8]:
+        return np.array([kinds_of(sample) for sample in self._items], np.uint8)
+
+    def ids(self) -> Iterator[str]:
+        return (sample.id for sample in self._items)
+
+    def solutions(self) -> Solutions:
+        numbers: dict[str, int] = {}
+        codes = [
+            NO_SOLUTION if each.solution is None else numbers.setdefault(each.solution, len(numbers))
+            for each in self._items
+        ]
+        return Solutions(codes=np.array(codes, np.int32), texts={number: text for text, number in numbers.items()})
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        found = {name: self._rows[name] for name in ids if name in self._rows}
+        return dict(sorted(found.items(), key=lambda each: each[1]))
+
+    def content(self, row: int) -> str:
+        return content_digest(self._items[row])
+
+    def first_failure(self, check: RowCheck) -> str | None:
+        return next((reason for sample in self._items if (reason := check.reason(sample)) is not None), None)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {sample.id: row for row, sample in enumerate(self._items)}
+
+
+def samples_of(samples: Sequence[Sample]) -> Samples:
+    """The samples as `Samples`, which they may be already."""
+    return samples if isinstance(samples, Samples) else ListedSamples(samples)
+
+
+def kinds_of(sample: Sample) -> int:
+    """The kinds of media of a sample, as a sum of `KIND_BITS`."""
+    found = 0
+    for ref in sample.media:
+        found |= KIND_BITS[ref.kind]
+    return found
+
+
+def content_digest(sample: Sample) -> str:
+    """A short digest of a sample's messages and media."""
+    turns = [[message.role, message.content] for message in sample.messages]
+    media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
+    return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()
+
+
+def first_medium(samples: Sequence[Sample], kinds: Collection[MediaKind]) -> tuple[Sample, MediaKind] | None:
+    """The first sample that has a medium of one of some kinds, and the kind of the first such medium."""
+    wanted = sum(KIND_BITS[kind] for kind in kinds)
+    rows = np.flatnonzero(samples_of(samples).kinds() & wanted)
+    if not len(rows):
+        return None
+    sample = samples[int(rows[0])]
+    return sample, next(ref.kind for ref in sample.media if ref.kind in kinds)
