@@ -10,11 +10,12 @@ from typing import Any
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
+from lightning_mmrl.data.answer_columns import RowError, with_targets
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
-from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import LoadedManifest
-from lightning_mmrl.data.sources import load_source
+from lightning_mmrl.data.sources import load_source, place_of
+from lightning_mmrl.data.targets import check_turns
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -25,8 +26,8 @@ from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import DataSettings, SourceSettings
+from lightning_mmrl.settings.lessons import Lesson, lesson_of, with_target
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
-from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Sample, StageSpec
 
@@ -46,8 +47,8 @@ class Use:
         seen: The configuration as this use sees it: with its own dataset and prompt.
         media: Folder of its media.
         num_samples: How many samples are used, counted from the beginning of the manifest; None for all.
-        supervised: True if each sample must end with a target.
-        last_only: True if earlier assistant turns are no targets.
+        supervised: True if each sample must have a target.
+        lesson: Which targets are learned from a sample.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
         checks: Functions that take the manifest's name and its samples, and raise a DataError for samples that do not
@@ -59,9 +60,14 @@ class Use:
     media: Path
     num_samples: int | None
     supervised: bool
-    last_only: bool
+    lesson: Lesson
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
+
+    @property
+    def target(self) -> str | None:
+        """The text of the answers to learn, if they are written from columns."""
+        return self.source.target if isinstance(self.source, SourceSettings) else None
 
 
 def check_data(config: RunSettings) -> list[str]:
@@ -124,8 +130,13 @@ def _checked(found: Sequence[Use]) -> list[str]:
         labeled |= {key: use.source.manifest} if use.by_label else {}
         if key not in read:
             read[key] = load_source(*key)
-        for check in use.checks:
-            check(use.source.manifest, read[key].samples[: use.num_samples])
+        try:
+            samples = with_targets(read[key].samples[: use.num_samples], use.target)
+            for check in use.checks:
+                check(use.source.manifest, samples)
+        except RowError as error:
+            reason = str(error).removeprefix(f"{use.source.manifest}: ")
+            raise DataError(f"{place_of(error.sample_id, *key)}: {reason}") from error
     warnings = []
     for key, loaded in read.items():
         warnings += loaded.notes
@@ -152,7 +163,7 @@ def uses(config: RunSettings) -> list[Use]:
             media=each.media_folder,
             num_samples=limit,
             supervised=False,
-            last_only=False,
+            lesson="turns",
             by_label=isinstance(task, ClosedLabels),
             checks=() if task is None else (*more, turns, task.check),
         )
@@ -179,11 +190,11 @@ def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
     """Returns a use for each source of a stage that has a manifest; `config` is as the stage sees it."""
-    supervised, last_only = kind_of(stage, path).supervised, learns_last_turn(stage)
+    supervised, lesson = kind_of(stage, path).supervised, lesson_of(stage)
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None
     module = data_module(path, stage, config)
-    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised, last_only=last_only)]
+    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised, lesson=lesson)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
     nodes = {} if stage.rewards is None else stage.rewards.components
@@ -199,11 +210,11 @@ def _uses_of_stage(
             media=source.media_folder,
             num_samples=source.limit,
             supervised=supervised,
-            last_only=last_only,
+            lesson=lesson,
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),
         )
-        for source in sources.values()
+        for source in (with_target(stage, each) for each in sources.values())
         if source.manifest
     ]
 

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import writing
 from lightning_mmrl.types.records import Sample
@@ -197,7 +198,8 @@ def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str,
 
 
 def _content(sample: Sample) -> str:
-    """A short digest of a sample's messages and media."""
+    """A short digest of a sample's messages and media, and of its answers if it has a pair of them."""
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
-    return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()
+    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if side in sample.extras]
+    return hashlib.blake2b(json.dumps([turns, media, *pair]).encode(), digest_size=4).hexdigest()

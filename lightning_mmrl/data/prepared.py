@@ -20,10 +20,11 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
-from lightning_mmrl.data.targets import encoded_exchanges, exchanges
+from lightning_mmrl.data.targets import check_turns, encoded_exchanges, encoded_pair, exchanges
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaRef, Sample
 from lightning_mmrl.workers.pool import CallResult, WorkerError
@@ -74,8 +75,8 @@ class PreparedSet(Dataset[EncodedSample]):
         media_root: Folder of the media paths.
         pipeline: Converts media to tensors.
         template: Prompt template.
-        supervised: True if each sample must end with an assistant turn, a target.
-        last_only: True if earlier assistant turns are no targets as well.
+        supervised: True if each sample must have a target.
+        lesson: Which targets a supervised stage learns from a sample.
         exclusions: Earlier decisions about samples to leave out; with None, this set decides for itself.
     """
 
@@ -87,7 +88,7 @@ class PreparedSet(Dataset[EncodedSample]):
         pipeline: MediaPipeline,
         template: PromptTemplate,
         supervised: bool,
-        last_only: bool = False,
+        lesson: Lesson = "turns",
         exclusions: Exclusions | None = None,
     ) -> None:
         self.samples = list(samples)
@@ -99,7 +100,7 @@ class PreparedSet(Dataset[EncodedSample]):
         self._pipeline = pipeline
         self._template = template
         self._supervised = supervised
-        self._last_only = last_only
+        self._lesson: Lesson = lesson
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,7 +112,7 @@ class PreparedSet(Dataset[EncodedSample]):
             DataError: The turns of a sample are unusable, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
-        check_turns(manifest, self.samples, self._template, supervised=self._supervised, last_only=self._last_only)
+        check_turns(manifest, self.samples, self._template, supervised=self._supervised, lesson=self._lesson)
         for sample in self.samples:
             for ref in sample.media:
                 if reads := unread(ref.kind, encoder):
@@ -203,7 +204,7 @@ class PreparedSet(Dataset[EncodedSample]):
     ) -> EncodedSample:
         """Encodes a sample; `fresh` holds encoded media by key, which need not be in the cache."""
         encoder = self._pipeline.encoder
-        found = exchanges(sample, self._template, supervised=self._supervised, last_only=self._last_only)
+        found = exchanges(sample, self._template, supervised=self._supervised, lesson=self._lesson)
         media, keys = [], []
         for ref in sample.media:
             path = resolve_media(ref.path, self._root, f"medium {ref.path}")
@@ -213,7 +214,8 @@ class PreparedSet(Dataset[EncodedSample]):
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
         with _tokenizing:
-            answered = encoded_exchanges(encoder, self._template.settings, found, media)
+            encode = encoded_pair if self._lesson == "pair" else encoded_exchanges
+            answered = encode(encoder, self._template.settings, found, media)
         parts = []
         for each in answered:
             if not self._banned.isdisjoint(each.ids):
@@ -262,7 +264,8 @@ class PreparedSet(Dataset[EncodedSample]):
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
             **({} if prompt.raw is None else {"raw": prompt.raw}),
-            **({"mask_history": True} if self._last_only else {}),
+            **({"mask_history": True} if self._lesson == "last_turn" else {}),
+            **({"pairs": True} if self._lesson == "pair" else {}),
         }
 
     def _which(self, manifest: str) -> DecidedSet:
@@ -368,21 +371,6 @@ def unusable_now(manifest: str, sample_id: str, reason: str) -> DataError:
         f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {reason}; restore the file, "
         "without which the run cannot continue as it began, or set a new run_name"
     )
-
-
-def check_turns(
-    manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool, last_only: bool = False
-) -> None:
-    """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
-
-    Raises:
-        DataError: A sample has no user turn or no target, or a target does not start with the prefill.
-    """
-    for sample in samples:
-        try:
-            exchanges(sample, template, supervised=supervised, last_only=last_only)
-        except DataError as error:
-            raise DataError(f"{manifest}: {error}") from error
 
 
 class JoinedSets(Dataset[EncodedSample]):

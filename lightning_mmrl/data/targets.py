@@ -6,10 +6,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED, RowError, pair_of
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate, media_tags
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.settings.data import PromptSettings
+from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.types.records import Message, Sample
 
 
@@ -46,17 +48,20 @@ class Answered:
 
 
 def exchanges(
-    sample: Sample, template: PromptTemplate, *, supervised: bool, last_only: bool = False
+    sample: Sample, template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns"
 ) -> tuple[Exchange, ...]:
     """The prompts and targets of a sample, in order; without `supervised` its prompt alone.
 
-    Every assistant turn that answers a user turn is a target, unless `last_only` leaves the earlier ones to the prompt.
+    Every assistant turn that answers a user turn is a target. Of the lesson `last_turn` the earlier ones belong to the
+    prompt. Of the lesson `pair` there are two, with one prompt: the chosen answer and the rejected one.
 
     Raises:
         DataError: There is no user turn or no target, or a target does not start with the prefill.
     """
+    if supervised and lesson == "pair":
+        return _of_pair(sample, template)
     ends = [len(sample.messages)]
-    if supervised and not last_only:
+    if supervised and lesson == "turns":
         roles = [message.role for message in sample.messages]
         pairs = enumerate(pairwise(roles[:-1]))
         ends = [place + 2 for place, pair in pairs if pair == ("user", "assistant")] + ends
@@ -71,6 +76,49 @@ def exchanges(
     if supervised and found[-1].target is None:
         raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
     return tuple(found)
+
+
+def _of_pair(sample: Sample, template: PromptTemplate) -> tuple[Exchange, ...]:
+    """The two answers of a pair; as in RL, an assistant turn at the end of the messages is no part of the prompt."""
+    asked = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+    found = []
+    for side, answer in zip((CHOSEN, REJECTED), pair_of(sample), strict=True):
+        try:
+            turns, target = template.split_target((*asked, Message(role="assistant", content=answer)))
+            found.append(Exchange(turns=template.apply(turns), target=target))
+        except DataError as error:
+            raise RowError(f"sample {sample.id}: {side!r}: {error}", sample.id) from error
+    return tuple(found)
+
+
+def check_turns(
+    manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns"
+) -> None:
+    """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
+
+    Raises:
+        DataError: A sample has no user turn or no target, or a target does not start with the prefill.
+    """
+    for sample in samples:
+        try:
+            exchanges(sample, template, supervised=supervised, lesson=lesson)
+        except RowError as error:
+            raise error.within(manifest) from error
+        except DataError as error:
+            raise DataError(f"{manifest}: {error}") from error
+
+
+def encoded_pair(
+    encoder: PromptEncoder, settings: PromptSettings, found: Sequence[Exchange], media: Sequence[Mapping[str, Tensor]]
+) -> list[Answered]:
+    """The tokens of the two answers of a pair, which share one prompt; see `encoded_exchanges`."""
+    [chosen] = encoded_exchanges(encoder, settings, found[:1], media)
+    other = found[1]
+    ids = encoder.encode_target(other.target or "")
+    rejected = Answered(
+        exchange=other, num_media=chosen.num_media, prompt=chosen.prompt, ids=ids, mask=[True] * len(ids)
+    )
+    return [chosen, rejected]
 
 
 def encoded_exchanges(
