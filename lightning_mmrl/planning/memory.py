@@ -4,8 +4,8 @@ The estimate is the largest of the phases that a step or iteration goes through.
 optimizer state and the weights of a reference policy, and from the backward pass to the optimizer step also gradients.
 Each phase adds:
 
-- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, of
-  a microbatch in SFT;
+- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL
+  and with pairs of answers, of a microbatch in SFT;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits; or an
   engine beside the trainer;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
@@ -49,8 +49,8 @@ class Lengths:
     """Assumed lengths of prompts and answers, in tokens.
 
     Three quarters of a prompt are picture and an eighth is sound, as far as the model reads them: eight frames of
-    640 x 360 and ten seconds of sound are about 1,450 tokens of Qwen2.5-Omni. Targets of SFT are `answer` long, and
-    completions of RL as long as they may get.
+    640 x 360 and ten seconds of sound are about 1,450 tokens of Qwen2.5-Omni. Targets of SFT and answers of pairs are
+    `answer` long, and completions of RL as long as they may get.
     """
 
     prompt: int = 2048
