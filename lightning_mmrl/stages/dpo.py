@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_mmrl.algorithms.losses.preference import PreferenceObjective, RewardShift
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
@@ -37,6 +38,9 @@ class DPOModule(AccumulatingModule):
         optimizer: Optimizer and schedule.
         context: The stage's name, length, seed and folder; its settings are `DpoSettings`.
         evaluator: Judges greedy answers on the validation split, if there is one.
+
+    Raises:
+        ConfigError: The stage is of another kind.
     """
 
     def __init__(
@@ -48,8 +52,13 @@ class DPOModule(AccumulatingModule):
         evaluator: AnswerEvaluator | None = None,
     ) -> None:
         super().__init__(policy, optimizer=optimizer, context=context, evaluator=evaluator)
-        assert isinstance(context.settings, DpoSettings)
-        self.objective = PreferenceObjective(context.settings.preference)
+        settings = context.settings
+        if not isinstance(settings, DpoSettings):
+            raise ConfigError(
+                f"stages.{context.name}.module is {type(self).__name__}, which learns pairs, and the stage is "
+                f"{settings.kind}; take stage/dpo"
+            )
+        self.objective = PreferenceObjective(settings.preference)
         self.shift = RewardShift()
         self._reference = Reference(policy, context.sharding)
         self._rewards = 0.0, 0  # sum and number of the rewards of the current step

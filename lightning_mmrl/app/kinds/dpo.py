@@ -2,6 +2,7 @@
 
 from lightning_mmrl.app.kinds.sft import SupervisedKind
 from lightning_mmrl.config.checks.targets import check_preference
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.dpo import DpoSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
@@ -21,6 +22,18 @@ class PreferenceKind(SupervisedKind):
         super().check(path, stage, config)
         assert isinstance(stage, DpoSettings)
         check_preference(f"{path}.preference", stage.preference)
+
+    def preflight(self, path: str, stage: StageSettings) -> None:
+        """Builds optimizer and schedule, and refuses a module that does not learn pairs."""
+        from lightning_mmrl.app.preflight import SFT_GIVES, preflight_trained
+        from lightning_mmrl.stages.dpo import DPOModule
+
+        module = preflight_trained(path, stage, SFT_GIVES).func
+        if not (isinstance(module, type) and issubclass(module, DPOModule)):
+            raise ConfigError(
+                f"{path}.module is {getattr(module, '__name__', module)}, which does not learn pairs; take DPOModule "
+                "or a class derived from it"
+            )
 
 
 KIND = PreferenceKind()

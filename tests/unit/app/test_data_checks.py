@@ -224,6 +224,15 @@ def test_data_that_a_stage_made_are_held_to_the_use_of_their_reader(made):
     made({**row("a#0", TARGET, content="<image>Which?"), "images": ["one.png"]})
 
 
+def test_pairs_that_a_stage_made_are_held_to_their_layout(made, tmp_path):
+    learns = ["stage@stages.again=dpo"]
+    pair = row("a#0", chosen="happy", rejected=[{"role": "assistant", "content": "sad"}], chosen_score=1.0)
+    made(pair, overrides=learns)
+    place = f"^{re.escape(str(tmp_path))}/artifacts/own/own.jsonl:2: sample b#0: it has no 'rejected' answer"
+    with pytest.raises(DataError, match=place):
+        made(pair, row("b#0", chosen="happy"), overrides=learns)
+
+
 def test_data_without_a_sample_name_the_reasons(made):
     with pytest.raises(DataError) as caught:
         made()

@@ -1,12 +1,17 @@
 """Sums over answers, the metrics of a step, and the mean reward, which only a step that is taken moves."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.kinds import kind_named
 from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.accumulating import _Step
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.dpo import DPOModule, pair_logprobs, pair_sums
@@ -111,3 +116,21 @@ def test_the_mean_reward_is_in_the_state(stage):
     second.load_stage_state(first.stage_state())
     assert second.shift == first.shift
     assert first.stage_state()["reward_shift"] == {"mean": 0.25, "count": 8}
+
+
+def test_a_module_of_another_kind_of_stage_is_refused(stage, tmp_path):
+    module = stage()
+    with pytest.raises(
+        ConfigError, match=r"^stages.stage.module is DPOModule, which learns pairs, and the stage is sft"
+    ):
+        DPOModule(
+            module.policy,
+            optimizer=module._optimizer,
+            context=replace(module._context, settings=StageSettings(kind="sft", num_steps=1)),
+        )
+    prefer = compose(["+stage@stages.prefer=dpo", "order=[prefer]"]).stages["prefer"]
+    kind = kind_named("dpo", "kind")
+    kind.preflight("stages.prefer", prefer)
+    learns_targets = {"_target_": "lightning_mmrl.stages.sft.SFTModule"}
+    with pytest.raises(ConfigError, match=r"^stages.prefer.module is SFTModule, which does not learn pairs; take DPO"):
+        kind.preflight("stages.prefer", replace(prefer, module=learns_targets))  # type: ignore[arg-type]
