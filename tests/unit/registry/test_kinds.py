@@ -59,7 +59,7 @@ def sentence_of(call, *arguments):
 def test_a_kind_that_can_serve_is_taken(module):
     module.KIND = changed_kind()
     assert kind_of(DataStageSettings(kind=NAME), "stages.cut") is module.KIND
-    assert kind_names() == ["rl", "sample", "sft"]
+    assert kind_names() == ["dpo", "rl", "sample", "sft"]
 
 
 def test_a_module_without_a_kind_is_refused(module):
@@ -184,7 +184,7 @@ def test_an_edge_is_of_data_unless_it_says_more():
 
 
 def test_every_file_is_a_kind_with_its_own_keys():
-    assert kind_names() == ["rl", "sample", "sft"]
+    assert kind_names() == ["dpo", "rl", "sample", "sft"]
     for name in kind_names():
         kind = kind_named(name, "stages.a.kind")
         assert isinstance(kind, StageKind)
@@ -198,7 +198,7 @@ def test_every_file_is_a_kind_with_its_own_keys():
     ("name", "sentence"),
     [
         ("sampel", "stages.a.kind is 'sampel', which is no choice; did you mean 'sample'?"),
-        ("dpo", "stages.a.kind is 'dpo', which is no choice; known are rl, sample, sft"),
+        ("kto", "stages.a.kind is 'kto', which is no choice; known are dpo, rl, sample, sft"),
         (
             "own_code.kinds",
             "stages.a.kind is 'own_code.kinds', which runs code that is not opened; if it is",
