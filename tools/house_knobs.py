@@ -144,6 +144,7 @@ COINCIDENCES: Mapping[str, str] = {
     "Connection.run_name": "name of a run in MLflow, not of the run folder",
     "Connection.uri": "address of the open store, without credentials",
     "Canary.max_new_tokens": "tokens that the check of the engine samples",
+    "Exchange.target": "the answer of one prompt, not the text that it is written by",
     "EfficientLength.alpha": "weight of a reward for short answers, not LoRA's",
     "GuardedDecoder.deadline_s": "deadline of a clip, media.decode_deadline_s",
     "Interval.num_resamples": "resamples that this interval was made from",

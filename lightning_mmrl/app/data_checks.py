@@ -10,13 +10,14 @@ from lightning_mmrl.app.gold_checks import check_golds
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
+from lightning_mmrl.data.answer_columns import RowError, with_targets
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.exchanges import turns_check
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
 from lightning_mmrl.data.samples import RowCheck, samples_of
 from lightning_mmrl.data.schema import LoadedManifest
-from lightning_mmrl.data.sources import load_source
+from lightning_mmrl.data.sources import load_source, place_of
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -29,8 +30,8 @@ from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.hard_format_result import HardFormatResult
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import DataSettings, SourceSettings
+from lightning_mmrl.settings.lessons import Lesson, lesson_of, with_target
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
-from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Sample, StageSpec
 
@@ -50,8 +51,8 @@ class Use:
         seen: The configuration as this use sees it: with its own dataset and prompt.
         media: Folder of its media.
         num_samples: How many samples are used, counted from the beginning of the manifest; None for all.
-        supervised: True if each sample must end with a target.
-        last_only: True if earlier assistant turns are no targets.
+        supervised: True if each sample must have a target.
+        lesson: Which targets are learned from a sample.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
         checks: Functions that take the manifest's name and its samples, and raise a DataError for samples that do not
@@ -63,7 +64,7 @@ class Use:
     media: Path
     num_samples: int | None
     supervised: bool
-    last_only: bool
+    lesson: Lesson
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
@@ -71,6 +72,11 @@ class Use:
     def key(self) -> tuple[Path, Path, str | None]:
         """The manifest as `load_source` takes it."""
         return self.source.path, self.media, self.source.format
+
+    @property
+    def target(self) -> str | None:
+        """The text of the answers to learn, if they are written from columns."""
+        return self.source.target if isinstance(self.source, SourceSettings) else None
 
 
 def indexing_of(config: RunSettings, on_progress: Callable[[str, int, int], object] | None = None) -> Indexing:
@@ -146,11 +152,16 @@ def _checked(found: Sequence[Use], indexing: Indexing) -> list[str]:
     for use in found:
         labeled |= {use.key: use.source.manifest} if use.by_label else {}
         if use.key not in read:
-            alike = [each for each in found if each.key == use.key and each.num_samples is None]
-            checks = [check for each in alike for check in each.checks if isinstance(check, RowCheck)]
+            whole = [each for each in found if each.key == use.key and each.num_samples is None and each.target is None]
+            checks = [check for each in whole for check in each.checks if isinstance(check, RowCheck)]
             read[use.key] = load_source(*use.key, indexing=indexing, checks=checks)
-        for check in use.checks:
-            check(use.source.manifest, read[use.key].samples[: use.num_samples])
+        try:
+            samples = with_targets(read[use.key].samples[: use.num_samples], use.target)
+            for check in use.checks:
+                check(use.source.manifest, samples)
+        except RowError as error:
+            reason = str(error).removeprefix(f"{use.source.manifest}: ")
+            raise DataError(f"{place_of(error.sample_id, *use.key)}: {reason}") from error
     warnings = []
     for key, loaded in read.items():
         warnings += loaded.notes
@@ -177,7 +188,7 @@ def uses(config: RunSettings) -> list[Use]:
             media=each.media_folder,
             num_samples=limit,
             supervised=False,
-            last_only=False,
+            lesson="turns",
             by_label=isinstance(task, ClosedLabels),
             checks=() if task is None else (*more, turns, *_task_checks(task)),
         )
@@ -204,11 +215,11 @@ def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
     """Returns a use for each source of a stage that has a manifest; `config` is as the stage sees it."""
-    supervised, last_only = kind_of(stage, path).supervised, learns_last_turn(stage)
+    supervised, lesson = kind_of(stage, path).supervised, lesson_of(stage)
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None
     module = data_module(path, stage, config)
-    checks = [module.check_kinds, turns_check(template, supervised=supervised, last_only=last_only)]
+    checks = [module.check_kinds, turns_check(template, supervised=supervised, lesson=lesson)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
     # A stage that learns or checks given answers takes no solution from them; rewards of others read it.
@@ -233,11 +244,11 @@ def _uses_of_stage(
             media=source.media_folder,
             num_samples=source.limit,
             supervised=supervised,
-            last_only=last_only,
+            lesson=lesson,
             by_label=by_label or stage.data.balance is not None,
             checks=tuple(checks),
         )
-        for source in sources.values()
+        for source in (with_target(stage, each) for each in sources.values())
         if source.manifest
     ]
 

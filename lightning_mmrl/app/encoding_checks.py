@@ -8,16 +8,19 @@ from pathlib import Path
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import uses
 from lightning_mmrl.app.run import check_all_targets
+from lightning_mmrl.data.answer_columns import with_targets
 from lightning_mmrl.data.inspection import Inventory
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import PromptSettings
+from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import Sample
 
 UNUSABLE = "cannot be used"
 UNENCODABLE = "cannot be encoded"
@@ -69,11 +72,12 @@ class EncodingCheck:
 
     def _problems(self, path: Path, entries: Sequence[Entry]) -> dict[int, Problem]:
         own = [use for use in self._uses if use.source.path.resolve() == path.resolve()]
-        with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
+        has_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
         config = self.parts.config
-        ways = [(use.supervised, use.last_only, use.seen.prompt, use.seen.data.media) for use in own] or [
-            (with_targets, False, config.prompt, config.data.media)
+        ways: list[tuple[bool, Lesson, str | None, PromptSettings, MediaSettings]] = [
+            (use.supervised, use.lesson, use.target, use.seen.prompt, use.seen.data.media) for use in own
         ]
+        ways = ways or [(has_targets, "turns", None, config.prompt, config.data.media)]
         differing = [way for number, way in enumerate(ways) if way not in ways[:number]]
         makers = [self._maker(*way) for way in differing]
         found: dict[int, Problem] = {}
@@ -82,8 +86,9 @@ class EncodingCheck:
                 for prepared in makers:
                     prepared([entry.sample]).check(path.name)
                 for use in own:
+                    samples = with_targets([entry.sample], use.target)
                     for check in use.checks:
-                        check(use.source.manifest, [entry.sample])
+                        check(use.source.manifest, samples)
             except DataError as error:
                 reason = str(error).removeprefix(f"{path.name}: ")
                 found.setdefault(entry.line, entry.problem(UNUSABLE, reason))
@@ -98,14 +103,15 @@ class EncodingCheck:
         return found
 
     def _maker(
-        self, supervised: bool, last_only: bool, prompt: PromptSettings, media: MediaSettings
-    ) -> Callable[..., PreparedSet]:
+        self, supervised: bool, lesson: Lesson, target: str | None, prompt: PromptSettings, media: MediaSettings
+    ) -> Callable[[Sequence[Sample]], PreparedSet]:
         """Returns a function that prepares samples as one use of a manifest does."""
-        return partial(
+        made = partial(
             PreparedSet,
             media_root=self._media_root,
             pipeline=replace(self._pipeline, settings=media),
             template=PromptTemplate(prompt),
             supervised=supervised,
-            last_only=last_only,
+            lesson=lesson,
         )
+        return lambda samples: made(with_targets(samples, target))

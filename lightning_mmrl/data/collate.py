@@ -58,8 +58,17 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
 
 def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
     """Collates B prompts and their targets, padded on the right; targets of one prompt are rows of its group."""
-    parts = [part for item in items for part in (item, *item.later)]
-    groups = _by_prompt(parts)
+    return _collated(_by_prompt([part for item in items for part in (item, *item.later)]), pad_token_id)
+
+
+def collate_pairs(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
+    """Collates B pairs: each prompt has the two answers of its pair, chosen and rejected, and no other."""
+    return _collated([[item, *item.later] for item in items], pad_token_id)
+
+
+def _collated(groups: Sequence[Sequence[EncodedSample]], pad_token_id: int) -> SftBatch:
+    """Collates groups of targets, each with the prompt of its first."""
+    parts = [part for group in groups for part in group]
     size = max(len(group) for group in groups)
     width = max(len(part.target_ids) for part in parts)
     ids = torch.full((len(groups), size, width), pad_token_id)
@@ -72,7 +81,7 @@ def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBat
         prompts=collate_prompts([group[0] for group in groups], pad_token_id),
         completion_ids=ids.flatten(0, 1),
         completion_mask=mask.flatten(0, 1),
-        samples=tuple(item.sample for group in groups for item in group),
+        samples=tuple(item.sample for item in parts),
     )
 
 

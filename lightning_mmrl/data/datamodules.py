@@ -10,7 +10,8 @@ from typing import Any, ClassVar, get_args
 import lightning
 import numpy as np
 
-from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.data.answer_columns import RowError, with_targets
+from lightning_mmrl.data.collate import EncodedSample, collate_pairs, collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.manifest import Indexing
@@ -25,9 +26,9 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.settings.data import ReadAheadSettings, SourceSettings
+from lightning_mmrl.settings.lessons import Lesson, lesson_of, with_target
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
-from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import MediaKind, Sample
@@ -117,6 +118,7 @@ class OmniDataModule(lightning.LightningDataModule):
         self._feed = feed
         self._validation = validation
         self._supervised = feed.supervised
+        self._lesson = lesson_of(feed.settings)
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
         self._ranks = ranks
@@ -130,8 +132,8 @@ class OmniDataModule(lightning.LightningDataModule):
         self._num_refills = 0
 
         opened = partial(self.open_source, pipeline=pipeline, template=template, exclusions=exclusions)
-        train = partial(opened, supervised=self._supervised, last_only=learns_last_turn(feed.settings))
-        self.train_sets = tuple(train(source) for source in feed.sources.values())
+        train = partial(opened, supervised=self._supervised, lesson=self._lesson)
+        self.train_sets = tuple(train(with_target(feed.settings, source)) for source in feed.sources.values())
         self.validation_set = opened(validation.source, supervised=False) if validation else None
         if feed.settings.data.balance is not None:
             for source, found in zip(feed.sources.values(), self.train_sets, strict=True):
@@ -146,7 +148,7 @@ class OmniDataModule(lightning.LightningDataModule):
         template: PromptTemplate,
         exclusions: Exclusions | None,
         supervised: bool,
-        last_only: bool = False,
+        lesson: Lesson = "turns",
     ) -> PreparedSet:
         """Reads and checks the samples of a source; no medium is decoded yet.
 
@@ -155,6 +157,10 @@ class OmniDataModule(lightning.LightningDataModule):
         """
         indexing = Indexing(folder=pipeline.cache.directory)
         samples = load_source(source.path, source.media_folder, source.format, indexing).samples[: source.limit]
+        try:
+            samples = samples_of(with_targets(samples, source.target))
+        except RowError as error:
+            raise error.within(source.manifest) from error
         cls.check_kinds(source.manifest, samples)
         found = PreparedSet(
             samples,
@@ -162,7 +168,7 @@ class OmniDataModule(lightning.LightningDataModule):
             pipeline=pipeline,
             template=template,
             supervised=supervised,
-            last_only=last_only,
+            lesson=lesson,
             exclusions=exclusions,
         )
         found.check(source.manifest)
@@ -219,7 +225,8 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def _collated(self, items: Sequence[EncodedSample], supervised: bool = False) -> SftBatch | PromptBatch:
         """A batch of samples, in page-locked memory if it goes to a GPU."""
-        batch = (collate_targets if supervised else collate_prompts)(items, pad_token_id=self._pad)
+        targets = collate_pairs if self._lesson == "pair" else collate_targets
+        batch = (targets if supervised else collate_prompts)(items, pad_token_id=self._pad)
         to_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return batch.pinned() if to_gpu else batch
 

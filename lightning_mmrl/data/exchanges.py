@@ -1,12 +1,15 @@
 """The prompts and targets of a conversation."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 
+from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED, RowError, pair_of
 from lightning_mmrl.data.samples import RowCheck
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate, media_tags
+from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.types.records import Message, Sample
 
 
@@ -24,17 +27,20 @@ class Exchange:
 
 
 def exchanges(
-    sample: Sample, template: PromptTemplate, *, supervised: bool, last_only: bool = False
+    sample: Sample, template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns"
 ) -> tuple[Exchange, ...]:
     """The prompts and targets of a sample, in order; without `supervised` its prompt alone.
 
-    Every assistant turn that answers a user turn is a target, unless `last_only` leaves the earlier ones to the prompt.
+    Every assistant turn that answers a user turn is a target. Of the lesson `last_turn` the earlier ones belong to the
+    prompt. Of the lesson `pair` there are two, with one prompt: the chosen answer and the rejected one.
 
     Raises:
         DataError: There is no user turn or no target, or a target does not start with the prefill.
     """
+    if supervised and lesson == "pair":
+        return _of_pair(sample, template)
     ends = [len(sample.messages)]
-    if supervised and not last_only:
+    if supervised and lesson == "turns":
         roles = [message.role for message in sample.messages]
         pairs = enumerate(pairwise(roles[:-1]))
         ends = [place + 2 for place, pair in pairs if pair == ("user", "assistant")] + ends
@@ -51,13 +57,39 @@ def exchanges(
     return tuple(found)
 
 
-def turns_check(template: PromptTemplate, *, supervised: bool, last_only: bool = False) -> RowCheck:
+def _of_pair(sample: Sample, template: PromptTemplate) -> tuple[Exchange, ...]:
+    """The two answers of a pair; as in RL, an assistant turn at the end of the messages is no part of the prompt."""
+    asked = sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+    found = []
+    for side, answer in zip((CHOSEN, REJECTED), pair_of(sample), strict=True):
+        try:
+            turns, target = template.split_target((*asked, Message(role="assistant", content=answer)))
+            found.append(Exchange(turns=template.apply(turns), target=target))
+        except DataError as error:
+            raise RowError(f"sample {sample.id}: {side!r}: {error}", sample.id) from error
+    return tuple(found)
+
+
+def turns_check(
+    template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns"
+) -> Callable[[str, Sequence[Sample]], None]:
     """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
 
-    It refuses a sample that has no user turn or no target, and a target that does not start with the prefill.
+    It refuses a sample that has no user turn or no target, and a target that does not start with the prefill. For
+    pairs the error is a `RowError`, and its outcome is not kept.
     """
-    how = {"supervised": supervised, "last_only": last_only}
+    if supervised and lesson == "pair":
+        return partial(_check_pairs, template=template)
+    how = {"supervised": supervised, "lesson": lesson}
     return RowCheck(
         test=partial(exchanges, template=template, **how),
         inputs={"check": "turns", "prompt": asdict(template.settings), **how},
     )
+
+
+def _check_pairs(manifest: str, samples: Sequence[Sample], template: PromptTemplate) -> None:
+    for sample in samples:
+        try:
+            _of_pair(sample, template)
+        except RowError as error:
+            raise error.within(manifest) from error

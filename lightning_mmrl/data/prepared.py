@@ -19,10 +19,11 @@ from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import DecodeAll, MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.samples import KIND_BITS, first_medium, samples_of
-from lightning_mmrl.data.targets import encoded_exchanges
+from lightning_mmrl.data.targets import encoded_exchanges, encoded_pair
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaKind, MediaRef, Sample
 from lightning_mmrl.workers.pool import CallResult, WorkerError
@@ -68,8 +69,8 @@ class PreparedSet:
         media_root: Folder of the media paths.
         pipeline: Converts media to tensors.
         template: Prompt template.
-        supervised: True if each sample must end with an assistant turn, a target.
-        last_only: True if earlier assistant turns are no targets as well.
+        supervised: True if each sample must have a target.
+        lesson: Which targets a supervised stage learns from a sample.
         exclusions: Earlier decisions about samples to leave out; with None, this set decides for itself.
     """
 
@@ -81,7 +82,7 @@ class PreparedSet:
         pipeline: MediaPipeline,
         template: PromptTemplate,
         supervised: bool,
-        last_only: bool = False,
+        lesson: Lesson = "turns",
         exclusions: Exclusions | None = None,
     ) -> None:
         self.samples = samples_of(samples)
@@ -90,7 +91,7 @@ class PreparedSet:
         self._pipeline = pipeline
         self._template = template
         self._supervised = supervised
-        self._last_only = last_only
+        self._lesson: Lesson = lesson
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -102,7 +103,7 @@ class PreparedSet:
             DataError: The turns of a sample are unusable, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
-        turns_check(self._template, supervised=self._supervised, last_only=self._last_only)(manifest, self.samples)
+        turns_check(self._template, supervised=self._supervised, lesson=self._lesson)(manifest, self.samples)
         reads: dict[MediaKind, str] = {kind: reason for kind in KIND_BITS if (reason := unread(kind, encoder))}
         if (found := first_medium(self.samples, reads)) is not None:
             sample, kind = found
@@ -175,7 +176,7 @@ class PreparedSet:
     ) -> EncodedSample:
         """Encodes a sample; `fresh` holds encoded media by key, which need not be in the cache."""
         encoder = self._pipeline.encoder
-        found = exchanges(sample, self._template, supervised=self._supervised, last_only=self._last_only)
+        found = exchanges(sample, self._template, supervised=self._supervised, lesson=self._lesson)
         media, keys = [], []
         for ref in sample.media:
             path = resolve_media(ref.path, self._root, f"medium {ref.path}")
@@ -185,7 +186,8 @@ class PreparedSet:
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
         with _tokenizing:
-            answered = encoded_exchanges(encoder, self._template.settings, found, media)
+            encode = encoded_pair if self._lesson == "pair" else encoded_exchanges
+            answered = encode(encoder, self._template.settings, found, media)
         parts = []
         for each in answered:
             if not self._banned.isdisjoint(each.ids):
@@ -234,7 +236,8 @@ class PreparedSet:
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
             **{key: text for key, text in (("raw", prompt.raw), ("prefix", prompt.prefix)) if text},
-            **({"mask_history": True} if self._last_only else {}),
+            **({"mask_history": True} if self._lesson == "last_turn" else {}),
+            **({"pairs": True} if self._lesson == "pair" else {}),
         }
 
     def _which(self, manifest: str) -> DecidedSet:

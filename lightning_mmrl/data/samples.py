@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaKind, Sample
 
@@ -161,10 +162,11 @@ def kinds_of(sample: Sample) -> int:
 
 
 def content_digest(sample: Sample) -> str:
-    """A short digest of a sample's messages and media."""
+    """A short digest of a sample's messages and media, and of its answers if it has a pair of them."""
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
-    return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()
+    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if side in sample.extras]
+    return hashlib.blake2b(json.dumps([turns, media, *pair]).encode(), digest_size=4).hexdigest()
 
 
 def first_medium(samples: Sequence[Sample], kinds: Collection[MediaKind]) -> tuple[Sample, MediaKind] | None:

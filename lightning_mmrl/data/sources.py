@@ -154,6 +154,12 @@ def read_source(path: Path, media_root: Path, format: str | None = None) -> list
     return list(load_source(path, media_root, format).samples)
 
 
+def place_of(sample_id: str, path: Path, media_root: Path, format: str | None = None) -> str:
+    """The place of a sample in its source, such as `train.jsonl:3`; the source's path if it has no such sample."""
+    entries = (item for item in Source(path, media_root, format).scan() if isinstance(item, Entry))
+    return next((entry.place for entry in entries if entry.sample.id == sample_id), str(path))
+
+
 def source_digest(path: Path, format: str | None = None, kept: Path | None = None) -> str | None:
     """SHA-256 of a source without reading its rows; None if the source does not exist.
 

@@ -29,6 +29,19 @@ class Answered:
     mask: list[bool] = field(default_factory=list)
 
 
+def encoded_pair(
+    encoder: PromptEncoder, settings: PromptSettings, found: Sequence[Exchange], media: Sequence[Mapping[str, Tensor]]
+) -> list[Answered]:
+    """The tokens of the two answers of a pair, which share one prompt; see `encoded_exchanges`."""
+    [chosen] = encoded_exchanges(encoder, settings, found[:1], media)
+    other = found[1]
+    ids = encoder.encode_target(other.target or "")
+    rejected = Answered(
+        exchange=other, num_media=chosen.num_media, prompt=chosen.prompt, ids=ids, mask=[True] * len(ids)
+    )
+    return [chosen, rejected]
+
+
 def encoded_exchanges(
     encoder: PromptEncoder, settings: PromptSettings, found: Sequence[Exchange], media: Sequence[Mapping[str, Tensor]]
 ) -> list[Answered]:

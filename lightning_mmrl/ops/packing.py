@@ -41,7 +41,7 @@ class _Load:
 
 
 def pack_groups(
-    prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]], budget: Budget
+    prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]], budget: Budget, *, whole: bool = False
 ) -> list[tuple[GroupPart, ...]]:
     """Packs the completions of positive length into microbatches, each completion once, by first-fit decreasing.
 
@@ -54,6 +54,7 @@ def pack_groups(
         prompt_lengths: Number of tokens of each of B prompts.
         lengths: Number of tokens of each of their completions, [B][G]; a completion with 0 tokens is left out.
         budget: Limits of one microbatch.
+        whole: Whether groups are never split; one that exceeds the budget then gets a microbatch of its own.
 
     >>> for batch in pack_groups([10, 10, 4], [[5, 5], [5, 0], [1, 1]], Budget(tokens=26)):
     ...     print([(part.prompt, part.completions) for part in batch])
@@ -62,7 +63,7 @@ def pack_groups(
     """
     parts = []
     for prompt, (width, row) in enumerate(zip(prompt_lengths, lengths, strict=True)):
-        for completions in _split(width, row, budget):
+        for completions in [_present(row)] if whole and any(row) else _split(width, row, budget):
             load = _load(width, [row[index] for index in completions])
             parts.append((load, GroupPart(prompt=prompt, completions=completions)))
     bins: list[tuple[_Load, list[GroupPart]]] = []
@@ -81,9 +82,13 @@ def _load(prompt_length: int, lengths: Sequence[int]) -> _Load:
     return _Load(prompt_length + sum(lengths), pairs)
 
 
+def _present(lengths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(row for row, length in enumerate(lengths) if length)
+
+
 def _split(prompt_length: int, lengths: Sequence[int], budget: Budget) -> list[tuple[int, ...]]:
     """Splits completions into as few parts as fit, of about equal load: longest first, each to the lightest part."""
-    rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
+    rows = sorted(_present(lengths), key=lambda row: -lengths[row])
     for num_parts in range(1, len(rows) + 1):
         parts: list[list[int]] = [[] for _ in range(num_parts)]
         for row in rows:

@@ -16,6 +16,7 @@ from lightning_mmrl.planning.engines import stage_estimate
 from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.planning.stacks import Stack
+from lightning_mmrl.settings.lessons import answers_of, compares
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 
@@ -57,8 +58,7 @@ class Disk:
 
 def operations(shape: ModelShape, stage: StageSettings, lengths: Lengths) -> Operations:
     """Counts the operations of a step; a prompt counts once for its group."""
-    algorithm, prompts = stage.algorithm, stage.data.batch_size
-    group = 1 if algorithm is None else algorithm.group_size
+    algorithm, prompts, group = stage.algorithm, stage.data.batch_size, answers_of(stage)
     answer = lengths.answer if stage.sampling is None else stage.sampling.max_new_tokens
     text, prompt = shape.text, lengths.prompt
     head = 2 * shape.vocabulary * text.width
@@ -77,9 +77,9 @@ def operations(shape: ModelShape, stage: StageSettings, lengths: Lengths) -> Ope
         if name != "text"
     )
     if algorithm is None:
-        return Operations(training=passes * (read + written) + towers, sampling=0)
+        return Operations(training=(passes + compares(stage)) * (read + written) + towers, sampling=0)
     models = 1 if algorithm.critic is None else 2
-    fixed = (not algorithm.update.on_policy) + (algorithm.kl.coefficient > 0)
+    fixed = (not algorithm.update.on_policy) + compares(stage)
     scored = (models * algorithm.update.num_epochs * passes + fixed) * (read + written)
     return Operations(training=scored + read + towers, sampling=written)
 

@@ -4,8 +4,8 @@ The estimate is the largest of the phases that a step or iteration goes through.
 optimizer state and the weights of a reference policy, and from the backward pass to the optimizer step also gradients.
 Each phase adds:
 
-- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, of
-  a microbatch in SFT;
+- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL
+  and with pairs of answers, of a microbatch in SFT;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits; or an
   engine beside the trainer;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from lightning_mmrl.planning.activations import SINGLE, Precision, computed_per_row, kept_per_row
 from lightning_mmrl.planning.shapes import ModelShape
+from lightning_mmrl.settings.lessons import answers_of, compares, lesson_of
 from lightning_mmrl.settings.model import PROJECTOR, frozen_parts
 from lightning_mmrl.settings.sft import microbatches_of
 from lightning_mmrl.settings.stage import StageSettings
@@ -48,8 +49,8 @@ class Lengths:
     """Assumed lengths of prompts and answers, in tokens.
 
     Three quarters of a prompt are picture and an eighth is sound, as far as the model reads them: eight frames of
-    640 x 360 and ten seconds of sound are about 1,450 tokens of Qwen2.5-Omni. Targets of SFT are `answer` long, and
-    completions of RL as long as they may get.
+    640 x 360 and ten seconds of sound are about 1,450 tokens of Qwen2.5-Omni. Targets of SFT and answers of pairs are
+    `answer` long, and completions of RL as long as they may get.
     """
 
     prompt: int = 2048
@@ -149,6 +150,7 @@ class _Rank:
         learns: Groups that train, by their own weights or by an adapter.
         trained: Parameters that have gradients.
         models: Number of models that learn: 2 with a critic, else 1.
+        in_pairs: True if both answers of a pair are scored together.
         one_run: True if towers that learn run once per iteration; with several updates, and in SFT, they run in every
             microbatch.
     """
@@ -159,7 +161,8 @@ class _Rank:
         algorithm, adapter, stacks = stage.algorithm, stage.adapter, shape.stacks
         self.prompts = -(-stage.data.batch_size // ranks)
         self.answer = lengths.answer if stage.sampling is None else stage.sampling.max_new_tokens
-        self.group_size = 1 if algorithm is None else algorithm.group_size
+        self.group_size = answers_of(stage)
+        self.in_pairs = lesson_of(stage) == "pair"
         self.adapted = [] if adapter is None else [group for group in adapter.groups if group in stacks]
         self.adapters = 0
         if adapter is not None:
@@ -225,7 +228,7 @@ class _Rank:
 
     def resident(self) -> dict[str, int]:
         """Bytes of weights, optimizer state and reference weights, and of the gradients while there are any."""
-        precision, algorithm, optimizer = self.precision, self.stage.algorithm, self.stage.optimizer
+        precision, optimizer = self.precision, self.stage.optimizer
         size = precision.adapter if self.adapters else precision.trained
         trained = self.split(self.trained * size)
         frozen = self.shape.parameters + self.adapters - self.trained
@@ -235,7 +238,7 @@ class _Rank:
         # are kept in the type in which they are gathered.
         copied = weights if self.sharded else trained
         reference = self.split(self.shape.parameters * min(precision.computed, size)) if self.sharded else trained
-        compared = algorithm is not None and algorithm.kl.coefficient > 0 and self.stage.adapter is None
+        compared = compares(self.stage) and self.stage.adapter is None
         # Number of tensors of the parameters' size that an optimizer keeps; all but SGD are taken to be like Adam.
         moments = 2 + bool(optimizer.get("amsgrad"))
         if optimizer["_target_"].rpartition(".")[2] == "SGD":
@@ -301,9 +304,10 @@ class _Rank:
         return self.gathered() + self.shape.root * self.precision.computed + sent + sent // self.ranks
 
     def tokens(self) -> int:
-        """Number of decoder tokens of one microbatch; a completion longer than the budget is scored alone."""
+        """Number of decoder tokens of one microbatch; a completion or a pair beyond the budget is scored alone."""
         budget = microbatches_of(self.stage).tokens_per_microbatch
-        return min(self.total(), max(budget, self.lengths.prompt + self.answer))
+        together = self.group_size if self.in_pairs else 1
+        return min(self.total(), max(budget, self.lengths.prompt + together * self.answer))
 
     def total(self) -> int:
         """Number of decoder tokens of a step."""
@@ -329,8 +333,8 @@ class _Rank:
         return min(self.encoded_at_once(), max(1, TOWER_ROWS // max(1, self.lengths.media(group))))
 
     def encoded_at_once(self) -> int:
-        """Number of prompts whose features are held at once: all prompts of the rank in RL, of a microbatch in SFT."""
-        return self.prompts_at_once() if self.stage.algorithm is None else self.prompts
+        """Number of prompts whose features are held at once: of a microbatch in SFT, else all prompts of the rank."""
+        return self.prompts_at_once() if self.stage.algorithm is None and not self.in_pairs else self.prompts
 
     def tower_rows(self, group: str, prompts: int) -> int:
         """Number of rows within a tower, for so many prompts."""

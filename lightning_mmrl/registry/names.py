@@ -61,6 +61,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     ),
     "stage module": (
         "lightning_mmrl.stages.sft.SFTModule",
+        "lightning_mmrl.stages.dpo.DPOModule",
         "lightning_mmrl.stages.grpo.GRPOModule",
         "lightning_mmrl.stages.rloo.RLOOModule",
         "lightning_mmrl.stages.ppo.PPOModule",

@@ -1,5 +1,6 @@
 """Keys of the data: folders, decoding, prompts, and how a stage mixes its manifests."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ Ablation = Literal["silent", "blank"]
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 """How a sample can lose a modality: its sound, or its picture."""
 BALANCES = ("label",)
+COLUMN = re.compile(r"\{(\w+)\}")
+"""A column in the text of a target."""
 FRAME_RULES = ("middles", "qwen_vl_utils")
 FRAME_KEYS = (
     "frame_rule",
@@ -187,6 +190,8 @@ class SourceSettings:
     """Relative share of the draws; the weights of the sources need not sum to 1."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples; null for the limit of the stage's data."""
+    target: str | None = None
+    """The answer that an sft stage learns from each row of this source; null for the `target` of the stage."""
 
     @property
     def folder(self) -> Path:
@@ -227,7 +232,7 @@ class StageDataSettings:
     module: Any = target(None)
     """`_target_` of the DataModule; null for data.module."""
     batch_size: int = setting(at_least=1)
-    """Samples per optimizer step (sft) or prompts per iteration (rl), of all ranks together."""
+    """Samples per optimizer step (sft, dpo) or prompts per iteration (rl), of all ranks together."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of the manifest, or of each source without a limit of its own; null for all."""
     balance: str | None = setting(None, choices=BALANCES)
@@ -256,6 +261,7 @@ class StageDataSettings:
                 media_root=found.media_root or (None if found.root else media),
                 weight=source.weight,
                 limit=source.limit or self.limit,
+                target=source.target,
             )
             for name, source in self.sources.items()
             for found in ((made or {}).get(name, source),)

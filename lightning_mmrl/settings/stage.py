@@ -111,7 +111,7 @@ class NodeSettings:
     """One stage of any kind."""
 
     kind: str = REQUIRED
-    """sft, rl, sample, filter, route or bridge; or the import path of a module of your own that holds a `KIND`."""
+    """sft, rl, dpo, sample, filter, route or bridge; or the import path of a module of your own that holds a `KIND`."""
     start_from: str = PREVIOUS
     """base, previous (the last trained stage before) or the name of an earlier trained stage."""
     checkpoint: str | None = setting(None, texts=False)
@@ -143,7 +143,7 @@ class StageSettings(NodeSettings):
     module: Any = target()
     """`_target_` of the LightningModule."""
     num_steps: int | None = setting(None, at_least=1)
-    """Optimizer steps (sft) or iterations (rl); null if num_epochs says how long the stage is."""
+    """Optimizer steps (sft, dpo) or iterations (rl); null if num_epochs says how long the stage is."""
     num_epochs: float | None = setting(None, above=0)
     """Passes over the stage's data, such as 2 or 0.5, in the place of num_steps; null: num_steps counts."""
     optimizer: Any = target()

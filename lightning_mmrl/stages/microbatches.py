@@ -50,7 +50,13 @@ def one_batch(experience: Experience) -> ScoringBatch:
 
 
 def microbatches(
-    batch: ScoringBatch, live: Sequence[int], *, budget: Budget, ranks: Ranks, prompts: Prompts | None = None
+    batch: ScoringBatch,
+    live: Sequence[int],
+    *,
+    budget: Budget,
+    ranks: Ranks,
+    prompts: Prompts | None = None,
+    whole: bool = False,
 ) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
     """Parts of a batch that a policy or a critic scores, each with the rows of the batch that it holds.
 
@@ -63,8 +69,9 @@ def microbatches(
         budget: Of one part.
         ranks: Who scores together.
         prompts: Gives the prompts of a part with their media; None: those of the batch.
+        whole: Whether the completions of a prompt must be in one part, whatever the budget is.
     """
-    prompts, packed = prompts or batch.prompts.select, _packed(batch, live, budget)
+    prompts, packed = prompts or batch.prompts.select, _packed(batch, live, budget, whole=whole)
     num_missing = ranks.max(len(packed)) - len(packed) if ranks.lockstep else 0
     for parts in packed:
         yield microbatch(batch, parts, prompts), _rows(batch, parts)
@@ -86,14 +93,14 @@ def microbatch(batch: ScoringBatch, parts: Sequence[GroupPart], prompts: Prompts
     )
 
 
-def _packed(batch: ScoringBatch, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:
+def _packed(batch: ScoringBatch, prompts: Sequence[int], budget: Budget, *, whole: bool) -> list[tuple[GroupPart, ...]]:
     """The given prompts' groups in microbatches within a budget."""
     if not prompts:
         return []
     chosen = list(prompts)
     widths = batch.prompts.prompt_mask.sum(-1)[chosen].tolist()
     lengths = present_tokens(batch.completion_mask).sum(-1).unflatten(0, (-1, batch.group_size))[chosen].tolist()
-    packed = pack_groups(widths, lengths, budget)
+    packed = pack_groups(widths, lengths, budget, whole=whole)
     return [tuple(replace(part, prompt=chosen[part.prompt]) for part in parts) for parts in packed]
 
 

@@ -102,7 +102,12 @@ def rollout_logprobs(policy: Policy, experience: Experience, batches: ScoredBatc
 
     The policy is the one before its first update, or the reference.
     """
-    found = torch.zeros_like(experience.rollout.sampler_logprobs)
+    return fixed_logprobs(policy, torch.zeros_like(experience.rollout.sampler_logprobs), batches)
+
+
+def fixed_logprobs(policy: Policy, zeros: Float[Tensor, "N C"], batches: ScoredBatches) -> Float[Tensor, "N C"]:
+    """Log-probabilities under a policy that is not updated; `zeros` has their shape and stands where nothing counts."""
+    found = zeros
     with torch.no_grad():
         for batch, rows in batches:
             logprobs = policy(batch).logprobs

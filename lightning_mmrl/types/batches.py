@@ -127,6 +127,7 @@ class SftBatch(_Movable):
     """B prompts with up to G targets each; `completion_mask` is True on the tokens that count in the loss.
 
     Samples that ask the same share a prompt. Row i belongs to prompt i // G, and a row without a target counts nothing.
+    A batch of pairs has G = 2: the chosen answer of each prompt and then the rejected one.
     `samples` are those that the targets belong to, in the order of the rows with a target.
     """
 
@@ -194,6 +195,31 @@ class PolicyOutput(_Movable):
 
     logprobs: Float[Tensor, "N C"]
     entropy: Float[Tensor, "N C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLogprobs(_Movable):
+    """Log-probabilities of M pairs of answers, summed over the tokens of an answer, and its number of tokens.
+
+    `reference_` values are those of the policy that the stage started from, and carry no gradient.
+    """
+
+    chosen: Float[Tensor, " M"]
+    rejected: Float[Tensor, " M"]
+    reference_chosen: Float[Tensor, " M"]
+    reference_rejected: Float[Tensor, " M"]
+    tokens_chosen: Float[Tensor, " M"]
+    tokens_rejected: Float[Tensor, " M"]
+
+    @property
+    def log_ratio_chosen(self) -> Float[Tensor, " M"]:
+        """The log-ratio of chosen answers to the reference: log pi - log pi_ref."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def log_ratio_rejected(self) -> Float[Tensor, " M"]:
+        """The log-ratio of rejected answers to the reference."""
+        return self.rejected - self.reference_rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,7 @@ def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
     if issubclass(settings, DataStageSettings):  # it runs no model, so most keys of all stages say nothing in it
         assert {field.name for field in fields(settings)} - {field.name for field in fields(NodeSettings)} <= set(tree)
         return
-    optional = OPTIONAL_IN_A_STAGE if tree["kind"] == "sft" else set()
+    optional = OPTIONAL_IN_A_STAGE if tree["kind"] in ("sft", "dpo") else set()
     assert {field.name for field in fields(settings)} - set(tree) <= optional
     assert {field.name for field in fields(StageDataSettings)} <= set(tree["data"])
     assert {field.name for field in fields(TrainerSettings)} <= set(tree["trainer"])

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import lightning
@@ -20,7 +20,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
-from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.data.collate import EncodedSample, collate_pairs, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.rewards.compose import WeightedReward
@@ -34,11 +34,13 @@ from lightning_mmrl.settings.algorithm import (
     UpdateSettings,
 )
 from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
 from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import Bound, StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.dpo import DPOModule
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
@@ -56,14 +58,16 @@ from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import prepare_process, training_trainer
 
 STEPS = 6
-KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
+SUPERVISED = {"sft": collate_targets, "dpo": collate_pairs}
+MPO = PreferenceSettings(preference_weight=0.8, quality_weight=0.2, generation_weight=1.0)
+KINDS = {"sft": SFTModule, "dpo": DPOModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
 
 
 class Prompts(Dataset):
-    """A few prompts with media; for SFT with targets of different length."""
+    """A few prompts with media; for SFT with targets of different length, for DPO with two answers each."""
 
-    def __init__(self, encoder, supervised):
-        self._encoder, self._supervised = encoder, supervised
+    def __init__(self, encoder, kind=None):
+        self._encoder, self._kind = encoder, kind
 
     def __len__(self):
         return len(omni.CONTENTS)
@@ -71,19 +75,21 @@ class Prompts(Dataset):
     def __getitem__(self, draw):
         index = getattr(draw, "index", draw)
         sample = omni.encoded(self._encoder, f"p{index}", omni.CONTENTS[index], index)
-        if not self._supervised:
+        if self._kind not in SUPERVISED:
             return sample
         target = tuple(self._encoder.encode_target("angry " * (index + 1)))
-        return EncodedSample(sample=sample.sample, prompt=sample.prompt, target_ids=target)
+        found = EncodedSample(sample=sample.sample, prompt=sample.prompt, target_ids=target)
+        other = replace(found, target_ids=tuple(self._encoder.encode_target("user " * (4 - index))))
+        return replace(found, later=(other,)) if self._kind == "dpo" else found
 
 
 class Data(lightning.LightningDataModule):
     """Draws as the product's data modules do, and counts what is consumed."""
 
-    def __init__(self, encoder, supervised, num_batches):
+    def __init__(self, encoder, kind, num_batches):
         super().__init__()
-        self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
-        self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
+        self._sets = Prompts(encoder, kind), Prompts(encoder)
+        self._collate = partial(SUPERVISED.get(kind, collate_prompts), pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
         self.sampler = DrawSampler(
             [SourceRows(num_samples=4)], settings=StageDataSettings(batch_size=2), num_batches=num_batches, seed=3
@@ -176,7 +182,8 @@ class Stage:
         self.encoder = encoder
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
-        data = Data(encoder, kind == "sft", how.steps)
+        data = Data(encoder, kind, how.steps)
+        settings = partial(DpoSettings, preference=MPO) if kind == "dpo" else StageSettings
         evaluator = AnswerEvaluator(
             engine=engine, task=ClosedLabels(labels=("angry", "user")), rank_local=interruption.rank_local
         )
@@ -186,7 +193,7 @@ class Stage:
             ),
             "context": StageContext(
                 name="stage",
-                settings=StageSettings(
+                settings=settings(
                     num_steps=how.steps,
                     stop_when=how.stop_when,
                     cooldown_steps=2,
@@ -201,8 +208,8 @@ class Stage:
             ),
             "evaluator": evaluator,
         }
-        if kind == "sft":
-            self.module = SFTModule(self.policy, **common)
+        if kind in SUPERVISED:
+            self.module = KINDS[kind](self.policy, **common)
         else:
             rewards = InlineRewards(
                 WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
@@ -228,15 +235,15 @@ class Stage:
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []
         self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO(copies=how.background)
-        settings = StateSettings(every_n_steps=how.every, in_background=how.background)
-        saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
+        every = StateSettings(every_n_steps=how.every, in_background=how.background)
+        saver = ExactState(self.store, interruption, io, settings=every, say=self.said.append)
         self.trainer = training_trainer(
             how.trainer,
             directory=folder,
             logger=RunLogger(NullRun("run"), folder),
             callbacks=[saver],
             validate_every=2,
-            gradient_clip_val=1.0 if kind == "sft" else None,
+            gradient_clip_val=1.0 if kind in SUPERVISED else None,
             checkpoint_io=io,
         )
         self.job = LightningJob(

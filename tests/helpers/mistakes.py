@@ -171,12 +171,14 @@ VERLS = [
         "two tags", {"prompt": TWO_TAGS}, ("2 <image> tags in 'prompt' but 1 entries in 'images'", "one entry per tag")
     ),
 ]
+ASKED = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "a"}]
 TRL = [
     *inside("images"),
     *golds("solution", required=False),
     Mistake("nothing asked", {"prompt": DROP}, ("neither 'messages' nor 'prompt'", "must have one")),
     Mistake("both", {"messages": TWO_TAGS}, ("both 'messages' and 'prompt'",)),
-    Mistake("a pair", {"chosen": "a", "rejected": "b"}, ("'chosen' belongs to a pair of answers",)),
+    Mistake("another question", {"chosen": ASKED}, ("'prompt' and 'chosen' begin with different turns",)),
+    Mistake("a pair without an answer", {"rejected": ASKED[:1]}, ("'rejected' does not end with an assistant turn",)),
     Mistake("number", {"prompt": 7}, ("'prompt' is 7", "must be a list")),
     Mistake(
         "part",

@@ -27,7 +27,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.algorithms.selection.pad import PaperPAD
-from lightning_mmrl.data.collate import TEXT_KEYS, EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.data.collate import TEXT_KEYS, EncodedSample, collate_pairs, collate_prompts, collate_targets
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.protocols.ranks import ALONE
@@ -43,12 +43,15 @@ from lightning_mmrl.settings.algorithm import (
     RewardSettings,
     UpdateSettings,
 )
+from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
 from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.sft import SftSettings
 from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
+from lightning_mmrl.stages.accumulating import AccumulatingModule
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.dpo import DPOModule
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.sft import SFTModule
@@ -125,6 +128,16 @@ def items(encoder, contents, step, *, targets=False, askers=1):
     return found
 
 
+def pairs(encoder, contents, step):
+    """Samples of one global batch with two answers each, of different lengths."""
+    found = []
+    for index, chosen in enumerate(items(encoder, contents, step, targets=True)):
+        words = " ".join(WORDS[: 1 + (index + step + 2) % 5])
+        rejected = replace(chosen, target_ids=tuple(encoder.encode_target(f"user {words}")))
+        found.append(replace(chosen, later=(rejected,)))
+    return found
+
+
 def script(step, index, *, quiet):
     """Four answers; all the same for a quiet prompt, which then carries no signal."""
     if quiet:
@@ -141,12 +154,14 @@ class Length:
 
 def batches(case, encoder, share):
     """One batch per step, this rank's part of it."""
-    collate = collate_targets if case["stage"] == "sft" else collate_prompts
+    collate = {"sft": collate_targets, "dpo": collate_pairs}.get(case["stage"], collate_prompts)
     contents = case.get("contents", CONTENTS)
     found = []
     for step in range(case.get("steps", 3)):
         order = [contents[(place + step * case.get("rotate", 1)) % len(contents)] for place in range(len(contents))]
         samples = items(encoder, order, step, targets=case["stage"] == "sft", askers=case.get("askers", 1))
+        if case["stage"] == "dpo":
+            samples = pairs(encoder, order, step)
         found.append(collate([samples[row] for row in share(len(samples))], encoder.pad_token_id))
     return found
 
@@ -238,9 +253,12 @@ class MovingReference:
 def stage_settings(case):
     """The keys of a case's stage; an rl stage has its microbatches in the algorithm."""
     shared = {"num_steps": case.get("steps", 3), "max_grad_norm": case.get("max_grad_norm", 0.5)}
-    if case["stage"] != "sft":
+    if case["stage"] not in ("sft", "dpo"):
         return StageSettings(**shared)
-    return SftSettings(**shared, tokens_per_microbatch=case.get("tokens", SftSettings.tokens_per_microbatch))
+    shared["tokens_per_microbatch"] = case.get("tokens", SftSettings.tokens_per_microbatch)
+    if case["stage"] == "dpo":
+        return DpoSettings(**shared, preference=PreferenceSettings(**case.get("preference", {})))
+    return SftSettings(**shared)
 
 
 def stage_module(case, encoder, policy, folder):
@@ -262,6 +280,11 @@ def stage_module(case, encoder, policy, folder):
     )
     if case["stage"] == "sft":
         return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+    if case["stage"] == "dpo":
+        found = DPOModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+        if mistake == "moving reference":
+            found._reference = MovingReference(policy)
+        return found
     rewards = InlineRewards(
         WeightedReward(components={"length": Length()}, settings=RewardSettings(weights={"length": 1.0}))
     )
@@ -308,7 +331,7 @@ class Notes:
         self._module = module
         module._report = self.note
         module.on_before_optimizer_step = self.take
-        if not isinstance(module, SFTModule):
+        if not isinstance(module, AccumulatingModule):
             self._generate, module.engine.generate = module.engine.generate, self.generate
 
     def note(self, values, step):
@@ -362,7 +385,7 @@ def run_stage(case, folder):
         logger=RunLogger(NullRun("run"), folder),
         callbacks=[],
         validate_every=1 if case.get("validate") else None,
-        gradient_clip_val=case.get("max_grad_norm", 0.5) if case["stage"] == "sft" else None,
+        gradient_clip_val=case.get("max_grad_norm", 0.5) if case["stage"] in ("sft", "dpo") else None,
     )
     share = partial(rows_of, trainer.global_rank, trainer.world_size)
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None

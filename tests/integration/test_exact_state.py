@@ -60,6 +60,8 @@ PLACES = [
     ("sft", "scoring", 4),
     ("sft", "report", 3),
     ("sft", "validation", 3),
+    ("dpo", "scoring", 5),
+    ("dpo", "report", 4),
     ("grpo", "rollout", 5),
     pytest.param("grpo", "reward", 3, marks=pytest.mark.main_path),
     ("grpo", "scoring", 7),
@@ -201,6 +203,32 @@ def forget(stage):
         running.moments = running.before = running.moments.plus([3.0, 1.0])
 
     stage.module.on_train_start = late
+
+
+@pytest.mark.parametrize("part", ["mean", "count", "reference"])
+def test_a_stage_of_pairs_goes_on_with_its_mean_reward_and_its_first_weights(checkpoint, undisturbed, tmp_path, part):
+    """The negative control: with another mean, another number of rewards or another reference, it ends elsewhere."""
+    with Interruption() as interruption:
+        first = Stage("dpo", checkpoint, tmp_path, interruption, every=STEPS + 1)
+        kill_in(first, "scoring", 5)
+        with pytest.raises(Interrupted):
+            first.job.run()
+    assert first.module.shift.count > 0
+    second = Stage("dpo", checkpoint, tmp_path, Interruption(), every=STEPS + 1)
+    start = second.module.on_train_start
+
+    def spoil():
+        start()
+        if part == "reference":
+            for parameter in second.module._reference._copy.parameters():
+                parameter.data.mul_(1.05)
+        else:
+            setattr(second.module.shift, part, getattr(second.module.shift, part) + 1)
+
+    second.module.on_train_start = spoil
+    outcome = second.outcome()
+    with pytest.raises(AssertionError):
+        assert_equal(outcome, undisturbed("dpo")[0])
 
 
 @pytest.mark.parametrize("where", ["loss", "reward"])

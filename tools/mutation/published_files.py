@@ -239,6 +239,45 @@ ARROW = Published(
     ],
     write=write_arrow,
 )
+PAIRS = Published(
+    format="hugging_face",
+    file="preferences.jsonl",
+    rows=[
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}],
+            "images": [OLD + "pics/a.png"],
+            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "3"}]}],
+            "rejected": "4",
+        },
+        {
+            "chosen": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}],
+            "rejected": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "No."}],
+            "score_chosen": 9.0,
+            "score_rejected": 2.5,
+        },
+        {"question": "<image>How many?", "image": "pics/a.png", "chosen": "3", "rejected": "4"},
+    ],
+    samples=[
+        Sample(
+            id="preferences-000001",
+            messages=asked("<image>How many?"),
+            media=IMAGE_A,
+            extras={"chosen": "3", "rejected": "4"},
+        ),
+        Sample(
+            id="preferences-000002",
+            messages=asked("How?"),
+            extras={"chosen": "So.", "rejected": "No.", "chosen_score": 9.0, "rejected_score": 2.5},
+        ),
+        Sample(
+            id="preferences-000003",
+            messages=asked("<image>How many?"),
+            media=IMAGE_A,
+            extras={"chosen": "3", "rejected": "4"},
+        ),
+    ],
+    write=write_lines,
+)
 MM_EUREKA = Published(
     format="mm_eureka",
     file="dataset.jsonl",
@@ -375,6 +414,6 @@ CSV = Published(
     write=write_csv,
 )
 PUBLISHED: tuple[Published, ...] = (
-    *(CANONICAL, MS_SWIFT, LLAMA_FACTORY, ALPACA, LLAVA, VERL, HUGGING_FACE, ARROW),
+    *(CANONICAL, MS_SWIFT, LLAMA_FACTORY, ALPACA, LLAVA, VERL, HUGGING_FACE, ARROW, PAIRS),
     *(MM_EUREKA, LMM_R1, VISION_R1_COLD, SAT, GEOMETRY3K, MMK12, CSV),
 )

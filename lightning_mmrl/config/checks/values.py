@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
+from lightning_mmrl.config.checks.targets import check_targets
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.data.formats.readers.registry import AUTO, FORMATS
 from lightning_mmrl.errors import ConfigError
@@ -83,6 +84,7 @@ def check_values(config: RunSettings) -> None:
         _check_trainer(f"{path}.trainer", stage.trainer, config)
         if isinstance(stage, StageSettings):
             _check_length(path, stage)
+        check_targets(path, stage)
         kind_of(stage, path).check(path, stage, config)
         _check_share(path, spec, config.trainer)
     check_feature_cache(config)

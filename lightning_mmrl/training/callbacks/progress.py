@@ -12,6 +12,8 @@ SHOWN = {
     "rollout/reward_mean": "reward",
     "rollout/label": "accuracy",
     "rollout/groups_with_signal": "signal",
+    "train/reward_margin": "margin",
+    "train/pair_accuracy": "preferred",
 }
 
 

@@ -1,6 +1,7 @@
 """A sample that lacks something for its use is named before anything trains, wherever in the run it would be needed."""
 
 import json
+import re
 
 import pyarrow
 import pytest
@@ -230,6 +231,15 @@ def test_data_that_a_stage_made_are_held_to_the_use_of_their_reader(made):
     made({**row("a#0", TARGET, content="<image>Which?"), "images": ["one.png"]})
 
 
+def test_pairs_that_a_stage_made_are_held_to_their_layout(made, tmp_path):
+    learns = ["stage@stages.again=dpo"]
+    pair = row("a#0", chosen="happy", rejected=[{"role": "assistant", "content": "sad"}], chosen_score=1.0)
+    made(pair, overrides=learns)
+    place = f"^{re.escape(str(tmp_path))}/artifacts/own/own.jsonl:2: sample b#0: it has no 'rejected' answer"
+    with pytest.raises(DataError, match=place):
+        made(pair, row("b#0", chosen="happy"), overrides=learns)
+
+
 def test_data_without_a_sample_name_the_reasons(made):
     with pytest.raises(DataError) as caught:
         made()
@@ -331,3 +341,49 @@ def test_a_second_start_reads_no_line_until_what_a_check_depends_on_changes(chec
     with pytest.raises(DataError, match=r"^train.jsonl: sample 'bad'"):
         check(place)
     assert "train.jsonl" in kept()
+
+
+PAIRED = ("+stage@stages.prefer=dpo", "order=[prefer]", "stages.prefer.validate_every=null")
+
+
+def test_a_pair_that_is_none_is_named_by_file_line_and_fix(write, check, tmp_path):
+    good = row("good", chosen="happy", rejected="sad")
+    write("pairs", good, row("other", chosen="happy", rejected="sad"))
+    check(*PAIRED)
+    write("pairs", good, row("same", chosen="happy", rejected="happy"))
+    place = f"^{re.escape(str(tmp_path))}/pairs.jsonl:2: sample same: "
+    with pytest.raises(DataError, match=place + ".* are both 'happy'; a pair needs two answers$"):
+        check(*PAIRED)
+    write("pairs", good, row("half", chosen="happy"))
+    with pytest.raises(DataError, match=r"pairs.jsonl:2: sample half: it has no 'rejected' answer; add 'rejected' to"):
+        check(*PAIRED)
+    write("pairs", row("single"))
+    with pytest.raises(DataError, match=r"pairs.jsonl:1: sample single: .*; name a file of pairs$"):
+        check(*PAIRED)
+    write("pairs")
+    with pytest.raises(DataError, match=r"pairs.jsonl holds no samples; add at least one"):
+        check(*PAIRED)
+
+
+def test_a_row_without_the_column_of_its_target_is_named_by_file_line_and_fix(write, check):
+    write("cold_start", row("good", TARGET, rationale="a smile"), row("bare"))
+    taught = ["order=[cold_start]", "stages.cold_start.validate_every=null", "stages.cold_start.gate=null"]
+    check(*taught, "stages.cold_start.target='<answer>{solution}</answer>'")
+    with pytest.raises(
+        DataError, match=r"cold_start.jsonl:2: sample bare: it has no 'rationale', which '\{rationale\}'"
+    ):
+        check(*taught, "stages.cold_start.target='{rationale}'")
+
+
+def test_each_source_may_have_a_target_of_its_own(write, check):
+    write("cold_start", row("good", rationale="a smile"))
+    write("train", row("bare", TARGET))
+    mixed = [
+        "order=[cold_start]",
+        "stages.cold_start.data.manifest=null",
+        "+stages.cold_start.data.sources.one={manifest: cold_start.jsonl, target: '{rationale}'}",
+        "+stages.cold_start.data.sources.two={manifest: train.jsonl}",
+    ]
+    check(*mixed)
+    with pytest.raises(DataError, match=r"train.jsonl:1: sample bare: it has no 'rationale'"):
+        check(*mixed, "stages.cold_start.target='{rationale}'")

@@ -37,7 +37,7 @@ def test_every_assistant_turn_is_a_target_after_the_turns_before_it():
 
 
 def test_the_last_one_alone_and_none_at_all():
-    assert told(exchanges(THREE, PromptTemplate(), supervised=True, last_only=True)) == [("u1|a1|u2|a2|u3", "a3")]
+    assert told(exchanges(THREE, PromptTemplate(), supervised=True, lesson="last_turn")) == [("u1|a1|u2|a2|u3", "a3")]
     assert told(exchanges(THREE, PromptTemplate(), supervised=False)) == [("u1|a1|u2|a2|u3", None)]
     assert told(exchanges(sample("s", "u", "a"), PromptTemplate(), supervised=True)) == [("s|u", "a")]
 
@@ -57,7 +57,7 @@ def test_what_an_earlier_target_lacks_is_told_with_the_way_out():
     template = PromptTemplate(PromptSettings(prefill="a2"))
     with pytest.raises(DataError, match=r"^sample talk: the assistant turn 'a1' does not start .*mask_history=true"):
         exchanges(sample("u1", "a1", "u2", "a2"), template, supervised=True)
-    assert len(exchanges(sample("u1", "a1", "u2", "a2"), template, supervised=True, last_only=True)) == 1
+    assert len(exchanges(sample("u1", "a1", "u2", "a2"), template, supervised=True, lesson="last_turn")) == 1
     with pytest.raises(DataError, match=r"clear the prefill$"):
         exchanges(sample("u1", "a1"), template, supervised=True)
 
@@ -111,7 +111,7 @@ def test_the_last_target_follows_the_tokens_that_its_own_prompt_has(encoder):
     [found] = encode(encoder, CHAT)
     template = PromptTemplate()
     [alone] = encoded_exchanges(
-        encoder, template.settings, exchanges(CHAT, template, supervised=True, last_only=True), ()
+        encoder, template.settings, exchanges(CHAT, template, supervised=True, lesson="last_turn"), ()
     )
     together = [*found.prompt["input_ids"].tolist(), *found.ids]
     assert together == [*alone.prompt["input_ids"].tolist(), *alone.ids]
@@ -167,14 +167,14 @@ def test_a_set_gives_the_turns_of_its_stage(root, pipeline):
     samples = [replace(sample("u1", "a1", "u2", "a2"), id="talk")]
     assert [turn["content"] for turn in talk["messages"]] == [turn.content for turn in samples[0].messages]
     texts = []
-    for last_only in (False, True):
+    for lesson in ("turns", "last_turn"):
         found = PreparedSet(
             samples,
             media_root=root,
             pipeline=pipeline,
             template=PromptTemplate(),
             supervised=True,
-            last_only=last_only,
+            lesson=lesson,
         )
         found = words.read(found)
         assert found.later == ()

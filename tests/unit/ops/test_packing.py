@@ -46,6 +46,24 @@ def test_a_group_that_fits_is_not_split(drawn):
     assert len(prompts) == len(set(prompts))
 
 
+@given(groups, st.integers(1, 200))
+def test_whole_groups_are_never_split_and_share_the_budget_otherwise(drawn, limit):
+    widths, lengths = [width for width, _ in drawn], [row for _, row in drawn]
+    packed = pack_groups(widths, lengths, Budget(tokens=limit), whole=True)
+    parts = [part for batch in packed for part in batch]
+    present = {row: tuple(place for place, length in enumerate(each) if length) for row, each in enumerate(lengths)}
+    assert {part.prompt: part.completions for part in parts} == {row: some for row, some in present.items() if some}
+    assert len(parts) == len({part.prompt for part in parts})
+    for batch in packed:
+        assert len(batch) == 1 or tokens(batch, widths, lengths) <= limit
+
+
+def test_a_group_that_may_be_split_would_be():
+    """The negative control."""
+    assert len(pack_groups([10], [[5, 5]], Budget(tokens=15))) == 2
+    assert len(pack_groups([10], [[5, 5]], Budget(tokens=15), whole=True)) == 1
+
+
 def test_a_split_group_has_the_fewest_parts_and_about_equal_ones():
     packed = pack_groups([100], [[50, 10, 40, 20]], Budget(tokens=165))
     assert packed == [(GroupPart(prompt=0, completions=(0, 1)),), (GroupPart(prompt=0, completions=(2, 3)),)]

@@ -45,6 +45,12 @@ def test_what_trains_decides_how_many_passes_a_step_takes(key, passes):
     assert found.training == passes * 2 * (READ + WRITTEN)
 
 
+def test_a_step_of_pairs_scores_two_answers_of_a_prompt_that_counts_once_and_the_reference_once_more():
+    pairs = compose(["+stage@stages.prefer=dpo", "order=[prefer]", "stages.prefer.data.batch_size=2"]).stages["prefer"]
+    found = operations(SHAPE, pairs, LENGTHS)
+    assert found == Operations(training=(3 + 1) * 2 * (READ + 2 * WRITTEN), sampling=0)
+
+
 def test_an_iteration_of_rl_samples_and_scores_groups_whose_prompt_counts_once():
     found = operations(SHAPE, stages()["reason"], LENGTHS)
     assert found.sampling == 2 * 5 * WRITTEN

@@ -442,3 +442,22 @@ def test_what_fits_includes_a_reserve():
     tight = Estimate(phases={"a": {"x": room - 1, "y": 1}, "b": {"x": room, "z": 2}})
     assert not tight.fits(24)
     assert (tight.phase, tight.largest, tight.peak) == ("b", "x", room + 2)
+
+
+def test_a_stage_of_pairs_has_a_reference_and_both_answers_of_a_pair(text):
+    shape, lengths = read_shape(str(text)), Lengths(prompt=64, answer=32)
+    assert shape is not None
+
+    def parts(*overrides, kind="dpo"):
+        keys = [f"stages.other.{each}" for each in ("data.batch_size=8", "tokens_per_microbatch=1", *overrides)]
+        stage = compose([f"+stage@stages.other={kind}", "order=[other]", *keys]).stages["other"]
+        found = estimate(shape, stage, "float32", 1, lengths)  # type: ignore[arg-type]
+        return found.phases["backward"]
+
+    single, pair = parts(kind="sft"), parts()
+    assert single["reference weights"] == 0
+    assert pair["reference weights"] == pair["weights"] == 4 * shape.parameters
+    assert parts("adapter={}")["reference weights"] == 0
+    # A microbatch holds the prompt and one answer, or the prompt and both; logits are of the answers alone.
+    assert pair["logits"] == 2 * single["logits"]
+    assert pair["activations"] > single["activations"]

@@ -184,7 +184,7 @@ def test_an_edge_is_of_data_unless_it_says_more():
 
 
 def test_every_file_is_a_kind_with_its_own_keys():
-    assert {"bridge", "filter", "rl", "route", "sample", "sft"} <= set(kind_names())
+    assert {"bridge", "dpo", "filter", "rl", "route", "sample", "sft"} <= set(kind_names())
     for name in kind_names():
         kind = kind_named(name, "stages.a.kind")
         assert isinstance(kind, StageKind)

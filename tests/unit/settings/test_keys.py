@@ -17,7 +17,7 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.setting import REQUIRED
 from lightning_mmrl.settings.stage import DataStageSettings
 
-OF_OTHER_USE = ("renamed", "rules", "setting")
+OF_OTHER_USE = ("lessons", "renamed", "rules", "setting")
 MODULES = [
     import_module(f"lightning_mmrl.settings.{module.name}")
     for module in iter_modules(lightning_mmrl.settings.__path__)

@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.stages.accumulating import SCALINGS, _Step
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
-from lightning_mmrl.stages.sft import SCALINGS, SFTModule, _Step
+from lightning_mmrl.stages.sft import SFTModule
 
 NAN, INF = float("nan"), float("inf")
 BORNE = 2
