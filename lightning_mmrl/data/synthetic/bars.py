@@ -81,6 +81,6 @@ BARS = Task(
     compose=compose,
     medium=Medium(column="images", suffix=".png", save=save_png),
     kinds={TALLEST: LETTERS, VALUE: LETTERS},
-    sizes={"cold_start": 384, "train": 1536, "validation": 384, "test": 384},
+    sizes={"cold_start": 1920, "train": 1536, "validation": 384, "test": 384},
 )
 """Charts as PNG files; the answer is the letter of the right option."""

@@ -187,7 +187,7 @@ RELATIONS = Task(
     compose=compose,
     medium=Medium(column="images", suffix=".png", save=save_png),
     kinds={"side": LETTERS, "count": LETTERS, "larger": LETTERS[:2], "nearer": LETTERS[:2]},
-    sizes={"cold_start": 384, "train": 1536, "validation": 384, "test": 384},
+    sizes={"cold_start": 1920, "train": 1536, "validation": 384, "test": 384},
 )
 """Shapes as PNG files and options with letters; the answer is the letter of the right one."""
 

@@ -116,6 +116,13 @@ def test_a_level_that_cannot_be_played_is_refused_by_the_samples_id(level, messa
         level_of(Sample(id="q7", messages=(), extras=extras))
 
 
+def test_a_player_may_start_on_a_target():
+    level = Level.parse(["+$ ", "   "])
+    assert level.targets == {(0, 0)}
+    assert level.rows() == ["+$ ", "   "]
+    assert level.solves(["Down", "Right", "Right", "Up", "Left"])
+
+
 def test_a_level_may_be_one_text():
     texts = ["#####\n#@$.#\n#####", ["#####", "#@$.#", "#####"]]
     levels = [level_of(Sample(id="q", messages=(), extras={"level": text})) for text in texts]
