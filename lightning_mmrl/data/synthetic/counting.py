@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, paint, save_png
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, TILE_PX, coverage, disk, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
 LABELS = ("1", "2", "3", "4")
@@ -13,7 +13,6 @@ QUESTION = "<image>How many dots?"
 
 _NOISE = 6.0
 _RADIUS_PX = (8.0, 11.0)
-_CELL_PX = 28
 _JITTER_PX = 2.0
 
 
@@ -22,23 +21,28 @@ def compose(plan: Plan) -> Problem:
     rng = plan.generator()
     total = int(plan.label)
     red = int(rng.integers(total + 1))
-    # (x, y, radius) of each dot in pixels; each has its own cell of the grid.
-    per_side = SIZE_PX // _CELL_PX
+    per_side = SIZE_PX // TILE_PX
     cells = rng.choice(per_side**2, size=total, replace=False)
-    middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * _CELL_PX
-    jitter = rng.uniform(-_JITTER_PX, _JITTER_PX, size=(total, 2))
-    dots = np.column_stack([middles + jitter, rng.uniform(*_RADIUS_PX, size=total)])
-    background = rng.uniform(10.0, 40.0, size=3)
-    reddish = rng.uniform([200.0, 40.0, 40.0], [250.0, 80.0, 80.0])
-    bluish = rng.uniform([40.0, 80.0, 200.0], [80.0, 120.0, 250.0])
-    covered = coverage(partial(_draw, dots[:red]))[..., None]
-    ground = background + covered * (reddish - background)
     return Problem(
         question=QUESTION,
         thought=f"{red} red and {total - red} blue",
         facts={"red": red, "blue": total - red},
-        signal=paint(coverage(partial(_draw, dots[red:])), ground, bluish, _NOISE, rng),
+        signal=draw_dots(cells, red, per_side, rng),
     )
+
+
+def draw_dots(cells: np.ndarray, red: int, per_side: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a dot in each of the cells, which are numbered row by row; the first `red` dots are red, the others blue."""
+    size_px = per_side * TILE_PX
+    middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * TILE_PX
+    jitter = rng.uniform(-_JITTER_PX, _JITTER_PX, size=(len(cells), 2))
+    # (x, y, radius) of each dot in pixels
+    dots = np.column_stack([middles + jitter, rng.uniform(*_RADIUS_PX, size=len(cells))])
+    background = rng.uniform(10.0, 40.0, size=3)
+    reddish = rng.uniform([200.0, 40.0, 40.0], [250.0, 80.0, 80.0])
+    bluish = rng.uniform([40.0, 80.0, 200.0], [80.0, 120.0, 250.0])
+    ground = background + coverage(partial(_draw, dots[:red]), size_px)[..., None] * (reddish - background)
+    return paint(coverage(partial(_draw, dots[red:]), size_px), ground, bluish, _NOISE, rng)
 
 
 def _draw(dots: np.ndarray, canvas: ImageDraw.ImageDraw, unit: int) -> None:

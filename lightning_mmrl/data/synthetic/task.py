@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation"
 
 SPLITS = tuple(SPLIT_SIZES)
 
+KIND = "question_type"
+"""Column of a manifest with the kind of question, in a task that asks several."""
+
+HELD_OUT: Mapping[str, tuple[int, ...]] = {"validation": (0,), "test": (1, 2)}
+"""Problems of the held-out splits, by the remainder of their checksum divided by ten; all others are for training."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Medium:
@@ -40,7 +47,10 @@ class Medium:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A planned sample; `serial` is its number among the samples of its split with the same label."""
+    """A planned sample; `serial` is its number among the samples of its split with the same question type and label.
+
+    `question_type` is the kind of question in a task that asks several, else "".
+    """
 
     task: str
     seed: int
@@ -48,6 +58,7 @@ class Plan:
     index: int
     label: str
     serial: int
+    question_type: str = ""
 
     @property
     def name(self) -> str:
@@ -61,23 +72,28 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A composed sample: the question with its media tag, the thought that leads to the label, and the signal.
+    """A composed sample: the question with its media tag, the thought that leads to the answer, and the signal.
 
-    `facts` become manifest columns.
+    The answer is the plan's label if it is None. `facts` become manifest columns.
     """
 
     question: str
     thought: str
+    answer: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     signal: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Generates a dataset whose samples all ask one question with a closed set of answers; a call writes the dataset.
+    """Generates a dataset of questions with known answers; a call writes the dataset.
 
-    Labels are balanced in every split. `compose` is a pure function of the plan, so the same seed gives the same bytes.
-    Increase `generator_version` with every change that gives other bytes. A task without a medium has only text.
+    Labels are balanced in every split. A label is the answer, or what else a plan decides of it: the letter of the
+    right option, the number of moves. `kinds` maps each kind of question to its labels if there are several kinds; each
+    has the same share of a split, and manifests of its own (`test_KIND.jsonl`) beside the joint one.
+
+    `compose` is a pure function of the plan, so the same seed gives the same bytes. Increase `generator_version` with
+    every change that gives other bytes. A task without a medium has only text, and so has a problem without a signal.
     """
 
     name: str
@@ -85,6 +101,8 @@ class Task:
     compose: Callable[[Plan], Problem]
     medium: Medium | None = None
     generator_version: int = 1
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=lambda: SPLIT_SIZES)
 
     def __call__(
         self,
@@ -119,13 +137,19 @@ class Task:
         return make_folder(directory, recipe, write, overwrite=overwrite)
 
     def plan(self, split: str, *, seed: int = 0, scale: float = 1.0) -> list[Plan]:
-        """Plan the samples of a split: each label occurs equally often, in random order."""
-        per_label = max(1, round(SPLIT_SIZES[split] * scale / len(self.labels)))
-        pairs = [(label, serial) for serial in range(per_label) for label in self.labels]
-        order = random_stream(self.name, seed, SPLITS.index(split)).permutation(len(pairs))
+        """Plan the samples of a split: each label of a kind occurs equally often, in random order."""
+        kinds = self.kinds or {"": self.labels}
+        size = self.sizes[split] * scale / len(kinds)
+        wanted = [
+            {"question_type": kind, "label": label, "serial": serial}
+            for kind, labels in kinds.items()
+            for serial in range(max(1, round(size / len(labels))))
+            for label in labels
+        ]
+        order = random_stream(self.name, seed, SPLITS.index(split)).permutation(len(wanted))
         return [
-            Plan(task=self.name, seed=seed, split=split, index=index, label=pairs[k][0], serial=pairs[k][1])
-            for index, k in enumerate(order)
+            Plan(task=self.name, seed=seed, split=split, index=index, **wanted[place])
+            for index, place in enumerate(order)
         ]
 
 
@@ -133,6 +157,17 @@ def random_stream(task: str, seed: int, *key: int) -> np.random.Generator:
     """Return the random stream of a task for one purpose, which `key` identifies."""
     sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(task.encode()), *key))
     return np.random.Generator(np.random.Philox(sequence))
+
+
+def belongs(problem: str, split: str) -> bool:
+    """Whether a split may pose a problem, which a text identifies; the same for every seed.
+
+    >>> [[split for split in SPLITS if belongs(problem, split)] for problem in ("7 + 1", "7 + 2")]
+    [['test'], ['cold_start', 'train']]
+    """
+    remainder = zlib.crc32(problem.encode()) % 10
+    held_out = next((name for name, remainders in HELD_OUT.items() if remainder in remainders), None)
+    return split == held_out if split in HELD_OUT else held_out is None
 
 
 def _write_task(
@@ -151,8 +186,11 @@ def _write_task(
     everything = [plan for split in SPLITS for plan in plans[split]]
     jobs = run_in_processes(partial(_write_samples, root, task), everything, workers=workers, on_progress=on_progress)
     rows = [row for job in jobs for row in job]
-    for split in SPLITS:
-        write_rows(root / f"{split}.jsonl", [row for row in rows if row["split"] == split])
+    manifests = {f"{split}.jsonl": [row for row in rows if row["split"] == split] for split in SPLITS}
+    for split, kind in product(SPLITS, task.kinds):
+        manifests[f"{split}_{kind}.jsonl"] = [row for row in manifests[f"{split}.jsonl"] if row[KIND] == kind]
+    for name, lines in manifests.items():
+        write_rows(root / name, lines)
     write_json(
         root / RECORD,
         {
@@ -162,7 +200,7 @@ def _write_task(
             "labels": task.labels,
             "sizes": {split: len(plans[split]) for split in SPLITS},
             "settings": recipe.settings,
-            "manifests": {f"{split}.jsonl": file_digest(root / f"{split}.jsonl") for split in SPLITS},
+            "manifests": {name: file_digest(root / name) for name in manifests},
         },
     )
 
@@ -177,9 +215,11 @@ def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[s
             path = f"media/{plan.split}/{plan.name}{task.medium.suffix}"
             task.medium.save(root / path, problem.signal)
             media = {task.medium.column: [path]}
+        answer = problem.answer or plan.label
         messages = [{"role": "user", "content": problem.question}]
         if plan.split == "cold_start":
-            messages.append({"role": "assistant", "content": trace(problem.thought, plan.label)})
-        row = {"id": plan.name, "messages": messages, **media, "solution": plan.label, "split": plan.split}
-        rows.append({**row, "license": LICENSE, "label_set": task.name, **problem.facts})
+            messages.append({"role": "assistant", "content": trace(problem.thought, answer)})
+        row = {"id": plan.name, "messages": messages, **media, "solution": answer, "split": plan.split}
+        kind = {KIND: plan.question_type} if plan.question_type else {}
+        rows.append({**row, "license": LICENSE, "label_set": task.name, **kind, **problem.facts})
     return rows

@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning_mmrl.data.synthetic.arithmetic import ARITHMETIC
+from lightning_mmrl.data.synthetic.bars import BARS
 from lightning_mmrl.data.synthetic.counting import COUNTING
 from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
 from lightning_mmrl.data.synthetic.extremes import synthesize_extremes
 from lightning_mmrl.data.synthetic.folder import Progress
 from lightning_mmrl.data.synthetic.geometry import GEOMETRY
 from lightning_mmrl.data.synthetic.motion import MOTION
+from lightning_mmrl.data.synthetic.numbers import NUMBERS
+from lightning_mmrl.data.synthetic.relations import RELATIONS, RELATIONS_TEXT
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
+from lightning_mmrl.data.synthetic.sokoban import SOKOBAN, SOKOBAN_LARGE
 from lightning_mmrl.data.synthetic.tones import TONES
 
 
@@ -38,5 +42,11 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "motion": MOTION,
     "arithmetic": ARITHMETIC,
     "extremes": synthesize_extremes,
+    "numbers": NUMBERS,
+    "relations": RELATIONS,
+    "relations_text": RELATIONS_TEXT,
+    "bars": BARS,
+    "sokoban": SOKOBAN,
+    "sokoban_large": SOKOBAN_LARGE,
 }
 """Maps names to generators, which are called with (directory, *, seed, scale, workers, overwrite, on_progress)."""

@@ -24,8 +24,10 @@ from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 OPTIONS = sorted(path.stem for path in configs_dir().glob("task/*.yaml"))
-SOLUTIONS = ("happy", "7", "B")
-OTHERS = {"happy": "sad", "7": "8", "B": "C"}
+SOLUTIONS = ("happy", "7", "B", "Up")
+OTHERS = {"happy": "sad", "7": "8", "B": "C", "Up": "Down"}
+EXTRAS = {"level": [".", "$", "@"]}
+"""Columns that a task may need beside the solution."""
 NUM_RESAMPLES = 40
 
 each_task = pytest.mark.parametrize("option", OPTIONS)
@@ -38,7 +40,8 @@ def tasks():
 
 
 def sample(name, solution, speaker=None):
-    return Sample(id=name, messages=(Message(role="user", content="?"),), solution=solution, speaker=speaker)
+    question = Message(role="user", content="?")
+    return Sample(id=name, messages=(question,), solution=solution, speaker=speaker, extras=EXTRAS)
 
 
 def answer(text):
