@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.app.gold_checks import check_golds
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
@@ -20,9 +21,11 @@ from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.plain import GoldReader
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
+from lightning_mmrl.rewards.hard_format_result import HardFormatResult
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import DataSettings, SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
@@ -188,8 +191,13 @@ def _uses_of_stage(
         checks.append(partial(balance_labels, matcher=matcher))
     nodes = {} if stage.rewards is None else stage.rewards.components
     rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
-    by_label = [reward for reward in rewards if isinstance(reward, LabelAnswer)]
-    checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
+    by_label = [reward for reward in rewards if _reads_labels(reward)]
+    settings = stage.rewards
+    checks += [
+        partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
+        for name, reward in zip(nodes, rewards, strict=True)
+        if isinstance(reward, GoldReader) and settings is not None
+    ]
     if not isinstance(stage, StageSettings):
         checks.append(partial(_check_new_ids, path=path, found={}))
     return [
@@ -219,9 +227,6 @@ def _check_new_ids(manifest: str, samples: Sequence[Sample], path: str, found: d
     found |= {sample.id: manifest for sample in samples}
 
 
-def _check_solutions(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher) -> None:
-    for sample in samples:
-        try:
-            matcher.truth(sample)
-        except DataError as error:
-            raise DataError(f"{manifest}: {error}") from error
+def _reads_labels(reward: object) -> bool:
+    """True for a reward on labels, also as the result of a hard format-result reward."""
+    return isinstance(reward.result if isinstance(reward, HardFormatResult) else reward, LabelAnswer)

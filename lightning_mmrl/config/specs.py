@@ -24,6 +24,7 @@ NOT_DECISIVE = (
     "max_bad_steps",
     "pairs_per_microbatch",
     "prompt",
+    "reflection_words",
     "rollout_table_every",
     "start_from",
     "tokens_per_microbatch",

@@ -150,7 +150,7 @@ def _content(kinds: tuple[str, ...], media: Mapping[str, Any], config: Mapping[s
 
 def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     prompt = facts["prompt"]
-    question = "QUESTION" + (f" + {prompt['suffix']!r}" if prompt["suffix"] else "")
+    question = _question(prompt)
     user = f'[*content, {{"type": "text", "text": {question}}}]' if kinds else question
     lines = [f'messages = [{{"role": "user", "content": {user}}}]']
     if prompt["system"] is not None:
@@ -161,11 +161,17 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+def _question(prompt: Mapping[str, Any]) -> str:
+    """Writes code for the question between its prefix and its suffix."""
+    texts = (prompt.get("prefix"), "QUESTION", prompt["suffix"])
+    return " + ".join(text if text == "QUESTION" else repr(text) for text in texts if text)
+
+
 def _raw_prompt(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any]) -> str:
     """Writes code for a prompt without the chat template: each medium becomes its placeholder between its markers."""
     prompt = facts["prompt"]
     before, after = prompt["raw"].split(QUESTION)
-    question = "QUESTION" + (f" + {prompt['suffix']!r}" if prompt["suffix"] else "")
+    question = _question(prompt)
     marks = {}
     for kind in kinds:
         sense = "audio" if kind == "audio" else "vision"

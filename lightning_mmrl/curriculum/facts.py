@@ -123,7 +123,7 @@ _PLAIN_VALUES = _rule(
 _FACTS: Mapping[str, _Rule] = {
     "prompt": _mapping(
         {"system": _TEXT_OR_NULL, "suffix": _TEXT, "prefill": _TEXT},
-        {"raw": _TEXT_OR_NULL},  # older handoffs lack it
+        {"raw": _TEXT_OR_NULL, "prefix": _TEXT},  # older handoffs lack them
     ),
     "media": _mapping(
         {

@@ -179,6 +179,7 @@ def _prompting(facts: Mapping[str, Any], *, with_labels: bool) -> str:
     parts = {"system": "System prompt", "suffix": "After each question", "prefill": "Begin of the answer"}
     if prompt.get("raw") is not None:
         parts = {"raw": "Text without the chat template", "suffix": parts["suffix"], "prefill": parts["prefill"]}
+    parts = {"prefix": "Before each question", **parts} if prompt.get("prefix") else parts
     texts = {title: f"`{prompt[part]}`" if prompt[part] else "none" for part, title in parts.items()}
     lines = ["## Prompt", "", *(f"- {title}: {text}" for title, text in texts.items())]
     lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] and with_labels else []

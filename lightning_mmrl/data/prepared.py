@@ -262,6 +262,7 @@ class PreparedSet(Dataset[EncodedSample]):
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
             **({} if prompt.raw is None else {"raw": prompt.raw}),
+            **({"prefix": prompt.prefix} if prompt.prefix else {}),
             **({"mask_history": True} if self._last_only else {}),
         }
 

@@ -57,6 +57,15 @@ def reflection_rate(texts: Iterable[str], phrases: Sequence[str] = REFLECTION_PH
     >>> reflection_rate(["Wait, no.", "She is waiting."])
     0.5
     """
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)", re.IGNORECASE)
+    pattern = phrase_pattern(phrases)
     found = [pattern.search(text) is not None for text in texts]
     return sum(found) / len(found) if found else 0.0
+
+
+def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the phrases as whole words, in any case.
+
+    >>> phrase_pattern(["let me check"]).search("Let me check.") is not None
+    True
+    """
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)", re.IGNORECASE)

@@ -1,20 +1,77 @@
-"""Reads the answer of a completion in plain prose, for models that write no tags: its last sentence states it."""
+r"""Reads the answer of a completion in plain prose, for models that write no tags: its last sentence states it.
+
+Reward on a last sentence alone can be gamed: `The smallest is 1\n\n269 is the smallest.` earned it, although its first
+sentence says the opposite. So an earlier clause that claims another value for the same thing leaves no answer. A claim
+is a clause with one value (`The smallest is 1`, `1`, `Tom has 12 apples`); its frame is the set of its other words, but
+for the words of a bare statement. Two claims are about the same thing if
+
+- their frames are equal, where words such as `minimum` and `smallest` are one word (`The minimum is 1. 269 is the
+  smallest`);
+- the earlier frame is empty, since a bare value is an answer (`It is 1. 269 is the smallest.`);
+- both state what something is, and the words by which their frames differ mark no change (`The smallest is 1. 269 is
+  the smallest one there`, in contrast to `There are 9 apples. There are 7 apples left.`);
+- the last frame is empty, and the earlier one is what the question asks for (`The smallest is 1. The answer is 269.`).
+
+A last sentence without a value (`It is left`) is contradicted by an earlier clause that names something else in the
+same way (`It is right`). A calculation (`12 - 5 = 7`), a list and a question claim nothing. An earlier clause that
+denies the last value leaves no answer either (`It is not 269. 269 is the smallest.`).
+"""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+from lightning_mmrl.prompts.answers import STATEMENT_WORDS, doubts, typeset, word_set
 from lightning_mmrl.prompts.scanner import TAGS, scan
 from lightning_mmrl.types.records import Completion
 
 # Linear in the text, since no repetition can match the character that ends it.
 _SENTENCE_END = re.compile(r"[.!?][\"')*]?\s")
 _CONCLUSION = re.compile(r", (?:and )?(?:so|thus|hence|therefore|which means|meaning)(?: that)?,? ", re.IGNORECASE)
+_LIST_NUMERAL = re.compile(r"^(?:step )?[0-9]{1,2}[.):] (?=\D)", re.IGNORECASE)
+_CLAUSE_END = re.compile(
+    r"; |, (?:and |but |so |or |then |while )?|(?:^| )(?:and|but|so|while|whereas|yet) ", re.IGNORECASE
+)
+_COPULA = re.compile(r"(?:^|(?<= ))(?:is|are|was|were|equals|isn't|aren't|=)(?= |$)|:(?= )", re.IGNORECASE)
+_VALUE = re.compile(
+    r"\$[^$]+\$|-?[0-9]+(?:[.,][0-9]+)*(?:/[0-9]+)?|"
+    r"(?<![A-Za-z'])(?-i:[A-H])(?![A-Za-z'])(?! (?!is |was |are )(?-i:[a-z]))|"
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b(?!s)",
+    re.IGNORECASE,
+)
+_NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+_SAME = {
+    **dict.fromkeys(("minimum", "min", "least", "lowest", "fewest", "tiniest"), "smallest"),
+    **dict.fromkeys(("maximum", "max", "biggest", "greatest", "highest", "most", "longest"), "largest"),
+    **dict.fromkeys(("sum", "altogether", "overall"), "total"),
+}
+_EXTREMES = frozenset(("smallest", "largest"))
+_FRAMELESS = STATEMENT_WORDS - {"value"} | word_set(
+    "number numbers numeral digit value a an and equals equal one there's"
+)
+_MOST_NAMED = 3
+"""Words that a clause may name."""
+_MARKS_OF_CHANGE = word_set(
+    "left now still remain remains remaining after before then later more less first second next begin beginning start "
+    "end another other each total new old initial initially originally today yesterday tomorrow bought sold lost gave"
+)
 
 
-def prose_answer(completion: Completion) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    """A clause with one value; `is_copular` is True if it says what something is."""
+
+    value: str
+    frame: frozenset[str]
+    is_copular: bool
+
+
+def prose_answer(completion: Completion, question: str = "") -> str | None:
     """The last sentence of the last line, and of that the part after `, so` or another conclusion.
 
-    None if the text is blank, or if the length limit ended it.
-    A tag is a promise: a text with any of them has the answer that `scan` finds, or none.
+    None if the text is blank, if the length limit ended it, or if an earlier clause contradicts the last sentence. A
+    tag is a promise: a text with any of them has the answer that `scan` finds, or none.
 
     >>> def read(text):
     ...     return prose_answer(Completion(text=text, num_tokens=9, truncated=False))
@@ -24,14 +81,122 @@ def prose_answer(completion: Completion) -> str | None:
     '7 - 5 = 2 coins are left.'
     >>> read("<think>12 - 5</think><answer>7</answer>"), read("It is 7. <answer>"), read(" ")
     ('7', None, None)
+    >>> read("The smallest is 1. 269 is the smallest.") is None
+    True
     """
     text = completion.text
     if any(tag in text for tag in TAGS):
         return scan(text).answer
     if completion.truncated:
         return None
-    line = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+    lines = [_LIST_NUMERAL.sub("", line) for line in map(str.strip, text.split("\n")) if line]
+    if not lines:
+        return None
+    last, before = lines[-1], lines[:-1]
     for ending in (_SENTENCE_END, _CONCLUSION):
-        ends = [found.end() for found in ending.finditer(line)]
-        line = line[ends[-1] if ends else 0 :]
-    return line.strip() or None
+        ends = [(found.start(), found.end()) for found in ending.finditer(last)]
+        if ends:
+            # The mark at the end tells a question from a claim.
+            before.append(last[: ends[-1][0] + (ending is _SENTENCE_END)])
+            last = last[ends[-1][1] :]
+    last = last.strip()
+    return None if not last or _contradicts(before, last, question) else last
+
+
+def _contradicts(before: list[str], last: str, question: str) -> bool:
+    """True if an earlier text claims another value for what the last sentence is about, or denies its value."""
+    final = typeset(last)
+    stated, values = _frame(final), set(_values(final))
+    if not values:
+        return any(_named(clause) not in (None, _named(final)) for clause in _clauses(before, wordy=True))
+    asked = _frame(typeset(question)) & _EXTREMES
+    is_copular = _COPULA.search(final) is not None
+    for clause in _clauses(before):
+        claim = _claim(clause)
+        if claim is None:
+            continue
+        if doubts(clause):
+            if claim.value in values and claim.frame - _denials(clause) <= stated:
+                return True
+        elif claim.value not in values and _same_thing(claim, stated, asked, is_copular=is_copular):
+            return True
+    return False
+
+
+def _same_thing(claim: _Claim, stated: frozenset[str], asked: frozenset[str], *, is_copular: bool) -> bool:
+    """True if an earlier claim is about what the last sentence is about."""
+    if not claim.frame or claim.frame == stated:
+        return True
+    if not stated:
+        return len(asked) == 1 and claim.frame & _EXTREMES == asked
+    nested = claim.frame < stated or stated < claim.frame
+    return nested and claim.is_copular and is_copular and _MARKS_OF_CHANGE.isdisjoint(claim.frame ^ stated)
+
+
+def _named(clause: str) -> str | None:
+    """The word or short phrase that a clause names by itself or after `it is`; None if it states more."""
+    copulas = list(_COPULA.finditer(clause))
+    if copulas and _frame(clause[: copulas[-1].start()]):
+        return None
+    named = " ".join(map(str.casefold, _WORD.findall(clause[copulas[-1].end() if copulas else 0 :])))
+    return named if named and len(named.split()) <= _MOST_NAMED and not doubts(clause) else None
+
+
+def _clauses(texts: list[str], *, wordy: bool = False) -> Iterator[str]:
+    """Yields clauses of texts that have a value, without questions; if `wordy`, those without a value instead."""
+    for text in map(typeset, texts):
+        for sentence in _SENTENCE_END.sub(lambda found: f"{found[0][0]}\n", text).split("\n"):
+            if not sentence.endswith("?") and (_VALUE.search(sentence) is None) == wordy:
+                yield from _glued(_CLAUSE_END.split(sentence))
+
+
+def _glued(pieces: list[str]) -> Iterator[str]:
+    """Joins pieces to clauses with one copula at most, so that a list stays in its clause."""
+    clause: list[str] = []
+    complete = False
+    for piece in pieces:
+        has_copula = _COPULA.search(piece) is not None
+        if complete and has_copula:
+            yield ", ".join(clause)
+            clause, complete = [], False
+        clause.append(piece)
+        complete = complete or has_copula
+    yield ", ".join(clause)
+
+
+def _claim(clause: str) -> _Claim | None:
+    """The value that a clause states, beside its last copula or as its only one; None if it states no single value."""
+    copulas = list(_COPULA.finditer(clause))
+    frame = _frame(clause)
+    if not copulas:
+        values = list(_values(clause))
+        return _Claim(value=values[0], frame=frame, is_copular=False) if len(values) == 1 else None
+    head, tail = list(_values(clause[: copulas[-1].start()])), list(_values(clause[copulas[-1].end() :]))
+    if head and tail and not frame:
+        return None  # a calculation
+    for values in (tail, head):
+        if len(values) == 1:
+            return _Claim(value=values[0], frame=frame, is_copular=True)
+    return None
+
+
+def _values(text: str) -> Iterator[str]:
+    """Yields the values of a text, equal ones in one form: numbers, formulas between dollar signs, single letters."""
+    for found in _VALUE.finditer(text):
+        token = found[0].strip("$ ").replace(",", "")
+        if token.casefold() in _NUMERALS:
+            yield str(float(_NUMERALS.index(token.casefold())))
+        else:
+            is_number = token.lstrip("-").replace(".", "", 1).isdecimal()
+            yield str(float(token)) if is_number else "".join(token.split())
+
+
+def _frame(text: str) -> frozenset[str]:
+    """The words of a text without values and words of a bare statement."""
+    words = map(str.casefold, _WORD.findall(_VALUE.sub(" ", text)))
+    return frozenset(_SAME.get(word, word) for word in words if word not in _FRAMELESS)
+
+
+def _denials(clause: str) -> frozenset[str]:
+    """The words of a clause that deny."""
+    return frozenset(word.casefold() for word in _WORD.findall(clause) if doubts(word))

@@ -32,12 +32,13 @@ class ScannedAnswer:
     problem: str | None
 
 
-def scan(text: str) -> ScannedAnswer:
+def scan(text: str, *, allow_around: bool = False) -> ScannedAnswer:
     """Scans one completion, with any prefill prepended.
 
     A text is valid if each of the four tags occurs exactly once and in order, only whitespace is outside them, the
     thought has at least one letter or digit, and the answer has at least one letter, digit or symbol. So `+` can be an
-    answer, but not a thought. Tags are matched exactly; `<Think>` is ordinary text.
+    answer, but not a thought. Tags are matched exactly; `<Think>` is ordinary text. With `allow_around`, text may also
+    stand before the thought and after the answer.
 
     `answer` is set if there is exactly one `<answer>` and one `</answer>`, in order, without a think tag between them,
     and the pair is not inside a thought (the next think tag after it is no `</think>`).
@@ -49,7 +50,7 @@ def scan(text: str) -> ScannedAnswer:
     >>> scan("<think>+</think><answer>angry</answer>").problem
     'empty thought'
     """
-    problem, answer = _problem(text), _only_pair(text, ANSWER_OPEN, ANSWER_CLOSE)
+    problem, answer = _problem(text, allow_around=allow_around), _only_pair(text, ANSWER_OPEN, ANSWER_CLOSE)
     rest = text[text.find(ANSWER_CLOSE) :]
     closed, opened = rest.find(THINK_CLOSE), rest.find(THINK_OPEN)
     inside_thought = closed >= 0 and not 0 <= opened < closed
@@ -60,7 +61,7 @@ def scan(text: str) -> ScannedAnswer:
     )
 
 
-def _problem(text: str) -> str | None:
+def _problem(text: str, *, allow_around: bool) -> str | None:
     for tag in TAGS:
         count = text.count(tag)
         if count != 1:
@@ -72,14 +73,15 @@ def _problem(text: str) -> str | None:
         overlapping = think_open < answer_close and answer_open < think_close
         return "nested" if paired and overlapping else "wrong order"
     ends = [start + len(tag) for start, tag in zip(starts, TAGS, strict=True)]
-    if (text[: starts[0]] + text[ends[1] : starts[2]] + text[ends[3] :]).strip():
+    around = "" if allow_around else text[: starts[0]] + text[ends[3] :]
+    if (around + text[ends[1] : starts[2]]).strip():
         return "text outside tags"
-    if _blank(text[ends[0] : starts[1]], THOUGHT):
+    if lacks_content(text[ends[0] : starts[1]], THOUGHT):
         return "empty thought"
-    return "empty answer" if _blank(text[ends[2] : starts[3]], ANSWER) else None
+    return "empty answer" if lacks_content(text[ends[2] : starts[3]], ANSWER) else None
 
 
-def _blank(text: str, content: str) -> bool:
+def lacks_content(text: str, content: str) -> bool:
     """True if a text has no visible character of the given Unicode categories, such as a text of dots."""
     return not any(unicodedata.category(each)[0] in content and each not in INVISIBLE for each in text)
 

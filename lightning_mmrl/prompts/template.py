@@ -16,6 +16,8 @@ _MEDIA_TAG = re.compile("<(image|video|audio)>")
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
 
 
+# Linear, since it matches at the start alone and every tag begins with a character that ends the blanks before it.
+_FIRST_MEDIA = re.compile(r"(?:<(?:image|video|audio)>\s*)*")
 _OPENING_TAG = re.compile(r"<\w{1,64}>\s{0,64}\Z")
 
 DEFAULT_QUESTION = "Which emotion?"
@@ -75,10 +77,10 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    r"""A system turn, a suffix for the last user turn, and a prefill (the given start of the assistant turn).
+    r"""A system turn, a prefix and a suffix for the last user turn, and a prefill (the start of the assistant turn).
 
-    With a raw text there are no turns: the question and the suffix replace `{question}` in this text, and the prefill
-    follows the text.
+    The prefix stands before the question and after media that come first. With a raw text there are no turns: prefix,
+    question and suffix replace `{question}` in this text, and the prefill follows the text.
 
     The R1-Omni prompt (arXiv:2503.05379) has the suffix "\nOutput the thinking process in <think> </think> and final
     emotion in <answer> </answer> tags.", no system turn and no prefill.
@@ -140,7 +142,11 @@ class PromptTemplate:
                 f"a prompt has the turns {roles}, and prompt.raw has room for one question; take the others out, or "
                 "set prompt.raw=null"
             )
-        prompt = (*messages[:-1], replace(messages[-1], content=messages[-1].content + self.settings.suffix))
+        asked = messages[-1].content
+        found = _FIRST_MEDIA.match(asked)
+        start = found.end() if found is not None else 0
+        asked = f"{asked[:start]}{self.settings.prefix}{asked[start:]}{self.settings.suffix}"
+        prompt = (*messages[:-1], replace(messages[-1], content=asked))
         if self.settings.system is None or any(message.role == "system" for message in messages):
             return prompt
         return (Message(role="system", content=self.settings.system), *prompt)

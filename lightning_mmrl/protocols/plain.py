@@ -18,6 +18,19 @@ class RewardFn(Protocol):
     def __call__(self, sample: Sample, completion: Completion) -> float | None: ...
 
 
+@runtime_checkable
+class GoldReader(Protocol):
+    """A reward that reads the sample's solution, and can say before training whether it is able to."""
+
+    def check_gold(self, sample: Sample) -> object:
+        """Returns how the solution is read.
+
+        Raises:
+            MmrlError: The solution cannot be read.
+        """
+        ...
+
+
 class TrackedRun(Protocol):
     """One open run of a tracker. Calls never raise into training once the run is open."""
 

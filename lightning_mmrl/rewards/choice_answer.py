@@ -1,6 +1,7 @@
 """Accuracy reward for multiple choice: the answer names the right letter."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_mmrl.errors import ConfigError, RewardError
@@ -14,8 +15,13 @@ from lightning_mmrl.prompts.answers import (
     typeset,
     word_set,
 )
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.options import option_named, options_of
+from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.suggestions import did_you_mean
 from lightning_mmrl.types.records import Completion, Sample
+
+STEPS = ("text", "letter", "lone_letter", "last_letter")
+"""Ways to name a choice; `ChoiceAnswer` says what each is."""
 
 # Linear in the text, since no two adjacent repetitions share a character.
 _LETTER = re.compile(r"[(\[\"']* ?([A-Za-z]) ?[)\]\"']*")
@@ -54,26 +60,40 @@ _REMARKING = word_set(
     "obviously correct right true possible so therefore of process elimination my first final"
 )
 _FILLING = word_set("i i'm i'd am think it is the a not sure so be would my")
+_LONE = re.compile(r"(?<![A-Za-z0-9'])(?<![0-9\u00b0] )(?<!\u00b0)(A(?! (?!is |was )[a-z])|[B-HJ-Z])(?![A-Za-z0-9'])")
+"""A capital letter that is neither the word "A" nor "I", and no unit of degrees."""
+_SENTENCE = re.compile(r"(?<=[.!?])\s|\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceAnswer:
-    r"""1.0 if the `<answer>` names the letter of the sample's solution and no other, else 0.0.
+    r"""1.0 if the answer names the choice of the sample's solution and no other, else 0.0.
+
+    `reading` says where the answer is, see `prompts.reading`. `steps` are tried in order, and the first one that finds
+    a choice decides:
+
+    - `text`: the exact text of one option, up to case and typography (`prompts.options`).
+    - `letter`: a letter by itself or in a bare statement, as described below.
+    - `lone_letter`: the only choice that stands alone as a capital letter in a text without denial or doubt.
+    - `last_letter`: the last such letter of a text of any length, if its sentence has no other and no denial or doubt.
 
     These are read as a letter: `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, and a letter with the text of its
     option or a short reason (`B) a red car`, `B, because it is red`). Each may be part of a bare statement (`The answer
     is B.`, see `readings`). These name no letter: several letters, a letter that is denied, doubted or followed by a
     question mark, and a text that names another choice. The text of an option may itself deny or list (`D) None of the
-    above`). The solution is read in the same way.
+    above`). With known options, a letter that has the text of another option beside it (`B) a red car`, where A is the
+    red car) names none. The solution is read by the steps `text` and `letter`.
 
     A remark that rejects the letter is not taken for the text of an option. Such a remark is in lower case (`B) no`,
     `B) ruled out`) or refers to the letter (`B) Not this one`). If the question or the solution has the same words
     after that letter (`A) yes B) no`), they are the option's text. A capitalized rejection without a reference (`B.
     No.`, `B) Eliminated`) is read as an option's text and earns the reward.
 
-    **Deviations**: VisualThinker-R1-Zero (arXiv:2503.05132) falls back to the last letter of a text, and MM-EUREKA
-    (arXiv:2503.07365) to its only letter. Here the words around the letter must be on an allow-list, so that no list or
-    negation earns the reward.
+    **Deviations**: after mathematics, VisualThinker-R1-Zero (arXiv:2503.05132) compares the text and then takes the
+    last letter from A to H; those are the steps `[text, last_letter]`, with the reading `tag_or_text`. MM-EUREKA's code
+    (arXiv:2503.07365, reward_func_qwen_instruct.py) takes an `a` to `d` that occurs anywhere in the answer, also within
+    words, if the other three do not; that is `[letter, lone_letter]`, where only a letter that stands alone counts. By
+    default, the words around the letter must be on an allow-list, so that no list or negation earns the reward.
 
     >>> reward = ChoiceAnswer()
     >>> sample = Sample(id="q1", messages=(), solution="B")
@@ -86,18 +106,72 @@ class ChoiceAnswer:
 
     choices: str = "ABCDEFGH"
     max_characters: int = 256
+    reading: str = "tag"
+    steps: Sequence[str] = ("text", "letter")
 
     def __post_init__(self) -> None:
+        check_reading(self.reading)
+        if not self.steps or len(set(self.steps)) < len(self.steps):
+            raise ConfigError(f"steps is {list(self.steps)}; name at least one, and each once")
+        for step in self.steps:
+            if step not in STEPS:
+                raise ConfigError(f"steps has {step!r}{did_you_mean(step, STEPS)}")
         choices = self.choices
         if not choices or not (choices.isascii() and choices.isalpha() and choices.isupper()):
             raise ConfigError(f"choices is {choices!r}; it must be capital letters, such as ABCD")
         if len(set(choices)) < len(choices):
             raise ConfigError(f"choices is {choices!r}; it must name each letter once")
 
-    def read(self, answer: str, options: str = "") -> str | None:
+    def truth(self, sample: Sample) -> str | None:
+        """The choice of a sample's solution; None if it names none."""
+        if sample.solution is None:
+            return None
+        options = options_of(sample)
+        return option_named(sample.solution, options) or self.read(sample.solution, sample.solution, options)
+
+    def choice(self, sample: Sample, completion: Completion) -> str | None:
+        """The choice that a completion names; None if it names none or several."""
+        answer = find_answer(completion, self.reading, question_of(sample)).text
+        return None if answer is None else self.named(answer, sample)
+
+    def named(self, answer: str, sample: Sample) -> str | None:
+        """The choice that an answer names by the first step that finds one."""
+        options = options_of(sample)
+        context = f"{question_of(sample)}\n{sample.solution}"
+        for step in self.steps:
+            if step == "text":
+                found = option_named(answer, options) if len(answer) <= self._longest(options) else None
+            elif step == "letter":
+                found = self.read(answer, context, options)
+            elif step == "lone_letter":
+                found = self._lone_letter(answer) if len(answer) <= self.max_characters else None
+            else:
+                found = self._last_letter(answer)
+            if found is not None:
+                return found
+        return None
+
+    def _longest(self, options: Mapping[str, str]) -> int:
+        return max((self.max_characters, *(2 * len(text) for text in options.values())))
+
+    def _lone_letter(self, text: str) -> str | None:
+        flat = typeset(text)
+        named = [] if doubts(flat) else [letter for letter in _LONE.findall(flat) if letter in self.choices]
+        return named[0] if len(set(named)) == 1 else None
+
+    def _last_letter(self, text: str) -> str | None:
+        for sentence in reversed(_SENTENCE.split(text)):
+            if any(letter in self.choices for letter in _LONE.findall(typeset(sentence))):
+                return self._lone_letter(sentence)
+        return None
+
+    def read(self, answer: str, options: str = "", texts: Mapping[str, str] | None = None) -> str | None:
         r"""The letter that an answer names; None if it names none or several.
 
-        `options` is a text that lists the options, such as the question.
+        Args:
+            answer: The answer.
+            options: A text that lists the options, such as the question.
+            texts: The text of each option by its letter, if known.
 
         >>> ChoiceAnswer().read(r"\boxed{c}")
         'C'
@@ -111,6 +185,7 @@ class ChoiceAnswer:
             if named is not None:
                 letter, text = named
                 about = self._is_about(letter, text) and not _rejects(text, letter, options)
+                about = about and option_named(text, texts or {}) in (None, letter)
                 return letter if about and not self._others(_ALONE, lead, letter) else None
         return None
 
@@ -173,15 +248,21 @@ class ChoiceAnswer:
         Raises:
             RewardError: The sample's solution is missing or names no choice.
         """
-        truth = None if sample.solution is None else self.read(sample.solution, sample.solution)
+        return float(self.choice(sample, completion) == self.check_gold(sample))
+
+    def check_gold(self, sample: Sample) -> str:
+        """The choice of a sample's solution.
+
+        Raises:
+            RewardError: The solution is missing or names no choice.
+        """
+        truth = self.truth(sample)
         if truth is None:
             raise RewardError(
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of the choices "
-                f"{self.choices}; write a letter, or widen choices"
+                f"{self.choices} and no text of an option; write a letter, or widen choices"
             )
-        answer = scan(completion.text).answer
-        options = f"{question_of(sample)}\n{sample.solution}"
-        return 1.0 if answer is not None and self.read(answer, options) == truth else 0.0
+        return truth
 
 
 def _denies(text: str, words: list[str]) -> bool:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from lightning_mmrl.errors import ConfigError, RewardError
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.answers import question_of
+from lightning_mmrl.prompts.reading import check_reading, find_answer
 from lightning_mmrl.prompts.wheel import Wheel
 from lightning_mmrl.prompts.word_lists import listed_words, named_groups
 from lightning_mmrl.types.records import Completion, Sample
@@ -20,7 +21,8 @@ class EmotionSet:
     uses as its reward.
 
     Answer and solution are lists of words, separated by commas, semicolons, slashes, line breaks, numbers or "and",
-    alone or in a bare statement (`He feels sad and lonely.`, see `readings`).
+    alone or in a bare statement (`He feels sad and lonely.`, see `readings`). `reading` says where the answer is, see
+    `prompts.reading`.
 
     An answer earns 0 if it has words outside the wheel that deny, hedge or ask (`sad, not angry`, `sad or angry`) or
     that contain other characters than letters, such as code. It also earns 0 with more than 8 words, unless the
@@ -49,9 +51,11 @@ class EmotionSet:
     wheel: str | None = None
     extra_penalty: float = 0.25
     max_characters: int = 256
+    reading: str = "tag"
     _wheel: Wheel = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_reading(self.reading)
         if not 0 <= self.extra_penalty <= 1:
             raise ConfigError(f"extra_penalty is {self.extra_penalty}; it must be from 0 to 1")
         object.__setattr__(self, "_wheel", Wheel.built_in() if self.wheel is None else Wheel.read(self.wheel))
@@ -62,14 +66,8 @@ class EmotionSet:
         Raises:
             RewardError: The sample's solution is missing or has no word of the wheel.
         """
-        wanted = listed_words(sample.solution or "", self._wheel)
-        truth = frozenset[str]().union(*map(self._wheel.groups_of, wanted))
-        if not truth:
-            raise RewardError(
-                f"sample {sample.id!r} has the solution {sample.solution!r}, of which the wheel has no word; "
-                "correct the manifest or add its words to the wheel"
-            )
-        answer = scan(completion.text).answer
+        truth, wanted = self.check_gold(sample), listed_words(sample.solution or "", self._wheel)
+        answer = find_answer(completion, self.reading, question_of(sample)).text
         if answer is None or len(answer) > self.max_characters:
             return 0.0
         words = listed_words(answer, self._wheel)
@@ -79,3 +77,17 @@ class EmotionSet:
         f1 = 2 * len(named & truth) / (len(named) + len(truth))
         guesses, wanted_guesses = min(len(words), len(named)), min(len(wanted), len(truth))
         return max(0.0, f1 - self.extra_penalty * max(0, guesses - wanted_guesses))
+
+    def check_gold(self, sample: Sample) -> frozenset[str]:
+        """The groups of a sample's solution.
+
+        Raises:
+            RewardError: The solution is missing or has no word of the wheel.
+        """
+        truth = frozenset[str]().union(*map(self._wheel.groups_of, listed_words(sample.solution or "", self._wheel)))
+        if not truth:
+            raise RewardError(
+                f"sample {sample.id!r} has the solution {sample.solution!r}, of which the wheel has no word; "
+                "correct the manifest or add its words to the wheel"
+            )
+        return truth

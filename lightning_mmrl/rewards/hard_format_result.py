@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.protocols.plain import GoldReader, RewardFn
 from lightning_mmrl.rewards.compose import evaluate
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -11,8 +11,9 @@ from lightning_mmrl.types.records import Completion, Sample
 class HardFormatResult:
     """1.0 if both `format` and `result` give at least 1, else 0.0 (HFRRF of arXiv:2503.06749, section 3.4).
 
-    `result` is evaluated first, so that an unreadable solution is always reported, even if the format is broken. If
-    one of the two does not apply (None), neither does this reward.
+    `format` and `result` are any rewards, such as `ThinkBoxedFormat` and `MixedAnswer`. `result` is evaluated first, so
+    that an unreadable solution is always reported, even if the format is broken. If one of the two does not apply
+    (None), neither does this reward.
 
     **Deviations**: none known. A result with partial credit below 1 earns 0.
 
@@ -39,3 +40,7 @@ class HardFormatResult:
         if None in values:
             return None
         return float(all(value is not None and value >= 1.0 for value in values))
+
+    def check_gold(self, sample: Sample) -> object:
+        """Returns how `result` reads a sample's solution; raises as its `check_gold` does."""
+        return self.result.check_gold(sample) if isinstance(self.result, GoldReader) else None

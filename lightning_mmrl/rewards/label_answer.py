@@ -4,17 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.answers import question_of
 from lightning_mmrl.prompts.labels import LabelMatcher
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.reading import check_reading, find_answer
 from lightning_mmrl.types.records import Completion, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelAnswer:
-    """1.0 if the `<answer>` names the sample's label, else 0.0 (accuracy reward of arXiv:2503.05379).
+    """1.0 if the answer names the sample's label, else 0.0 (accuracy reward of arXiv:2503.05379).
 
-    The format may be broken elsewhere as long as there is one unambiguous answer. With `synonyms` None, the usual
-    synonyms of the labels are known, see `LabelMatcher`.
+    `reading` says where the answer is, see `prompts.reading`; R1-Omni reads a tag. The format may be broken elsewhere
+    as long as there is one unambiguous answer. With `synonyms` None, the usual synonyms of the labels are known, see
+    `LabelMatcher`.
 
     `groups` names groups of similar labels, such as quadrants of valence and arousal. Another label of the solution's
     group earns `partial_credit`, which is below 1. An answer with several labels is not read, so that hedging earns
@@ -42,10 +44,12 @@ class LabelAnswer:
     synonyms: Mapping[str, str] | None = None
     groups: Mapping[str, Sequence[str]] | None = None
     partial_credit: float = 0.0
+    reading: str = "tag"
     matcher: LabelMatcher = field(init=False, repr=False, compare=False)
     _group_of: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_reading(self.reading)
         object.__setattr__(self, "matcher", LabelMatcher(labels=self.labels, synonyms=self.synonyms))
         object.__setattr__(self, "_group_of", _group_of(self.groups or {}, self.matcher.labels))
         if not 0 <= self.partial_credit < 1:
@@ -67,13 +71,21 @@ class LabelAnswer:
         Raises:
             DataError: The sample's solution is missing or not a label, so no answer can be judged.
         """
-        truth = self.matcher.truth(sample)
-        answer = scan(completion.text).answer
+        truth = self.check_gold(sample)
+        answer = find_answer(completion, self.reading, question_of(sample)).text
         label = None if answer is None else self.match(answer)
         if label == truth:
             return 1.0
         near = label is not None and self._group_of.get(label, label) == self._group_of.get(truth, truth)
         return self.partial_credit if near else 0.0
+
+    def check_gold(self, sample: Sample) -> str:
+        """The label of a sample's solution.
+
+        Raises:
+            DataError: The solution is missing or not a label.
+        """
+        return self.matcher.truth(sample)
 
 
 def _group_of(groups: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, str]:

@@ -12,8 +12,7 @@ from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
 from lightning_mmrl.prompts.answers import doubts, question_of
-from lightning_mmrl.prompts.prose import prose_answer
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.reading import check_reading, find_answer
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
 from lightning_mmrl.rewards.wording import Named
@@ -29,10 +28,12 @@ _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MathAnswer:
-    r"""1.0 if the `<answer>` is mathematically equal to the sample's solution, else 0.0.
+    r"""1.0 if the answer is mathematically equal to the sample's solution, else 0.0.
+
+    `reading` says where the answer is, see `prompts.reading`.
 
     math-verify compares numbers, fractions and expressions, in LaTeX or not, so that 0.5, 1/2 and \frac{1}{2} are
-    equal. The format may be broken elsewhere as long as there is one unambiguous `<answer>`. The answer must state one
+    equal. The format may be broken elsewhere as long as there is one unambiguous answer. The answer must state one
     value, which may have a name (`x = 7`), a unit, and a bare statement around it (`The answer is 7.`, `She earns
     $35.`). The only words around it may be words of a statement, a counted noun (a plural, or a word of the sample's
     question or solution) and words that continue it (`7 apples left`). Any other word makes the answer earn 0, such as
@@ -54,9 +55,8 @@ class MathAnswer:
     math-verify, the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7, and units are
     dropped.
 
-    With `prose`, a completion without any tag is read as well: its last sentence is the answer, unless the length limit
-    ended it. So a model that was never taught tags can be judged. Where the solution is a number, the answer must then
-    end with one: `5 - 2 = 3` is right, and `5 - 2` is the question again.
+    Under the reading `prose`, where the solution is a number, the answer must end with one: `5 - 2 = 3` is right, and
+    `5 - 2` is the question again.
 
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
@@ -68,7 +68,10 @@ class MathAnswer:
 
     timeout_s: int = 2
     max_characters: int = 256
-    prose: bool = False
+    reading: str = "tag"
+
+    def __post_init__(self) -> None:
+        check_reading(self.reading)
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
         """Scores one completion.
@@ -76,25 +79,35 @@ class MathAnswer:
         Raises:
             RewardError: The sample's solution is missing or no mathematics, or the verifier ran out of time.
         """
-        wanted = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
-        if wanted is None:
-            raise RewardError(
-                f"sample {sample.id!r} has the solution {sample.solution!r}, which math-verify cannot read; "
-                "write a number or an expression, also in LaTeX"
-            )
-        answer = prose_answer(completion) if self.prose else scan(completion.text).answer
+        wanted = self.check_gold(sample)
+        question = question_of(sample)
+        answer = find_answer(completion, self.reading, question).text
         if answer is None or len(answer) > self.max_characters:
             return 0.0
-        named = Named(question=question_of(sample), solution=sample.solution or "")
+        named = Named(question=question, solution=sample.solution or "")
         stated = read_mathematics(answer, named)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
             stated = None if point is None else read_mathematics(point, named)
         if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
             stated = (verbatim(answer),)
-        if stated is None or (self.prose and not _is_worked_out(wanted, stated)):
+        if stated is None or (self.reading == "prose" and not _is_worked_out(wanted, stated)):
             return 0.0
         return float(_same(wanted, stated, self.timeout_s))
+
+    def check_gold(self, sample: Sample) -> tuple[Quantity, ...]:
+        """The quantities of a sample's solution.
+
+        Raises:
+            RewardError: The solution is missing or no mathematics, or math-verify ran out of time.
+        """
+        wanted = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
+        if wanted is None:
+            raise RewardError(
+                f"sample {sample.id!r} has the solution {sample.solution!r}, which math-verify cannot read; "
+                "write a number or an expression, also in LaTeX"
+            )
+        return wanted
 
 
 def _is_worked_out(solution: Sequence[Quantity], stated: Sequence[Quantity]) -> bool:

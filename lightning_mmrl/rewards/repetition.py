@@ -36,10 +36,19 @@ class Repetition:
             raise ConfigError(f"max_penalty is {self.max_penalty}; it must be above 0")
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
-        words = completion.text.casefold().split()
-        pieces = [word[start : start + PIECE] for word in words for start in range(0, len(word), PIECE)]
-        total = len(pieces) - self.n + 1
-        if total < 1:
-            return 0.0
-        distinct = len(set(zip(*(pieces[start : start + total] for start in range(self.n)), strict=True)))
-        return self.max_penalty * (distinct / total - 1.0)
+        return -self.max_penalty * repeated_share(completion.text, self.n)
+
+
+def repeated_share(text: str, n: int) -> float:
+    """The share of n-grams of a text that repeat an earlier one, over case-folded words; 0 for fewer than n words.
+
+    >>> repeated_share("so so so so so", 2)
+    0.75
+    """
+    words = text.casefold().split()
+    pieces = [word[start : start + PIECE] for word in words for start in range(0, len(word), PIECE)]
+    total = len(pieces) - n + 1
+    if total < 1:
+        return 0.0
+    distinct = len(set(zip(*(pieces[start : start + total] for start in range(n)), strict=True)))
+    return 1.0 - distinct / total

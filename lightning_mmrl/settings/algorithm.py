@@ -94,6 +94,9 @@ class CriticSettings:
     """1: returns as they are; 0: the value of the next token's state (arXiv:1506.02438, eq. 16)."""
     whiten: bool = True
     """Shift and scale advantages to mean 0 and variance 1 over all tokens of the iteration on all ranks."""
+    normalize_rewards: bool = False
+    """Shift and scale rewards by the mean and deviation of all rewards of the stage so far, before a divergence is
+    subtracted and advantages are estimated."""
 
 
 @dataclass

@@ -145,6 +145,8 @@ class PromptSettings:
 
     system: str | None = None
     """System turn of samples that have none; null adds none."""
+    prefix: str = ""
+    """Begin of the last user turn's text, after the media that the turn begins with."""
     suffix: str = ""
     """End of the last user turn."""
     prefill: str = ""

@@ -12,7 +12,11 @@ RENAMED = {
 }
 """Maps old to new parts of dotted keys; keys below a renamed key move with it."""
 
-LATER: Mapping[str, Any] = {"stage.mask_history": False}
+LATER: Mapping[str, Any] = {
+    "prompt.prefix": "",
+    "stage.algorithm.critic.normalize_rewards": False,
+    "stage.mask_history": False,
+}
 """Keys of a stage that came later, with the value at which its digest leaves them out; null ones need no entry."""
 
 

@@ -163,6 +163,9 @@ class StageSettings(NodeSettings):
     """The algorithm of an rl stage."""
     rollout_table_every: int = setting(10, at_least=1)
     """Iterations between two rollout tables on disk."""
+    reflection_words: list[str] = setting(factory=list)
+    """Words and phrases whose share of an rl stage's responses is a metric, apart for right and wrong answers, and with
+    it the share of repeated n-grams; empty: no such metrics."""
     stop_when: Bound | None = None
     """The stage ends at the first validation that meets this bound; null: it runs all its steps."""
     cooldown_steps: int = 0

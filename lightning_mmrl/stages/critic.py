@@ -1,7 +1,8 @@
 """Trains a critic beside a policy: values and advantages of a rollout, then the gradients of its minibatches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,14 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
-from lightning_mmrl.stages.values import accumulate_value_loss, score_values, token_rewards, with_advantages
+from lightning_mmrl.stages.running_rewards import RunningRewards
+from lightning_mmrl.stages.values import (
+    accumulate_value_loss,
+    score_values,
+    token_rewards,
+    value_stats,
+    with_advantages,
+)
 
 
 class CriticTrainer:
@@ -25,8 +33,9 @@ class CriticTrainer:
 
     Values are computed once per rollout, before the first update. A completion's reward is at its last token; a
     divergence that is part of the reward is at each token. Advantages and returns follow by generalized advantage
-    estimation. Completions that do not count (their verifier failed, or they are truncated and such ones are masked)
-    get no advantages and add nothing to a loss.
+    estimation. With `normalize_rewards`, rewards are normalized first (`stages.running_rewards`). Completions that do
+    not count (their verifier failed, or they are truncated and such ones are masked) get no advantages and add nothing
+    to a loss.
 
     Args:
         critic: The critic, which is trained.
@@ -40,6 +49,7 @@ class CriticTrainer:
         self.settings = settings
         self._algorithm = algorithm
         self._ranks = ranks
+        self._rewards = RunningRewards()
 
     def shard(self, sharding: Sharding, mesh: DeviceMesh) -> None:
         """Spreads the critic's weights over the ranks."""
@@ -49,7 +59,7 @@ class CriticTrainer:
         """The critic's optimizer and schedule: of the policy's kind, at the critic's learning rate."""
         return replace(policy, critic=self.settings).build(self.critic, context)
 
-    def estimate(self, experience: Experience, kl_coefficient: float) -> Experience:
+    def estimate(self, experience: Experience, kl_coefficient: float, iteration: int) -> Experience:
         """Adds values, returns and advantages of tokens; if towers train, the critic runs towers of its own."""
         trunk, update = self.critic.trunk, self._algorithm.settings.update
         inputs = experience.raw if trunk.media.towers_train else experience.prompts
@@ -62,9 +72,29 @@ class CriticTrainer:
             prompts=prompts.select,
         )
         values = score_values(self.critic, experience, batches)
-        rewards = token_rewards(experience, self._algorithm.kl, kl_coefficient)
+        rewarded = self._normalized(experience, iteration) if self.settings.normalize_rewards else experience
+        rewards = token_rewards(rewarded, self._algorithm.kl, kl_coefficient)
         estimated = with_advantages(experience, rewards, values, settings=self.settings, ranks=self._ranks)
         return replace(estimated, critic_towers=towers)
+
+    def _normalized(self, experience: Experience, iteration: int) -> Experience:
+        scores = experience.scores
+        rewards = self._rewards.normalized(scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks)
+        return replace(experience, scores=replace(scores, rewards=rewards))
+
+    def stats(self, experience: Experience) -> dict[str, float]:
+        """The metrics of a rollout that only an algorithm with a critic has."""
+        stats = value_stats(experience, self._ranks)
+        return stats | self._rewards.stats() if self.settings.normalize_rewards else stats
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running moments of the rewards; empty if rewards are not normalized."""
+        return {"rewards": self._rewards.state_dict()} if self.settings.normalize_rewards else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the state that `state_dict` returned."""
+        if "rewards" in state:
+            self._rewards.load_state_dict(state["rewards"])
 
     def accumulate(
         self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], backward: Callable[[Tensor], None]

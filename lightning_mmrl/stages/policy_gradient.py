@@ -43,11 +43,11 @@ from lightning_mmrl.stages.optimize import (
     rollout_logprobs,
 )
 from lightning_mmrl.stages.resample import resample_stats, resampled
+from lightning_mmrl.stages.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import RolloutSummary, rollout_stats, selection_stats, update_stats
-from lightning_mmrl.stages.values import value_stats
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 
 
@@ -197,7 +197,7 @@ class PolicyGradientModule(StageModule):
                 experience = self.compare(experience, self._reference)
         if self._critic_trainer is not None:
             with self._timed("values"):
-                experience = self._critic_trainer.estimate(experience, self._kl_coefficient(iteration))
+                experience = self._critic_trainer.estimate(experience, self._kl_coefficient(iteration), iteration)
         else:
             advantages = self.advantages(experience, iteration)
             mask = experience.rollout.completion_mask
@@ -305,13 +305,13 @@ class PolicyGradientModule(StageModule):
         message = self._signal.noted(summary, iteration)
         if message is not None:
             self._context.say(message)
-        metrics = rollout_stats(summary)
+        metrics = rollout_stats(summary) | response_stats(collected, self._context, ranks)
         if self.algorithm.select is not None:
             metrics |= selection_stats(collected, ranks)
         if experience.weights is not None:
             metrics |= resample_stats(collected.batch, experience, ranks)
         if self._critic_trainer is not None:
-            metrics |= value_stats(experience, ranks)
+            metrics |= self._critic_trainer.stats(experience)
         if self._reference is not None:
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.settings.coefficient:
@@ -342,14 +342,17 @@ class PolicyGradientModule(StageModule):
         return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.steps)
 
     def stage_state(self) -> dict[str, Any]:
-        """The state that every stage has, and the state of the watch for a signal."""
-        return super().stage_state() | {"signal": self._signal.state_dict()}
+        """The state that every stage has, and the states of the watch for a signal and of the critic's trainer."""
+        critic = {} if self._critic_trainer is None else self._critic_trainer.state_dict()
+        return super().stage_state() | {"signal": self._signal.state_dict()} | ({"critic": critic} if critic else {})
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `stage_state` returned."""
         super().load_stage_state(state)
         if "signal" in state:  # without the key, the watch restarts
             self._signal.load_state_dict(state["signal"])
+        if self._critic_trainer is not None and "critic" in state:
+            self._critic_trainer.load_state_dict(state["critic"])
 
     def configure_model(self) -> None:
         """Spreads policy and critic over the ranks."""

@@ -26,7 +26,7 @@ ROOT = configs_dir()
 GROUPS = sorted(folder.name for folder in ROOT.iterdir() if folder.is_dir())
 FILES = sorted(ROOT.rglob("*/*.yaml"))
 EXPERIMENTS = sorted(ROOT.glob("experiment/*.yaml"))
-OPTIONAL_IN_A_STAGE = {"algorithm", "sampling", "rewards", "rollout_table_every"}
+OPTIONAL_IN_A_STAGE = {"algorithm", "sampling", "rewards", "reflection_words", "rollout_table_every"}
 
 
 def group_of(path):
@@ -51,6 +51,8 @@ def overrides(path):
         return [f"algorithm@stages.reason={option}"]
     if group == "reward":
         return [f"+reward@stages.reason.rewards={option}"]
+    if group == "reflection":
+        return [f"+reflection@stages.reason={option}"]
     needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []
     if "labels: []" in path.read_text():  # no reward may read labels
         rewards = "stages.reason.rewards"

@@ -160,6 +160,7 @@ class Options:
     kl: KLPenalty = field(default_factory=KLPenalty)
     entropy: EntropyBonus = field(default_factory=EntropyBonus)
     select: bool = False
+    normalize: bool = False
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
 
@@ -206,7 +207,7 @@ class Stage:
             rewards = InlineRewards(
                 WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
             )
-            critic = CriticSettings(learning_rate=2e-3) if kind == "ppo" else None
+            critic = CriticSettings(learning_rate=2e-3, normalize_rewards=how.normalize) if kind == "ppo" else None
             algorithm = Algorithm(
                 advantage=None if critic else GroupNormalized(),
                 settings=AlgorithmSettings(

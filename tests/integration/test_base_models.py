@@ -32,7 +32,7 @@ def test_sft_and_rl_with_a_raw_prompt_and_passes_over_the_data(tmp_path, capsys)
     assert [results[name]["result"]["num_steps"] for name in ("cold_start", "reason")] == [4, 3]
     stages = tmp_path / "raw" / "stages"
     facts = check_handoff(stages / "01-reason" / "handoff")
-    assert facts["prompt"] == {"system": None, "suffix": "", "prefill": "<think>", "raw": RAW}
+    assert facts["prompt"] == {"system": None, "prefix": "", "suffix": "", "prefill": "<think>", "raw": RAW}
     table = (stages / "01-reason" / "rollouts" / "iteration_000001.jsonl").read_text().splitlines()
     texts = [response["text"] for line in table for response in json.loads(line)["responses"]]
     assert len(texts) == 8

@@ -169,6 +169,40 @@ def test_a_state_has_the_critic_and_its_optimizer(checkpoint, undisturbed, tmp_p
         assert_equal(outcome, undisturbed("ppo")[0])
 
 
+@pytest.mark.parametrize(("place", "at"), [("reward", 3), ("scoring", 7), ("scoring", 8), ("report", 3)])
+def test_running_moments_of_rewards_go_on_exactly_wherever_the_stage_was_interrupted(checkpoint, tmp_path, place, at):
+    """Also between the scores of an iteration and its update; negative control: an iteration that counts again."""
+    options = {"every": STEPS + 1, "normalize": True}
+    expected = Stage("ppo", checkpoint, tmp_path / "whole", Interruption(), **options).outcome()
+    assert expected[0]["rollout/running_reward_std"] > 0
+    outcomes = []
+    for name in ("right", "spoiled"):
+        with Interruption() as interruption:
+            first = Stage("ppo", checkpoint, tmp_path / name, interruption, **options)
+            kill_in(first, place, at)
+            with pytest.raises(Interrupted):
+                first.job.run()
+        second = Stage("ppo", checkpoint, tmp_path / name, Interruption(), **options)
+        if name == "spoiled":
+            forget(second)
+        outcomes.append(second.outcome())
+    assert_equal(outcomes[0], expected)
+    with pytest.raises(AssertionError):
+        assert_equal(outcomes[1], expected)
+
+
+def forget(stage):
+    """A mistake: the moments are not those of the state."""
+    start = stage.module.on_train_start
+
+    def late():
+        start()
+        running = stage.module._critic_trainer._rewards
+        running.moments = running.before = running.moments.plus([3.0, 1.0])
+
+    stage.module.on_train_start = late
+
+
 @pytest.mark.parametrize("where", ["loss", "reward"])
 def test_a_stage_with_a_reference_policy_goes_on_exactly_though_no_state_has_it(checkpoint, tmp_path, where):
     """Also the schedules of the coefficients; negative control: a reference of other weights leads elsewhere."""

@@ -26,11 +26,13 @@ PROMPTS = {
     "plain": (),
     "all texts": (
         'prompt.system="Be brief."',
+        'prompt.prefix="Look: "',
         'prompt.suffix="\nSay ```angry```."',
         'prompt.prefill="<think>"',
     ),
     "raw": (
         r'prompt.raw="Sum \\{2\\}: {question} \nAssistant: step by step.\n"',
+        'prompt.prefix="Look: "',
         'prompt.suffix=" Say angry."',
         'prompt.prefill="<think>"',
     ),

@@ -98,6 +98,8 @@ PAPERS = {
     "rloo_sequence": (leave_one_out, product_ratios, clipped(0.2, 0.2), "completion", {"k1_in_reward": 0.05}),
     "mm_eureka_v2": (z_score, token_ratios, clipped(0.2, 0.2, 3.0), "completion", {}),
     "revisual_mm": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {}),
+    "revisual_filter_only": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {}),
+    "revisual_subsample_only": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {}),
     "revisual_text": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {"k3_in_loss": 1e-2}),
     "reinforce_pp": (reinforce_baseline, token_ratios, clipped(0.2, 0.2), "token", {"k2_in_loss": 1e-5}),
     "r1_omni": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {"k3_in_loss": 0.04}),
@@ -107,7 +109,12 @@ PAPERS = {
     "mm_eureka_v1": (normalized_leave_one_out, token_ratios, clipped(0.2, 0.2), "completion", {}),
     "vision_r1_ptst": (z_score, token_ratios, clipped(0.2, 0.2), "token", {"k3_in_loss": 0.01}),
 }
-SAME_FORMULA = [{"r1_omni", "visualthinker"}]
+SAME_FORMULA = [
+    {"r1_omni", "visualthinker"},
+    {"revisual_mm", "revisual_filter_only"},  # tests/properties/test_pad_halves.py tells these three apart
+    {"revisual_mm", "revisual_subsample_only"},
+    {"revisual_filter_only", "revisual_subsample_only"},
+]
 STATISTICS_OF_THE_BATCH = (reinforce_baseline, normalized_leave_one_out)
 
 

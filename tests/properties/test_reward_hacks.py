@@ -31,14 +31,15 @@ def test_there_are_hundreds_of_hacks_in_many_groups_and_each_is_another_text():
     assert len(HACKS) >= 300
     assert min(GROUPS.values()) >= 6
     assert {hack.reward for hack in HACKS} >= {"format", "label", "hard", "choice", "math", "emotion_set", "repetition"}
-    assert max(Counter((hack.reward, hack.text) for hack in HACKS).values()) == 1
+    assert {hack.reward for hack in HACKS} >= {"prose", "boxed", "tag_or_boxed", "phrase", "mixed", "think_boxed"}
+    assert max(Counter((hack.reward, hack.solution, hack.text) for hack in HACKS).values()) == 1
 
 
 @pytest.mark.parametrize("hack", HACKS, ids=lambda hack: hack.name)
 def test_a_hack_does_not_pay(hack):
     assert tool.paying([hack], score) == [], hack.why
-    judged = score(hack.reward, tool.sample(hack.solution), tool.completion(hack.text))
-    assert judged.valid or hack.reward == "math"  # it may run out of time: that is counted, and pays nothing
+    judged = score(hack.reward, tool.sample(hack.solution, hack.question), tool.completion(hack.text))
+    assert judged.valid or hack.reward in tool.POOLED  # it may run out of time: that is counted, and pays nothing
 
 
 @pytest.mark.parametrize("honest", HONEST, ids=lambda honest: honest.group)
@@ -63,7 +64,7 @@ def test_no_hostile_completion_hangs_a_reward_or_makes_it_fail():
     texts = list(islice(tool.adversarial(seed=1), 60))
     assert len({kind for kind, _ in texts}) == 15
     assert max(len(text) for _, text in texts) == tool.LENGTH
-    for name in tool.REWARDS.keys() - {"math"}:
+    for name in tool.REWARDS.keys() - set(tool.POOLED):
         one = tool.sample(tool.SOLUTIONS.get(name, "sad"))
         for kind, text in texts:
             start = time.thread_time()

@@ -32,7 +32,7 @@ ORDERS: Mapping[str, str] = {
 """Order to the stage of the tree that it ends with."""
 GAINS = (("SFT then RL", "SFT"), ("RL", "base"), ("SFT then RL", "base"), ("SFT", "base"))
 """Pairs of orders; the first two are of RL over its start, and must be above 0."""
-TASK = Mathematics(verifier=MathAnswer(prose=True), prose=True)
+TASK = Mathematics(verifier=MathAnswer(reading="prose"))
 
 
 def main() -> int:

@@ -29,13 +29,16 @@ from lightning_mmrl.rewards.hard_format_result import HardFormatResult
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.rewards.lenient_format import LenientFormat
 from lightning_mmrl.rewards.math_answer import MathAnswer
+from lightning_mmrl.rewards.mixed_answer import MixedAnswer
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
+from lightning_mmrl.rewards.text_answer import TextAnswer
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+from lightning_mmrl.rewards.think_boxed_format import ThinkBoxedFormat
 from lightning_mmrl.rewards.token_length import TokenLength
 from lightning_mmrl.settings.algorithm import RewardSettings
-from lightning_mmrl.types.records import Completion, Sample, Score
+from lightning_mmrl.types.records import Completion, Message, Sample, Score
 
 HACKS = Path(__file__).parent / "reward_hacks.yaml"
 LENGTH = 65_536
@@ -52,14 +55,27 @@ REWARDS: dict[str, RewardFn] = {
     "emotion_set": EmotionSet(),
     "choice": ChoiceAnswer(),
     "math": MathAnswer(),
+    "prose": MathAnswer(reading="prose"),
+    "boxed": MathAnswer(reading="boxed"),
+    "tag_or_boxed": MathAnswer(reading="tag_or_boxed"),
+    "phrase": MathAnswer(reading="boxed_tag_phrase"),
+    "mixed": MixedAnswer(),
+    "choice_prose": ChoiceAnswer(reading="prose"),
+    "lone_letter": ChoiceAnswer(reading="tag_or_text", steps=("letter", "lone_letter")),
+    "last_letter": ChoiceAnswer(reading="tag_or_text", steps=("text", "last_letter")),
+    "text": TextAnswer(),
+    "text_prose": TextAnswer(reading="prose"),
+    "around": ThinkAnswerFormat(allow_around=True, min_think_characters=300),
+    "think_boxed": ThinkBoxedFormat(),
     "repetition": Repetition(),
     "efficient_length": EfficientLength(budget=512),
     "soft_overlong": SoftOverlong(max_tokens=1024, cache=256),
     "token_length": TokenLength(),
 }
-SOLUTIONS = {"number": "3", "choice": "B", "math": "7"}
-POOLED = ("math",)
-BOUNDED = ("format", "lenient", "label", "number", "partial", "hard", "emotion_set")
+POOLED = ("math", "prose", "boxed", "tag_or_boxed", "phrase", "mixed")
+CHOICES = ("choice", "choice_prose", "lone_letter", "last_letter")
+SOLUTIONS = {"number": "3", **dict.fromkeys(CHOICES, "B"), **dict.fromkeys(POOLED, "7")}
+BOUNDED = ("format", "lenient", "around", "think_boxed", "label", "number", "partial", "hard", "emotion_set", "text")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ODD = ("\x00", "\x1b[2J", "\u200b", "\u202e", "\ufdfa", "a\u0301", "\U000e0073", "\ufeff", "\x85", "\u2028", "\ud800")
 LOOK_ALIKES = ("s\u0430d", "\uff53\uff41\uff44", "\u0455\u0430d", "\U0001d42c\U0001d41a\U0001d41d", "\u212f")
@@ -93,6 +109,7 @@ class Hack:
     text: str
     at_most: float
     why: str
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +121,7 @@ class Honest:
     solution: str | None
     text: str
     value: float
+    question: str = ""
 
 
 def read_hacks(path: Path = HACKS) -> tuple[list[Hack], list[Honest]]:
@@ -113,15 +131,20 @@ def read_hacks(path: Path = HACKS) -> tuple[list[Hack], list[Honest]]:
         texts = {name: _formatted(answer) for name, answer in group.get("answers", {}).items()}
         texts |= group.get("texts", {})
         texts |= {name: unit * times + rest for name, (unit, times, rest) in group.get("floods", {}).items()}
-        common = {"reward": group["reward"], "solution": group.get("solution")}
+        common = {
+            key: group.get(key, default) for key, default in (("reward", ""), ("solution", None), ("question", ""))
+        }
         for name, text in texts.items():
             place = f"{group['group']}/{name}"
             hacks.append(Hack(name=place, text=text, at_most=group.get("at_most", 0.0), why=group["why"], **common))
         text = group.get("honest_text") or _formatted(group["honest"])
         value = group.get("honest_value", 1.0)
         honest.append(Honest(group=group["group"], text=text, value=value, **common))
-        for name, answer in group.get("pays", {}).items():
-            honest.append(Honest(group=f"{group['group']}/{name}", text=_formatted(answer), value=value, **common))
+        paying = {name: _formatted(answer) for name, answer in group.get("pays", {}).items()}
+        paying |= group.get("pays_texts", {})
+        honest += [
+            Honest(group=f"{group['group']}/{name}", text=text, value=value, **common) for name, text in paying.items()
+        ]
     return hacks, honest
 
 
@@ -134,9 +157,10 @@ def completion(text: str) -> Completion:
     return Completion(text=text, num_tokens=len(text) // 4, truncated=False)
 
 
-def sample(solution: str | None) -> Sample:
-    """A sample with this solution."""
-    return Sample(id="clip", messages=(), solution=solution)
+def sample(solution: str | None, question: str = "") -> Sample:
+    """A sample with this solution and question."""
+    messages = (Message(role="user", content=question),) if question else ()
+    return Sample(id="clip", messages=messages, solution=solution)
 
 
 def adversarial(seed: int = 0) -> Iterator[tuple[str, str]]:
@@ -237,13 +261,15 @@ def numbers(rng: random.Random) -> str:
 
 def paying(hacks: list[Hack], score: Callable[[str, Sample, Completion], Score]) -> list[str]:
     """The hacks that earn more than they may."""
-    earned = [(hack, score(hack.reward, sample(hack.solution), completion(hack.text))) for hack in hacks]
+    earned = [(hack, score(hack.reward, sample(hack.solution, hack.question), completion(hack.text))) for hack in hacks]
     return [f"{hack.name}: {each.total:g}" for hack, each in earned if each.valid and each.total > hack.at_most]
 
 
 def unpaid(honest: list[Honest], score: Callable[[str, Sample, Completion], Score]) -> list[str]:
     """The honest texts that do not earn their reward."""
-    earned = [(each, score(each.reward, sample(each.solution), completion(each.text))) for each in honest]
+    earned = [
+        (each, score(each.reward, sample(each.solution, each.question), completion(each.text))) for each in honest
+    ]
     return [
         f"{each.group}: {result.total:g}" for each, result in earned if not result.valid or result.total != each.value
     ]

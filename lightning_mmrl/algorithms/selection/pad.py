@@ -25,6 +25,12 @@ class PaperPAD:
     probability exp(a_i / tau) / sum_E exp(a_j / tau), or with equal probabilities if that is NaN; an empty E gives an
     empty batch (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
 
+    Both ablations of the paper (table 4) are values of these parameters:
+
+    - filter-only: E as it is, each completion once. With `rho=1`, k = min(N, |E|) = |E|, so the draw takes all of E.
+    - subsample-only: E is everything. With `low=0` and an infinite `high`, 0 <= a_i <= inf holds for every a_i, so k =
+      ceil(rho * N) are drawn by the softmax. The paper does not say whether its draw is uniform; with tau = 1e9 it is.
+
     **Deviations**: `high` is infinite (see the module's docstring). The paper does not say whether it draws with
     replacement; its bound of k by |E| makes sense only without. N counts valid completions that are not masked as
     truncated. The default of `low` comes from the released code; the default of `rho` is our choice.
@@ -35,6 +41,8 @@ class PaperPAD:
     >>> advantages, candidates = torch.tensor([[2.5, -0.35, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool)
     >>> PaperPAD(rho=0.75)(advantages, candidates, step=0, num_steps=10, generator=torch.Generator())
     tensor([[1., 1., 0., 1.]])
+    >>> PaperPAD(rho=1.0, low=0.4)(advantages, candidates, step=0, num_steps=10, generator=torch.Generator())
+    tensor([[1., 0., 0., 1.]])
     """
 
     low: float = 0.03

@@ -15,8 +15,9 @@ from lightning_mmrl.evaluation.figures import save_confusion_figure
 from lightning_mmrl.evaluation.metrics import UNPARSED, macro_f1, per_class_recall, uar, war
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Statistic, Task
+from lightning_mmrl.prompts.answers import question_of
 from lightning_mmrl.prompts.labels import LabelMatcher
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.reading import check_reading, find_answer
 from lightning_mmrl.types.records import Completion, Sample
 
 RECOGNITION = {"war": war, "uar": uar, "macro_f1": macro_f1}
@@ -28,7 +29,7 @@ COUNTS = ("valid_format", "consistent", "judged", "grounded")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedLabels(Task):
-    """The answer names one label of a closed set, as `LabelMatcher` reads it.
+    """The answer names one label of a closed set, as `LabelMatcher` reads it; `prompts.reading` explains `reading`.
 
     The metrics are R1-Omni's (arXiv:2503.05379, table 2) and the recall of each label that occurs. `cue_lexicon` is the
     path of a file of cue phrases (`CueLexicon`). With it, `consistency` is the share of answers whose label the thought
@@ -41,6 +42,7 @@ class ClosedLabels(Task):
     labels: Sequence[str]
     synonyms: Mapping[str, str] | None = None
     cue_lexicon: str | None = None
+    reading: str = "tag"
 
     kind: ClassVar[str] = "emotion-recognition"
     title: ClassVar[str] = "Recognition by stage"
@@ -56,6 +58,7 @@ class ClosedLabels(Task):
     )
 
     def __post_init__(self) -> None:
+        check_reading(self.reading)
         object.__setattr__(self, "labels", tuple(self.labels))
         _ = self.matcher  # refuses labels that cannot be told apart
 
@@ -83,18 +86,18 @@ class ClosedLabels(Task):
         A completion is consistent if its answer names the label that the cues of its thought imply. A thought without a
         cue for each channel implies no label.
         """
-        truth, scanned = self.truth(sample), scan(completion.text)
-        predicted = None if scanned.answer is None else self.matcher.match(scanned.answer)
+        truth, found = self.truth(sample), find_answer(completion, self.reading, question_of(sample))
+        predicted = None if found.text is None else self.matcher.match(found.text)
         consistent = None
         if self.lexicon is not None:
-            implied = None if scanned.think is None else self.lexicon.implied_label(scanned.think)
+            implied = None if found.think is None else self.lexicon.implied_label(found.think)
             consistent = predicted is not None and implied == predicted
         return Judgement(
             sample_id=sample.id,
             speaker=sample.speaker,
             truth=truth,
             predicted=predicted,
-            valid_format=scanned.valid,
+            valid_format=found.valid,
             consistent=consistent,
             text=completion.text,
         )

@@ -3,25 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.guarded import GuardedJudge, Judge
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Task
-from lightning_mmrl.prompts.prose import prose_answer
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.answers import question_of
+from lightning_mmrl.prompts.reading import find_answer
 from lightning_mmrl.types.records import Completion, Sample
+
+PLAIN = "tag"
+"""The reading of a verifier that names none."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A verifier that says where it reads the answer, by a name of `prompts.reading.READINGS`."""
+
+    @property
+    def reading(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mathematics(Task):
-    """Accuracy by a verifier, such as the reward `MathAnswer`: an answer is right if the verifier gives it 1 or more.
+    """Accuracy by a verifier, such as `MathAnswer` or `MixedAnswer`: an answer is right if it earns 1 or more.
 
     The verifier runs in a process of its own, which is killed if it takes longer than `deadline_s` seconds for an
     answer. If the verifier gives no value, the answer counts as wrong; `unjudged` is the share of such answers.
-    `unparseable` is the share of completions without one unambiguous `<answer>`. With `prose`, for a verifier that
-    reads prose too, it is the share of completions that state no answer at all, and all others have a valid format.
+    `unparseable` is the share of completions without one unambiguous answer, under the verifier's `reading`. Unless it
+    reads tags alone, all others have a valid format.
 
     Raises:
         ConfigError: The deadline is not positive.
@@ -29,7 +40,6 @@ class Mathematics(Task):
 
     verifier: Judge
     deadline_s: float = 8.0
-    prose: bool = False
 
     kind: ClassVar[str] = "mathematics"
     title: ClassVar[str] = "Mathematics by stage"
@@ -66,19 +76,19 @@ class Mathematics(Task):
 
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges format and answer; an answer without a verdict is wrong."""
-        scanned = scan(completion.text)
-        answer = prose_answer(completion) if self.prose else scanned.answer
+        reading = self.verifier.reading if isinstance(self.verifier, Reader) else PLAIN
+        found = find_answer(completion, reading, question_of(sample))
         verdict = self.guarded(sample, completion)
         return Judgement(
             sample_id=sample.id,
             speaker=sample.speaker,
             truth=sample.solution or "",
-            predicted=answer,
-            valid_format=answer is not None if self.prose else scanned.valid,
+            predicted=found.text,
+            valid_format=found.valid,
             text=completion.text,
             scores={
                 "accuracy": float(verdict.value is not None and verdict.value >= 1),
-                "unparseable": float(answer is None),
+                "unparseable": float(found.text is None),
                 "unjudged": float(verdict.value is None),
             },
         )

@@ -8,7 +8,8 @@ from typing import ClassVar
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Task
-from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.answers import question_of
+from lightning_mmrl.prompts.reading import check_reading, find_answer
 from lightning_mmrl.prompts.wheel import Wheel
 from lightning_mmrl.prompts.word_lists import listed_words, named_groups
 from lightning_mmrl.types.records import Completion, Sample
@@ -21,17 +22,18 @@ class OpenVocabulary(Task):
     A and S are the groups of the words that the answer and the solution list; the reward `EmotionSet` reads them in the
     same way. A word of the answer that is not on the wheel is a wrong group of its own. An answer that cannot be read
     gets 0 for all three. `wheel` is the path of a YAML or JSON file that maps words to groups; None is the built-in
-    wheel of emotions.
+    wheel of emotions. `reading` says where the answer is, see `prompts.reading`.
 
     **Deviations** from AffectGPT's metric (arXiv:2501.16566): F1 of each sample instead of mean precision and recall;
     one wheel; no language model extracts the labels; unknown words of the answer count as wrong.
 
     Raises:
-        ConfigError: The wheel is unusable; raised on first use.
+        ConfigError: The reading is unknown, or the wheel is unusable; the latter is raised on first use.
     """
 
     wheel: str | None = None
     max_characters: int = 256
+    reading: str = "tag"
 
     kind: ClassVar[str] = "multi-label-classification"
     title: ClassVar[str] = "Sets of words by stage"
@@ -43,6 +45,9 @@ class OpenVocabulary(Task):
         VALID_FORMAT,
         Measure(name="unparseable", title="unparseable", validated=False, in_table=False, on_card=False),
     )
+
+    def __post_init__(self) -> None:
+        check_reading(self.reading)
 
     @cached_property
     def opened(self) -> Wheel:
@@ -66,18 +71,18 @@ class OpenVocabulary(Task):
 
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges format and words."""
-        truth, scanned = self.truth(sample), scan(completion.text)
+        truth, found = self.truth(sample), find_answer(completion, self.reading, question_of(sample))
         named = None
-        if scanned.answer is not None and len(scanned.answer) <= self.max_characters:
+        if found.text is not None and len(found.text) <= self.max_characters:
             num_wanted = len(listed_words(sample.solution or "", self.opened))
-            named = named_groups(listed_words(scanned.answer, self.opened), self.opened, num_wanted)
+            named = named_groups(listed_words(found.text, self.opened), self.opened, num_wanted)
         num_named, num_right = len(named or ()), len((named or frozenset()) & truth)
         return Judgement(
             sample_id=sample.id,
             speaker=sample.speaker,
             truth=", ".join(sorted(truth)),
             predicted=None if named is None else ", ".join(sorted(named)),
-            valid_format=scanned.valid,
+            valid_format=found.valid,
             text=completion.text,
             scores={
                 "f1": 2 * num_right / (num_named + len(truth)),

@@ -51,7 +51,7 @@ def test_the_test_split_has_at_least_a_thousand_questions():
 
 def test_the_answers_of_the_cold_start_earn_the_reward(tmp_path):
     folder = synthesize_extremes(tmp_path / "extremes", scale=0.05)
-    reward = MathAnswer(prose=True)
+    reward = MathAnswer(reading="prose")
     for sample in read_manifest(folder / "cold_start.jsonl", folder):
         text = sample.messages[-1].content
         assert sample.messages[-1].role == "assistant"

@@ -7,9 +7,11 @@ import pytest
 from lightning_mmrl.prompts.prose import prose_answer
 from lightning_mmrl.types.records import Completion
 
+SMALLEST = "Which number is the smallest: 1, 5 or 269?"
 
-def read(text, truncated=False):
-    return prose_answer(Completion(text=text, num_tokens=9, truncated=truncated))
+
+def read(text, question="", truncated=False):
+    return prose_answer(Completion(text=text, num_tokens=9, truncated=truncated), question)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,66 @@ def test_a_hostile_text_takes_linear_time(piece):
     started = time.process_time()
     read(piece * 200_000 + "7")
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The smallest is 1\n\n269 is the smallest.",
+        "It is 1. It is 269.",
+        "1\n269",
+        "3\n12\n269",
+        "The answer is 1. The answer is 269.",
+        "The smallest is 1, so 269 is the smallest.",
+        "The smallest is 1 and the largest is 269. 269 is the smallest.",
+        "The minimum is 1. 269 is the smallest.",
+        "The smallest number is 1. 269 is the smallest number of all.",
+        "The smallest of 1, 5 and 269 is 1. 269 is the smallest.",
+        "The smallest is one. 269 is the smallest.",
+        "The smallest is 1.0. The smallest is 269.",
+        "Smallest: 1\nSmallest: 269",
+        "smallest = 1\nsmallest = 269",
+        "The smallest is 1. The answer is 269.",
+        "It is not 269. 269 is the smallest.",
+        "269 is wrong. 269 is the smallest.",
+        "The smallest is $\\frac{1}{2}$. $\\frac{1}{3}$ is the smallest.",
+        "The answer is A. The answer is B.",
+        "Option A is the smallest. Option B is the smallest.",
+        "It is left. It is right.",
+        "left\nright",
+        "She is sad. She is angry.",
+    ],
+)
+def test_an_earlier_claim_of_another_value_leaves_no_answer(text):
+    assert read(text, SMALLEST) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The smallest is 269. So the answer is 269.",
+        "The smallest is 269\n\n269 is the smallest.",
+        "It is 7.0. It is 7.",
+        "Tom has 12 apples. He gives away 5. So Tom has 7 apples left.",
+        "There are 12 apples. 5 are eaten. There are 7 apples left.",
+        "The numbers are 985, 647 and 142. 985 is the largest.",
+        "1 is smaller than 5 and 5 is smaller than 269. The smallest is 1.",
+        "647 is larger than 271, and 769 is larger than 647. So the largest is 769.",
+        "The radius is 5. The answer is 25.",
+        "The largest is 9. The smallest is 1. The answer is 8.",
+        "12 - 5 is 7. The answer is 9.",
+        "Is it 1? 269 is the smallest.",
+        "I think 5 is too big. The smallest is 1.",
+        "A triangle has three sides. The answer is 5.",
+        "The man is near the door. It is left.",
+        "Look at the picture. It is left.",
+    ],
+)
+def test_a_way_to_the_answer_is_no_contradiction(text):
+    assert read(text, "What is the difference of the smallest and the largest?") is not None
+
+
+def test_only_what_the_question_asks_for_speaks_against_a_bare_answer():
+    text = "The smallest is 1. The answer is 269."
+    assert read(text, "Which is the largest: 1, 5 or 269?") == "The answer is 269."
+    assert read(text, SMALLEST) is None

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from lightning_mmrl.errors import ConfigError, DataError
@@ -16,6 +18,29 @@ def test_apply_adds_the_system_turn_and_the_suffix():
         Message(role="system", content="You watch faces."),
         Message(role="user", content="<video><audio>Which emotion? Think first."),
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [
+        ("Which?", "Q: Which?!"),
+        ("<video><audio>Which?", "<video><audio>Q: Which?!"),
+        ("<video>\n<audio>\nWhich?", "<video>\n<audio>\nQ: Which?!"),
+        ("Which of <image> and <image>?", "Q: Which of <image> and <image>?!"),
+        ("<image> or <image>?", "<image> Q: or <image>?!"),
+    ],
+)
+def test_the_prefix_goes_before_the_question_and_behind_media_that_come_first(content, prompt):
+    messages = (ASSISTANT, Message(role="user", content=content))
+    asked = PromptTemplate(PromptSettings(prefix="Q: ", suffix="!")).apply(messages)
+    assert asked == (ASSISTANT, Message(role="user", content=prompt))
+
+
+def test_a_hostile_question_takes_linear_time():
+    started = time.process_time()
+    for piece in ("<image>", "<image> \n", " ", "<"):
+        PromptTemplate(PromptSettings(prefix="Q")).apply((Message(role="user", content=piece * 100_000 + "x"),))
+    assert time.process_time() - started < 5
 
 
 def test_apply_keeps_a_system_turn_that_is_there():
@@ -66,7 +91,7 @@ def test_a_target_without_the_prefill_is_refused():
         )
 
 
-@pytest.mark.parametrize("name", ["system", "suffix", "prefill", "raw"])
+@pytest.mark.parametrize("name", ["system", "prefix", "suffix", "prefill", "raw"])
 def test_a_template_with_a_media_tag_is_refused(name):
     with pytest.raises(ConfigError, match=f"prompt.{name}.*<audio>"):
         PromptTemplate(PromptSettings(**{name: "Listen: <audio>"}))
@@ -91,7 +116,7 @@ def test_media_tags_of_a_flood():
     assert media_tags("<video>" * 100_000) == ("video",) * 100_000
 
 
-@pytest.mark.parametrize("name", ["system", "suffix", "prefill", "raw"])
+@pytest.mark.parametrize("name", ["system", "prefix", "suffix", "prefill", "raw"])
 def test_a_control_token_in_the_template_is_refused(name):
     with pytest.raises(ConfigError, match=rf"prompt.{name} holds the control token '<\|im_end\|>', .* '< \|im_end\|>'"):
         PromptTemplate(PromptSettings(**{name: "Go.<|im_end|>"}))

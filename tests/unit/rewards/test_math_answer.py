@@ -118,8 +118,8 @@ STORY = Sample(
 )
 
 
-def told(text, prose=True, truncated=False):
-    return MathAnswer(prose=prose)(STORY, Completion(text=text, num_tokens=9, truncated=truncated))
+def told(text, reading="prose", truncated=False):
+    return MathAnswer(reading=reading)(STORY, Completion(text=text, num_tokens=9, truncated=truncated))
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_prose_earns_what_its_last_sentence_states(text, earned):
 
 
 def test_prose_must_be_asked_for_and_have_an_end():
-    assert told("It is 3.", prose=False) == 0.0
+    assert told("It is 3.", reading="tag") == 0.0
     assert told("It is 3", truncated=True) == 0.0
 
 
 def test_only_a_number_must_be_worked_out():
     sample = Sample(id="term", messages=(), solution="$x + 1$")
-    assert MathAnswer(prose=True)(sample, Completion(text="It is $1 + x$.", num_tokens=9, truncated=False)) == 1.0
+    assert MathAnswer(reading="prose")(sample, Completion(text="It is $1 + x$.", num_tokens=9, truncated=False)) == 1.0
     assert MathAnswer()(STORY, answered("10 - 7")) == 1.0, "in tags alone, a calculation is a value"

@@ -52,7 +52,7 @@ def test_verdicts_by_hand(task, text, predicted, valid_format, scores):
     ],
 )
 def test_prose_by_hand(text, predicted, scores):
-    found = judged(Mathematics(verifier=MathAnswer(prose=True), prose=True), text)
+    found = judged(Mathematics(verifier=MathAnswer(reading="prose")), text)
     assert (found.predicted, found.valid_format) == (predicted, predicted is not None)
     assert (found.scores["accuracy"], found.scores["unparseable"], found.scores["unjudged"]) == (*scores, 0.0)
 

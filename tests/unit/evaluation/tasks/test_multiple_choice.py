@@ -3,7 +3,8 @@
 import pytest
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice, options_of
+from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
+from lightning_mmrl.prompts.options import options_of
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.types.records import Completion, Message, Sample
 
