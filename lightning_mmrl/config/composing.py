@@ -28,6 +28,7 @@ from omegaconf.resolvers import oc
 
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.hydra_errors import explained
+from lightning_mmrl.config.scales import scaled
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.suggestions import shown
 
@@ -66,6 +67,7 @@ class Composer:
             ConfigError: The composition is refused, or an override or a file sets what Hydra would run.
         """
         attempt = partial(self._attempt, config_name, mode)
+        overrides = scaled(overrides, self.own)
         try:
             tree = attempt(overrides)
         except PermissionError:
