@@ -36,6 +36,8 @@ def scaled(overrides: Sequence[str], own: Path | None = None) -> list[str]:
         raise ConfigError(f"scale={shown(chosen[-1])}: {what}; scales have experiment={', '.join(recipes)}")
     scales = [option.partition("/")[2] for option in known if option.startswith(f"{name}/")]
     if chosen[-1] not in scales:
-        raise ConfigError(f"scale={shown(chosen[-1])} of experiment={name} does not exist{did_you_mean(chosen[-1], scales)}")
+        raise ConfigError(
+            f"scale={shown(chosen[-1])} of experiment={name} does not exist{did_you_mean(chosen[-1], scales)}"
+        )
     rest = [each for each in overrides if not each.startswith(_SCALE)]
     return [f"{_GROUP}{name}/{chosen[-1]}" if each == f"{_GROUP}{name}" else each for each in rest]
