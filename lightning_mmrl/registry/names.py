@@ -48,7 +48,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "generator": (
         f"{SYNTHETIC}.emotions.synthesize_emotions",
         f"{SYNTHETIC}.arithmetic.ARITHMETIC",
-        f"{SYNTHETIC}.bars.BARS",
+        *_of(f"{SYNTHETIC}.bars", "BARS", "BARS_TEXT"),
         f"{SYNTHETIC}.counting.COUNTING",
         f"{SYNTHETIC}.geometry.GEOMETRY",
         f"{SYNTHETIC}.motion.MOTION",

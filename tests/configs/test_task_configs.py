@@ -22,9 +22,10 @@ MODULES = {
     "relations": "ImageDataModule",
     "relations_text": "ImageDataModule",
     "bars": "ImageDataModule",
+    "bars_text": "ImageDataModule",
     "sokoban": "ImageDataModule",
 }
-MODELS = dict.fromkeys(("numbers", "relations", "relations_text", "bars", "sokoban"), "tiny_omni_tiles")
+MODELS = dict.fromkeys(("numbers", "relations", "relations_text", "bars", "bars_text", "sokoban"), "tiny_omni_tiles")
 """The model preset of a task; of all others, tiny_omni_tasks."""
 
 

@@ -1,21 +1,22 @@
-"""A task about bar charts with lettered options: which bar is the tallest, and how tall is one of them?
+"""A task about bar charts with options in random order: which bar is the tallest, and how tall is one of them?
 
 No chart is in a held-out split and in another split. The texts of the options are equally often right, for each kind
 and each letter, so that the options of a question say nothing about the answer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.choices import LETTERS, in_turn, lettered, shuffled
+from lightning_mmrl.data.synthetic.choices import LETTERS, in_turn, lettered, listed, shuffled
 from lightning_mmrl.data.synthetic.pictures import GRID_PX, PALETTE, Fill, render, save_png, tinted, with_noise
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task, belongs
 
 COLORS = tuple(PALETTE)
-VALUES = ("1", "2", "3", "4", "5", "6")
+VALUES = ("one", "two", "three", "four", "five", "six")
 TALLEST, VALUE = "tallest", "value"
 
 _UNIT_PX = GRID_PX // len(VALUES)
@@ -25,7 +26,7 @@ _LINE = 70.0
 _NOISE = 6.0
 
 
-def compose(plan: Plan) -> Problem:
+def compose(plan: Plan, *, letters: bool = True) -> Problem:
     """Draw a chart that its split may have, and ask about it."""
     rng = plan.generator()
     while True:
@@ -38,8 +39,9 @@ def compose(plan: Plan) -> Problem:
     wrong = [text for text in texts if text != right]
     options = shuffled(right, [wrong[place] for place in rng.permutation(len(wrong))[:3]], plan.label, rng)
     return Problem(
-        question=f"<image>{lettered(question, options)}",
+        question=f"<image>{(lettered if letters else listed)(question, options)}",
         thought=right,
+        answer=plan.label if letters else right,
         facts={"options": options, "chart": name},
         signal=_draw_chart(order, heights, rng),
     )
@@ -57,7 +59,7 @@ def _value(plan: Plan, rng: np.random.Generator) -> tuple[dict[str, int], str, s
     """Return heights by color, the question for one of them, its answer, and the texts of the options."""
     right = in_turn(plan, VALUES)
     asked = COLORS[rng.integers(len(COLORS))]
-    heights = {color: int(rng.integers(1, len(VALUES) + 1)) for color in COLORS} | {asked: int(right)}
+    heights = {color: int(rng.integers(1, len(VALUES) + 1)) for color in COLORS} | {asked: VALUES.index(right) + 1}
     return heights, f"How tall is the {asked} bar?", right, VALUES
 
 
@@ -84,3 +86,6 @@ BARS = Task(
     sizes={"cold_start": 1920, "train": 1536, "validation": 384, "test": 384},
 )
 """Charts as PNG files; the answer is the letter of the right option."""
+
+BARS_TEXT = replace(BARS, name="bars_text", labels=(*COLORS, *VALUES), compose=partial(compose, letters=False))
+"""The same without letters; the answer is the text of the right option."""

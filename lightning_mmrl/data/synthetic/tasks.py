@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lightning_mmrl.data.synthetic.arithmetic import ARITHMETIC
-from lightning_mmrl.data.synthetic.bars import BARS
+from lightning_mmrl.data.synthetic.bars import BARS, BARS_TEXT
 from lightning_mmrl.data.synthetic.counting import COUNTING
 from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
 from lightning_mmrl.data.synthetic.extremes import synthesize_extremes
@@ -46,6 +46,7 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "relations": RELATIONS,
     "relations_text": RELATIONS_TEXT,
     "bars": BARS,
+    "bars_text": BARS_TEXT,
     "sokoban": SOKOBAN,
     "sokoban_large": SOKOBAN_LARGE,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import picture_readers as readers
 import pytest
 
-from lightning_mmrl.data.synthetic.bars import BARS
+from lightning_mmrl.data.synthetic.bars import BARS, BARS_TEXT
 from lightning_mmrl.data.synthetic.numbers import DOTS, NUMBERS, TEXT
 from lightning_mmrl.data.synthetic.relations import RELATIONS, RELATIONS_TEXT
 from lightning_mmrl.data.synthetic.task import SPLITS, Plan, Problem, Task, belongs
@@ -19,7 +19,7 @@ from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.types.records import Completion, Message, Sample
 
-CHOICES = (RELATIONS, RELATIONS_TEXT, BARS)
+CHOICES = (RELATIONS, RELATIONS_TEXT, BARS, BARS_TEXT)
 GENERATED = (NUMBERS, *CHOICES)
 CHANCE = {"side": 0.25, "count": 0.25, "larger": 0.5, "nearer": 0.5, "tallest": 0.25, "value": 0.25}
 """Accuracy of an answer by chance; it is also the best without the picture, as tested below."""
@@ -45,7 +45,7 @@ def read(task: Task, problem: Problem) -> str:
     match task.name:
         case "numbers":
             return readers.number_in(problem.question, problem.signal)
-        case "bars":
+        case "bars" | "bars_text":
             return readers.chart_answer(problem.question, problem.signal)
     return readers.relation_in(problem.question, problem.signal)
 
@@ -72,7 +72,7 @@ def test_every_answer_can_be_read_back(task):
             assert (
                 readers.letter_of(read(task, problem), problem.question) == plan.label == (problem.answer or plan.label)
             )
-        if task is RELATIONS_TEXT:
+        if task in (RELATIONS_TEXT, BARS_TEXT):
             assert problem.answer == read(task, problem)
 
 

@@ -121,7 +121,16 @@ def test_decoders_tell_signals_apart() -> None:
 
 def test_every_generator_is_called_alike() -> None:
     first = ["emotions", "geometry", "counting", "tones", "motion", "arithmetic", "extremes"]
-    assert list(TASKS) == [*first, "numbers", "relations", "relations_text", "bars", "sokoban", "sokoban_large"]
+    assert list(TASKS) == [
+        *first,
+        "numbers",
+        "relations",
+        "relations_text",
+        "bars",
+        "bars_text",
+        "sokoban",
+        "sokoban_large",
+    ]
     wanted = {"directory", "seed", "scale", "workers", "overwrite", "on_progress"}
     for generate in TASKS.values():
         parameters = inspect.signature(generate).parameters
