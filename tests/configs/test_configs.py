@@ -54,6 +54,8 @@ def overrides(path):
     if group == "reflection":
         return [f"+reflection@stages.reason={option}"]
     needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []
+    if "sets: {}" in path.read_text():
+        needed += ["+evaluation.sets.own=own.jsonl"]
     if "labels: []" in path.read_text():  # no reward may read labels
         rewards = "stages.reason.rewards"
         needed += [f"{rewards}.components.label=null", f"{rewards}.pass_component=format"]

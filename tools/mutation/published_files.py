@@ -20,6 +20,7 @@ from published_layout import (
     write_lines,
     write_parquet,
 )
+from published_pairs import PAIRS
 
 from lightning_mmrl.types.records import MediaRef, Sample
 
@@ -238,45 +239,6 @@ ARROW = Published(
         for row, content in ((1, A), (2, B))
     ],
     write=write_arrow,
-)
-PAIRS = Published(
-    format="hugging_face",
-    file="preferences.jsonl",
-    rows=[
-        {
-            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}],
-            "images": [OLD + "pics/a.png"],
-            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "3"}]}],
-            "rejected": "4",
-        },
-        {
-            "chosen": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}],
-            "rejected": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "No."}],
-            "score_chosen": 9.0,
-            "score_rejected": 2.5,
-        },
-        {"question": "<image>How many?", "image": "pics/a.png", "chosen": "3", "rejected": "4"},
-    ],
-    samples=[
-        Sample(
-            id="preferences-000001",
-            messages=asked("<image>How many?"),
-            media=IMAGE_A,
-            extras={"chosen": "3", "rejected": "4"},
-        ),
-        Sample(
-            id="preferences-000002",
-            messages=asked("How?"),
-            extras={"chosen": "So.", "rejected": "No.", "chosen_score": 9.0, "rejected_score": 2.5},
-        ),
-        Sample(
-            id="preferences-000003",
-            messages=asked("<image>How many?"),
-            media=IMAGE_A,
-            extras={"chosen": "3", "rejected": "4"},
-        ),
-    ],
-    write=write_lines,
 )
 MM_EUREKA = Published(
     format="mm_eureka",
