@@ -14,8 +14,8 @@ for the words of a bare statement. Two claims are about the same thing if
   `The area is 20, so it is 24.`).
 
 A last sentence without a value (`It is left`) is contradicted by an earlier clause that names something else in the
-same way (`It is right`). A calculation (`12 - 5 = 7`), a list and a question claim nothing. An earlier clause that
-denies the last value leaves no answer either (`It is not 269. 269 is the smallest.`).
+same way (`It is right`). A calculation (`12 - 5 = 7`), an equation (`2x = 10`), a list and a question claim nothing. An earlier
+clause that denies the last value leaves no answer either (`It is not 269. 269 is the smallest.`).
 
 Remarks are no part of any sentence (`I hope this helps!`, `24, not 20`), see `prompts.remarks`, and reasons are earlier
 claims (`Because it is 20, it is 24`).
@@ -60,6 +60,8 @@ _FRAMELESS = STATEMENT_WORDS - {"value"} | word_set(
 )
 _FITS = word_set("do does did fit fits work works hold holds match matches")
 """Words that a denial may have beside its value: `5 does not fit`."""
+_OPERATION = re.compile(r"[0-9] ?[a-z](?![A-Za-z])|[+*/^]|(?<=[0-9a-z]) ?- ?(?=[0-9a-z])")
+"""Within the left side of an equation: `2x = 10`, `x + 5 = 10`."""
 _MOST_NAMED = 3
 """Words that a clause may name."""
 _MARKS_OF_CHANGE = word_set(
@@ -225,8 +227,9 @@ def _claim(clause: str) -> _Claim | None:
         values = list(values_of(clause))
         return _Claim(value=values[0], frame=frame, is_copular=False, is_lone=True) if len(values) == 1 else None
     head, tail = list(values_of(clause[: copulas[-1].start()])), list(values_of(clause[copulas[-1].end() :]))
-    if head and tail and not frame:
-        return None  # a calculation
+    is_equation = copulas[-1][0] == "=" and _OPERATION.search(clause[: copulas[-1].start()]) is not None
+    if head and tail and (not frame or is_equation):
+        return None  # a calculation, or a step to the value of a variable
     for values in (tail, head):
         if len(values) == 1:
             return _Claim(value=values[0], frame=frame, is_copular=True, is_lone=len(head) + len(tail) == 1)

@@ -97,6 +97,9 @@ def test_an_earlier_claim_of_another_value_leaves_no_answer(text):
         "The radius is 5. The answer is 25.",
         "The largest is 9. The smallest is 1. The answer is 8.",
         "12 - 5 is 7. The answer is 9.",
+        "2x = 10. x = 5.",
+        "x + 5 = 10, so x = 5.",
+        "Since 2x = 10, x = 5.",
         "Is it 1? 269 is the smallest.",
         "I think 5 is too big. The smallest is 1.",
         "A triangle has three sides. The answer is 5.",
@@ -169,6 +172,8 @@ def test_any_other_text_stays_with_the_answer(text):
         "Not 5 but 1. It is 269.",
         "1. 1\n2. 269",
         "269 does not fit, so it is 269.",
+        "x = 1. x = 269.",
+        "x1 = 8. x1 = 269.",
         "It is 1/2. It is \\frac{1}{3}.",
     ],
 )
