@@ -14,8 +14,8 @@ for the words of a bare statement. Two claims are about the same thing if
   `The area is 20, so it is 24.`).
 
 A last sentence without a value (`It is left`) is contradicted by an earlier clause that names something else in the
-same way (`It is right`). A calculation (`12 - 5 = 7`), an equation (`2x = 10`), a list and a question claim nothing. An earlier
-clause that denies the last value leaves no answer either (`It is not 269. 269 is the smallest.`).
+same way (`It is right`). A calculation (`12 - 5 = 7`), an equation (`2x = 10`), a list and a question claim nothing.
+An earlier clause that denies the last value leaves no answer either (`It is not 269. 269 is the smallest.`).
 
 Remarks are no part of any sentence (`I hope this helps!`, `24, not 20`), see `prompts.remarks`, and reasons are earlier
 claims (`Because it is 20, it is 24`).
