@@ -55,7 +55,12 @@ _SINGLE_UNIT = re.compile(
 )
 _DECIMAL_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
-_EQUALS = re.compile(r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )is(?= [-(\[\\.0-9])")
+_EQUALS = re.compile(
+    r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )(?:is|must be|has to be)(?= [-(\[\\.0-9])|"
+    r"(?<=\bof [A-Za-z]):(?= [-(\[\\.0-9])"
+)
+_CHOOSES = re.compile(r"\bI choose(?= [-(\[\\.0-9$])")
+"""Before a number, as opposed to a binomial coefficient: `I choose 5`, `5 choose 2`."""
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _LEFT_SIDE = re.compile(r"(?:[^\W\d]|[ \\.,:'(){}])+=(?=[^=]*[0-9])")
 """The left side of an equation if it is a name, and no calculation or relation."""
@@ -151,7 +156,7 @@ def _flattened(text: str) -> str:
     text = _INLINE.sub(lambda found: f" {found[1] or found[2]} ", _DISPLAY.sub(r" \1 ", text))
     text = (without_latex(text) if "\\" in text else text).replace(_MONEY, "$")
     text = _MINUS_WORD.sub("-", _ROOT.sub(r"\\sqrt{\1}", " ".join(text.split())))
-    text = _EQUALS.sub("=", text)
+    text = _CHOOSES.sub("I pick", _EQUALS.sub("=", text))
     is_sentence = _WORD.search(text) is not None
     if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:
         text = text[1:-1]

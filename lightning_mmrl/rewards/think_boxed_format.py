@@ -37,6 +37,6 @@ class ThinkBoxedFormat:
         if not completion.text.lstrip().startswith(THINK_OPEN):
             return 0.0
         found = find_answer(completion, "boxed")
-        if found.think is None or lacks_content(found.think, THOUGHT) or not found.text:
+        if found.think is None or lacks_content(found.think, THOUGHT) or not (found.valid and found.text):
             return 0.0
         return float(len(found.think) >= self.min_think_characters)

@@ -97,6 +97,9 @@ def test_an_earlier_claim_of_another_value_leaves_no_answer(text):
         "The radius is 5. The answer is 25.",
         "The largest is 9. The smallest is 1. The answer is 8.",
         "12 - 5 is 7. The answer is 9.",
+        "2x = 10. x = 5.",
+        "x + 5 = 10, so x = 5.",
+        "Since 2x = 10, x = 5.",
         "Is it 1? 269 is the smallest.",
         "I think 5 is too big. The smallest is 1.",
         "A triangle has three sides. The answer is 5.",
@@ -112,3 +115,85 @@ def test_only_what_the_question_asks_for_speaks_against_a_bare_answer():
     text = "The smallest is 1. The answer is 269."
     assert read(text, "Which is the largest: 1, 5 or 269?") == "The answer is 269."
     assert read(text, SMALLEST) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is 7. I hope this helps!", "It is 7."),
+        ("It is 7.\n\nDone.", "It is 7."),
+        ("It is 7. That is what was asked.", "It is 7."),
+        ("It is 7. It is not 9.", "It is 7."),
+        ("It is 7, not 9.", "It is 7"),
+        ("It is 7 apples rather than 9 apples.", "It is 7 apples"),
+        ("It is not 9 but 7.", "It is 7."),
+        ("It is 7 and no other number.", "It is 7"),
+        ("It is 7; the rest does not matter.", "It is 7"),
+        ("It is 7, as asked.", "It is 7"),
+        ("Because 9 does not fit, it is 7.", "it is 7."),
+        ("If we count them, we get 7.", "we get 7."),
+        ("It is 7 or 9, and I pick 7.", "I pick 7."),
+        ("1. 9 is given.\n2. 9 - 2 = 7", "9 - 2 = 7"),
+    ],
+)
+def test_a_remark_is_no_part_of_the_answer(text, answer):
+    assert read(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is 7. I hope.",
+        "It is 7, not 7.",
+        "It is 7, not 9?",
+        "It is 7, not more than 9.",
+        "It is not only 9 but 7.",
+        "It is 7; the rest is 9.",
+        "It is 7, which is not what was asked.",
+        "Because I am not sure about 9, it is 7.",
+        "If it is 9, it is 7.",
+        "If I am right, it is 7.",
+    ],
+)
+def test_any_other_text_stays_with_the_answer(text):
+    assert read(text) == text.rpartition(". ")[2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is 1, not 5. It is 269.",
+        "Because 5 does not fit, it is 1. It is 269.",
+        "It cannot be 5, so it is 1. It is 269.",
+        "It is 1 and no other number. It is 269.",
+        "Because it is 1, it is 269.",
+        "It is 1. If we count again, we get 269.",
+        "It is 1, and I pick 269.",
+        "Not 5 but 1. It is 269.",
+        "1. 1\n2. 269",
+        "269 does not fit, so it is 269.",
+        "x = 1. x = 269.",
+        "x1 = 8. x1 = 269.",
+        "It is 1/2. It is \\frac{1}{3}.",
+    ],
+)
+def test_a_remark_hides_no_other_claim(text):
+    assert read(text, SMALLEST) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "contradicts"),
+    [
+        ("The area is 20, so it is 24.", "What is the area of a rectangle?", True),
+        ("The area of a rectangle is 20. The answer is 24.", "What is the area of a rectangle?", True),
+        ("The area of the circle is 20. The answer is 24.", "What is the area of a rectangle?", False),
+        ("The area is 20, so it is 24.", "What is the volume?", False),
+        ("The radius is 5, so it is 25.", "What is the area of a circle with a radius of 5?", False),
+        ("The area of figure 1 is 20, so it is 24.", "What is the area?", False),
+        ("The apples left is 12, so it is 7.", "Tom had 12 apples. How many apples are left?", True),
+        ("The apples are 12, so it is 7.", "How many apples are left?", False),
+        ("There are 12 apples. It is 7.", "How many apples are left?", False),
+    ],
+)
+def test_a_bare_answer_is_contradicted_by_a_claim_about_what_is_asked(text, question, contradicts):
+    assert (read(text, question) is None) == contradicts

@@ -14,7 +14,7 @@ NAMES = ("tag", "boxed", "tag_or_boxed", "boxed_tag_phrase", "tag_or_text", "pro
 TAGGED = "<think>3 + 4</think><answer>7</answer>"
 TABLE = {
     # The text, and the answer under each of NAMES in their order; None: no answer.
-    TAGGED: ("7", None, "7", "7", "7", "7"),
+    TAGGED: ("7", "7", "7", "7", "7", "7"),
     r"<think>3 + 4</think><answer>It is $\boxed{7}$.</answer>": (
         *(r"It is $\boxed{7}$.", "7", "7", "7"),
         *(r"It is $\boxed{7}$.", r"It is $\boxed{7}$."),
@@ -26,16 +26,29 @@ TABLE = {
     r"<think>\boxed{6}?</think>\boxed{7}": (None, "7", "7", "7", r"\boxed{7}", None),
     r"3 + 4</think>\boxed{7}": (None, "7", "7", "7", r"\boxed{7}", None),
     r"\boxed{6} or \boxed{7}": (None, None, None, None, r"\boxed{6} or \boxed{7}", r"\boxed{6} or \boxed{7}"),
-    r"\boxed{7} so \boxed{ 7 }": (None, "7", "7", "7", r"\boxed{7} so \boxed{ 7 }", r"\boxed{7} so \boxed{ 7 }"),
-    r"<answer>6</answer>\boxed{7}": ("6", "7", "6", "7", "6", "6"),
+    r"\boxed{7} so \boxed{ 7 }": (None, "7", "7", "7", "7", r"\boxed{7} so \boxed{ 7 }"),
+    r"\boxed{7} is not \boxed{7}": (
+        *(None, "7", "7", "7"),
+        *(r"\boxed{7} is not \boxed{7}", r"\boxed{7} is not \boxed{7}"),
+    ),
+    r"<answer>6</answer>\boxed{7}": ("6", "7", None, "7", "6", "6"),
+    r"\boxed{7} <answer>It is $7$.</answer>": (
+        *("It is $7$.", "7", "It is $7$.", "7"),
+        *("It is $7$.", "It is $7$."),
+    ),
     r"<answer>7": (None,) * 6,
-    "<think>x</think>So the answer is 7.": (None, None, None, "7", "So the answer is 7.", None),
-    "The answer is 7. Thanks!": (None, None, None, "7", "The answer is 7. Thanks!", "Thanks!"),
+    "<think>x</think>So the answer is 7.": (None, "7", None, "7", "So the answer is 7.", None),
+    "The answer is 7. Thanks!": (None, "7", None, "7", "The answer is 7. Thanks!", "The answer is 7."),
+    "8 does not fit. It is 7.": (
+        *(None, "It is 7.", None, "It is 7."),
+        *("8 does not fit. It is 7.", "It is 7."),
+    ),
+    "It is 6. The answer is 7.": (*(None,) * 4, "It is 6. The answer is 7.", None),
     "The answer is 6. No, the answer is 7.": (
         *(None, None, None, None),
         *("The answer is 6. No, the answer is 7.", None),
     ),
-    "\u7b54\u6848\u662f7\u3002": (None, None, None, "7", "\u7b54\u6848\u662f7\u3002", "\u7b54\u6848\u662f7\u3002"),
+    "\u7b54\u6848\u662f7\u3002": (None, "7", None, "7", "\u7b54\u6848\u662f7\u3002", "\u7b54\u6848\u662f7\u3002"),
     "7": (None, None, None, None, "7", "7"),
     "": (None,) * 6,
 }
@@ -62,10 +75,11 @@ def test_only_an_end_makes_a_text_an_answer():
     assert found(r"So \boxed{7", "boxed", truncated=True).text is None
 
 
-def test_the_format_is_that_of_tags_or_that_there_is_an_answer():
+def test_the_format_is_that_of_tags_or_a_box_or_that_there_is_an_answer():
     assert [found(TAGGED, name).valid for name in NAMES] == [True, False, True, True, True, True]
     assert [found("<answer>7</answer>", name).valid for name in ("tag", "tag_or_boxed")] == [False, True]
     assert found(TAGGED, "boxed").think == "3 + 4"
+    assert [found(text, "boxed").valid for text in (r"It is \boxed{7}.", "The answer is 7.")] == [True, False]
 
 
 def test_an_unknown_reading_is_refused_with_the_nearest():

@@ -116,6 +116,14 @@ def test_a_judge_is_right_in_99_of_100_pairs_of_published_shapes(name):
     assert len(judge_pairs.disagreements(pairs)) <= (1 - judge_verdicts.NEEDED) * len(judged)
 
 
+@pytest.mark.parametrize("name", judge_pairs.EXCEPTIONS)
+def test_every_disagreement_on_purpose_has_a_reason_and_no_other_is_left(name):
+    pairs = judge_pairs.read_pairs(judge_pairs.PAIRS / judge_pairs.LABELED.format(name), name)
+    named = [line for lines in judge_pairs.EXCEPTIONS[name].values() for line in lines]
+    assert sorted(named) == [pair.line for pair, _ in judge_pairs.disagreements(pairs)]
+    assert len(named) <= 0.02 * len(pairs)
+
+
 @pytest.mark.parametrize("name", PAIR_FILES)
 def test_pairs_differ_and_have_what_a_judge_needs(name):
     paths = [judge_pairs.PAIRS / each.format(name) for each in (judge_pairs.LABELED, judge_pairs.WAITING)]
