@@ -11,10 +11,20 @@ from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import doubts, question_of
+from lightning_mmrl.prompts.answers import doubts, question_of, without_assurance
 from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.rewards.forms import (
+    as_equation,
+    compared_ratios,
+    in_form_of,
+    is_rounded,
+    names_differ,
+    with_unions,
+)
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
+from lightning_mmrl.rewards.spelled import with_digits
+from lightning_mmrl.rewards.units import Unit, unit_asked
 from lightning_mmrl.rewards.wording import Named
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -22,7 +32,9 @@ _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
 """Units are read here, since math-verify drops any `m`; it gets only LaTeX, since it reads only parts of other text."""
 _NUM_REMEMBERED = 4096
+_RADIAN, _DEGREE = (("radian", 1),), (("degree", 1),)
 _NUMBER = re.compile(r"-?[0-9]+(?:[.,][0-9]+)*")
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
 
@@ -85,7 +97,9 @@ class MathAnswer:
         if answer is None or len(answer) > self.max_characters:
             return 0.0
         named = Named(question=question, solution=sample.solution or "")
-        stated = read_mathematics(answer, named)
+        answer = without_assurance(answer)
+        stated = read_mathematics(with_unions(with_digits(answer), wanted), named)
+        stated = None if stated is None else in_form_of(wanted, stated, question)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
             stated = None if point is None else read_mathematics(point, named)
@@ -93,7 +107,7 @@ class MathAnswer:
             stated = (verbatim(answer),)
         if stated is None or (self.reading == "prose" and not _is_worked_out(wanted, stated)):
             return 0.0
-        return float(_same(wanted, stated, self.timeout_s))
+        return float(_same(_with_asked_unit(wanted, question), stated, question, self.timeout_s))
 
     def check_gold(self, sample: Sample) -> tuple[Quantity, ...]:
         """The quantities of a sample's solution.
@@ -135,19 +149,29 @@ def _is_readable(formula: str, timeout_s: int) -> bool:
     return all(_is_readable(item, timeout_s) for item in found[1])
 
 
-def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], timeout_s: int) -> bool:
+def _with_asked_unit(solution: tuple[Quantity, ...], question: str) -> tuple[Quantity, ...]:
+    """The solution in the unit that the question asks for, if it has a single value without unit and noun."""
+    if len(solution) != 1 or solution[0].unit is not None or solution[0].noun:
+        return solution
+    return (replace(solution[0], unit=unit_asked(question)),)
+
+
+def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], question: str, timeout_s: int) -> bool:
     """True if the quantities of the answer and of the solution are equal in some order."""
     remaining = list(stated)
     for wanted in solution:
-        found = next((each for each in remaining if _same_quantity(wanted, each, timeout_s)), None)
+        found = next((each for each in remaining if _same_quantity(wanted, each, question, timeout_s)), None)
         if found is None:
             return False
         remaining.remove(found)
     return not remaining
 
 
-def _same_quantity(wanted: Quantity, given: Quantity, timeout_s: int) -> bool:
-    if wanted.name and given.name and wanted.name != given.name:
+def _same_quantity(wanted: Quantity, given: Quantity, question: str, timeout_s: int) -> bool:
+    equation = as_equation(wanted, given, question)
+    if equation is not None:
+        return _equal(*equation, timeout_s)
+    if names_differ(wanted, given, question) or is_rounded(wanted.formula, given.formula, question):
         return False
     if wanted.noun and given.noun and wanted.noun.isdisjoint(given.noun):
         return False
@@ -159,7 +183,7 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     ours, theirs = wanted.unit, given.unit
     if ours is not None and theirs is not None:
         if not ours.measures_like(theirs):
-            return []
+            return _turned(given.formula, ours, theirs)
         factor = theirs.factor / ours.factor
         return [given.formula if factor == 1 else _scaled(given.formula, factor)]
     if theirs is not None:
@@ -170,12 +194,27 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     return [given.formula, _scaled(given.formula, Fraction(100))] if percent else [given.formula]
 
 
+def _turned(formula: str, ours: Unit, theirs: Unit) -> list[str]:
+    """An angle in the other unit of angles; empty if the units are no angles."""
+    kinds = (tuple(ours.powers.items()), tuple(theirs.powers.items()))
+    if kinds == (_RADIAN, _DEGREE):
+        return [f"\\frac{{({formula}) \\cdot \\pi}}{{180}}"]
+    return [f"\\frac{{({formula}) \\cdot 180}}{{\\pi}}"] if kinds == (_DEGREE, _RADIAN) else []
+
+
 def _scaled(formula: str, factor: Fraction) -> str:
+    """The formula times a factor; a plain number exactly, since a float may differ from it."""
+    if _PLAIN.fullmatch(formula):
+        exact = Fraction(formula) * factor
+        return f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}"
     return f"\\frac{{({formula}) \\cdot {factor.numerator}}}{{{factor.denominator}}}"
 
 
 def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
     """Compares brackets item by item, relations as a whole, and each side of a chain of equations."""
+    ratios = compared_ratios(wanted, given)
+    if ratios is not None:
+        return all(_equal(one, other, timeout_s) for one, other in ratios)
     ours, theirs = bracketed(wanted), bracketed(given)
     if ours is not None and theirs is not None:
         return (ours[0], ours[2], len(ours[1])) == (theirs[0], theirs[2], len(theirs[1])) and all(
