@@ -185,7 +185,8 @@ def _json_value(text: str) -> str:
 
 
 STATEMENT_WORDS = word_set(
-    "ok okay c'est the this that it its it's that's here my our i i'm we he he's she she's they they're so thus hence therefore "
+    "ok okay c'est "
+    "the this that it its it's that's here my our i i'm we he he's she she's they they're so thus hence therefore "
     "then finally overall clearly definitely certainly surely obviously simply just only both am is are was be to "
     "of in for on by with from certain sure confident answer answers ans option choice letter result solution "
     "solutions conclusion response prediction label labels class category emotion emotions feeling feelings mood "

@@ -12,7 +12,7 @@ OPTIONS = "options"
 _OPTION_LINE = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]+(\S.*)$", re.MULTILINE)
 
 
-_ARTICLE = re.compile(r"(the|an?) (.+)")
+_ARTICLE = re.compile(r"(the|an?) (?=.)")
 
 
 def options_of(sample: Sample) -> dict[str, str]:
@@ -41,28 +41,28 @@ def option_named(answer: str, options: Mapping[str, str]) -> str | None:
     >>> [option_named(text, {"A": "left", "B": "right"}) for text in ("It is the right one.", "It is left, right")]
     ['B', None]
     """
-    texts = {letter: normalized(text) for letter, text in options.items()}
-    if not any(texts.values()):
-        return None
     whole = normalized(answer)
-    for _, rest in readings(answer):
-        for words in _bare_forms(rest):
-            named = [letter for letter, text in texts.items() if text == words]
-            if named:
-                around = whole.replace(words, " ", 1) if whole.count(words) == 1 else whole.rpartition(words)[0]
-                return named[0] if len(named) == 1 and not _mentions(around, texts, named[0]) else None
+    exact = {letter: normalized(text) for letter, text in options.items() if normalized(text)}
+    for texts in (exact, {letter: _ARTICLE.sub("", text, count=1) for letter, text in exact.items()}):
+        for _, rest in readings(answer) if texts else ():
+            for words in _bare_forms(rest):
+                named = [letter for letter, text in texts.items() if text == words]
+                if named:
+                    around = whole.replace(words, " ", 1) if whole.count(words) == 1 else whole.rpartition(words)[0]
+                    return named[0] if len(named) == 1 and not _mentions(around, texts, named[0]) else None
     return None
 
 
 def _bare_forms(text: str) -> list[str]:
     """A normalized text, and the text without its article and without "one" after "the"; no letter by itself."""
     words = normalized(text)
-    forms, found = [words], _ARTICLE.fullmatch(words)
-    # "A" before a text is more likely a letter: "A right".
-    if found is not None and re.match(r"\W*A ", text) is None:
-        forms.append(found[2])
-        if found[1] == "the" and found[2].endswith(" one"):
-            forms.append(found[2].removesuffix(" one"))
+    forms, found = [words], _ARTICLE.match(words)
+    # "A" before a text is more likely a letter: "A right", "a the bus".
+    is_letter = found is None or re.match(r"\W*A ", text) is not None or _ARTICLE.match(words, found.end()) is not None
+    if found is not None and not is_letter:
+        forms.append(words[found.end() :])
+        if found[1] == "the" and words.endswith(" one"):
+            forms.append(words[found.end() :].removesuffix(" one"))
     return [form for form in forms if form and not (len(form) == 1 and form.isascii() and form.isalpha())]
 
 

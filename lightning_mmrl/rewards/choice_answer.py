@@ -27,7 +27,7 @@ STEPS = ("text", "letter", "lone_letter", "last_letter")
 # Linear in the text, since no two adjacent repetitions share a character.
 _LETTER = re.compile(r"[(\[\"'<]* ?([A-Za-z]) ?[)\]\"'>]*")
 _THE_ONE = re.compile(r"[(\[\"']*[Tt]he ([A-Z]) one[)\]\"']*")
-_REPEATED = re.compile(r"([A-Z])(?:(?:,| and|, and)? \1)+")
+_REPEATED = re.compile(r"([A-Z])(?:(?:,| and|, and)? \1){1,2}")
 _OVER = re.compile(r"([A-Z])(?:, ?| and | but |, but )not ([A-Z])")
 """One letter, and others that are denied."""
 _LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:](?!\.))[.:,]? ?(?=\S)")
@@ -77,14 +77,16 @@ class ChoiceAnswer:
     `reading` says where the answer is, see `prompts.reading`. `steps` are tried in order, and the first one that finds
     a choice decides:
 
-    - `text`: the exact text of one option, up to case and typography (`prompts.options`).
+    - `text`: the exact text of one option, up to case, typography and articles, also in a bare statement that names no
+      other option (`prompts.options`).
     - `letter`: a letter by itself or in a bare statement, as described below.
     - `lone_letter`: the only choice that stands alone as a capital letter in a text without denial or doubt.
     - `last_letter`: the last such letter of a text of any length, if its sentence has no other and no denial or doubt.
 
     These are read as a letter: `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, and a letter with the text of its
     option or a short reason (`B) a red car`, `B, because it is red`). Each may be part of a bare statement (`The answer
-    is B.`, see `readings`). These name no letter: several letters, a letter that is denied, doubted or followed by a
+    is B.`, see `readings`). A letter may be said up to three times (`B and B`), and may deny one other (`B, not A`).
+    These name no letter: several letters, a letter that is denied, doubted or followed by a
     question mark, and a text that names another choice. The text of an option may itself deny or list (`D) None of the
     above`). With known options, a letter that has the text of another option beside it (`B) a red car`, where A is the
     red car) names none. The solution is read by the steps `text` and `letter`.

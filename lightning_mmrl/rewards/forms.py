@@ -7,16 +7,24 @@ and no interval, and `6:8` is a fraction only if the solution is a ratio or a fr
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from lightning_mmrl.rewards.formulas import bracketed, in_latex
 from lightning_mmrl.rewards.mathematics import Quantity
 
 _POINT_WORDS = re.compile(
-    r"\b(?:coordinates?|points?|vertex|vertices|cent(?:er|re)|midpoint|intersections?|intersects?|ordered pair|vector|focus)\b",
+    r"\b(?:coordinates?|points?|vertex|vertices|cent(?:er|re)|midpoint|intersections?|intersects?|"
+    r"ordered pair|vector|focus)\b",
     re.IGNORECASE,
 )
 _INTERVAL_WORDS = re.compile(r"\b(?:intervals?|domain|range|inequality|increasing|decreasing)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_EITHER = re.compile(r"\bor\b", re.IGNORECASE)
+_ALTERNATIVES = re.compile(r"\b(?:and|or)\b|[{}]", re.IGNORECASE)
+_RATIO_WORDS = re.compile(
+    r"\b(?:ratios?|scale|proportions?|odds|probability|chance)\b|\u6bd4|\u6982\u7387", re.IGNORECASE
+)
+"""Where the question asks for no ratio, 10:20 may be a time, or the score of a game."""
 _AXES = ("x", "y", "z")
 _EXCLUDED = re.compile(r"\b[a-z] ?(?:\\neq?(?![a-z])|\u2260|!=) ?(-?[0-9]+(?:\.[0-9]+|/[0-9]+)?)(?![0-9./^*+-])")
 _FRACTION = re.compile(r"-?\\[dt]?frac ?\{ ?[0-9]+ ?\} ?\{ ?[0-9]+ ?\}|-?[0-9]+ ?/ ?[0-9]+")
@@ -42,7 +50,9 @@ def with_unions(text: str, wanted: Sequence[Quantity]) -> str:
     return _EXCLUDED.sub(r"(-\\infty, \1) \\cup (\1, \\infty)", text)
 
 
-def in_form_of(wanted: Sequence[Quantity], stated: Sequence[Quantity], question: str) -> tuple[Quantity, ...]:
+def in_form_of(
+    wanted: Sequence[Quantity], stated: Sequence[Quantity], answer: str, question: str
+) -> tuple[Quantity, ...]:
     """The quantities of an answer in the form of the solution's single one, if they are another form of it."""
     if len(wanted) != 1 or not stated:
         return tuple(stated)
@@ -50,7 +60,7 @@ def in_form_of(wanted: Sequence[Quantity], stated: Sequence[Quantity], question:
     if len(stated) > 1 and all(each == first for each in stated):
         return (first,)
     if found is not None and found[0] == "(" and found[2] == ")" and _is_point(found[1], question):
-        return _as_point(found[1], stated)
+        return _as_point(found[1], stated, answer)
     if "\\cup" in wanted[0].formula and len(stated) > 1 and all(map(_is_interval, stated)):
         return (replace(first, formula=" \\cup ".join(each.formula for each in stated)),)
     return tuple(stated)
@@ -59,12 +69,12 @@ def in_form_of(wanted: Sequence[Quantity], stated: Sequence[Quantity], question:
 def _is_point(items: Sequence[str], question: str) -> bool:
     """True for a pair that is no interval: its numbers do not ascend, or the question asks for a point."""
     numbers = [float(item) for item in items if _NUMBER.fullmatch(item)]
-    if len(numbers) == len(items) and any(one >= other for one, other in zip(numbers, numbers[1:], strict=False)):
+    if len(numbers) == len(items) and any(one >= other for one, other in pairwise(numbers)):
         return True
     return _POINT_WORDS.search(question) is not None and _INTERVAL_WORDS.search(question) is None
 
 
-def _as_point(items: Sequence[str], stated: Sequence[Quantity]) -> tuple[Quantity, ...]:
+def _as_point(items: Sequence[str], stated: Sequence[Quantity], answer: str) -> tuple[Quantity, ...]:
     given = tuple(stated)
     if len(given) == 1:
         found = bracketed(given[0].formula)
@@ -72,11 +82,15 @@ def _as_point(items: Sequence[str], stated: Sequence[Quantity]) -> tuple[Quantit
             return (replace(given[0], formula=f"({', '.join(found[1])})"),)
         return given
     names = [each.name for each in given]
-    if len(given) != len(items) or any(each.unit or each.noun or bracketed(each.formula) for each in given):
+    if (
+        len(given) != len(items)
+        or _EITHER.search(answer)
+        or any(each.unit or each.noun or bracketed(each.formula) for each in given)
+    ):
         return given
     if sorted(map(str, names)) == list(_AXES[: len(items)]):
         given = tuple(sorted(given, key=lambda each: str(each.name)))
-    elif any(names):
+    elif any(names) or _ALTERNATIVES.search(answer):
         return given
     return (Quantity(formula=f"({', '.join(each.formula for each in given)})"),)
 
@@ -86,12 +100,18 @@ def _is_interval(quantity: Quantity) -> bool:
     return found is not None and found[0] in ("(", "[") and len(found[1]) == 2
 
 
-def compared_ratios(wanted: str, given: str) -> list[tuple[str, str]] | None:
-    r"""The pairs of formulas that must be equal if one side is a ratio and the other one too, or a fraction of it.
+def compared_ratios(wanted: str, given: str, question: str) -> list[tuple[str, str]] | None:
+    r"""The pairs of formulas that must be equal where a question asks for a ratio, and one side is a ratio.
 
-    >>> compared_ratios("3:4", "6:8"), compared_ratios("3:4", "0.75"), compared_ratios("7", "7:1")
-    ([('(3) \\cdot (8)', '(6) \\cdot (4)')], [('\\frac{3}{4}', '0.75')], None)
+    The other side is a ratio or a number. None if the formulas are compared as they are.
+
+    >>> [compared_ratios("3:4", given, "Find the ratio.") for given in ("6:8", "0.75", "3:0")]
+    [[('(3) \\cdot (8)', '(6) \\cdot (4)')], [('\\frac{3}{4}', '0.75')], None]
+    >>> compared_ratios("7", "7:1", "Find the ratio."), compared_ratios("10:20", "5:10", "What time is it?")
+    (None, None)
     """
+    if _RATIO_WORDS.search(question) is None:
+        return None
     ours, theirs = _ratio(wanted), _ratio(given)
     if ours and theirs:
         if len(ours) != len(theirs) or any(float(item) == 0 for item in (*ours, *theirs)):
@@ -143,7 +163,9 @@ def names_differ(wanted: Quantity, given: Quantity, question: str) -> bool:
 
 
 def as_equation(wanted: Quantity, given: Quantity, question: str) -> tuple[str, str] | None:
-    """Both as whole equations, if the question asks for an equation that it does not give itself."""
+    """Both as whole equations, if the question asks for an equation and gives none, which an answer could repeat."""
+    if "=" in question:
+        return None
     if not wanted.name or not _VARIABLE.search(wanted.formula) or not _EQUATION_WORDS.search(question):
         return None
     if given.name and _OF_X.fullmatch(given.name):
@@ -151,10 +173,4 @@ def as_equation(wanted: Quantity, given: Quantity, question: str) -> tuple[str, 
     formula = given.formula if given.name is None else f"{given.name} = {given.formula}"
     if formula.count("=") != 1 or any(sign in formula for sign in ("<", ">", "\\le", "\\ge")):
         return None
-    if _plain(formula) in _plain(question):
-        return None
     return f"{wanted.name} = {wanted.formula}", in_latex(formula)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[ {}$\\]|cdot", "", text)

@@ -54,8 +54,15 @@ class MathAnswer:
     equations is right if each side equals the solution. Lists and sets need all their elements in any order, pairs and
     intervals in order.
 
+    A number may be spelled (`twelve`, `two thirds`, `2.5 thousand`, see `spelled`). Other forms of the same answer are
+    equal where they cannot be another one (see `forms`): `3/4` or `6:8` for the ratio 3:4 that the question asks for,
+    `3, -2` for the point (3, -2), `x \neq 1` for a union of intervals, `2x - y = -1` for the equation y = 2x + 1 that
+    the question asks for and does not give, and the same value twice. A long decimal number is not equal to a root or
+    to pi, unless the question asks for rounding.
+
     Units are converted (`0.05 m` is `5 cm`), and a unit of another kind is wrong. The unit may be missing in the
-    answer or in the solution, since in published datasets the question usually names the unit. Percent is a value: 50 %
+    answer or in the solution, since in published datasets the question usually names the unit. If the question asks for
+    a unit (`in meters`), a solution without one is in this unit. Percent is a value: 50 %
     is 0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7
     apples`) must not contradict the noun of the solution.
 
@@ -99,7 +106,7 @@ class MathAnswer:
         named = Named(question=question, solution=sample.solution or "")
         answer = without_assurance(answer)
         stated = read_mathematics(with_unions(with_digits(answer), wanted), named)
-        stated = None if stated is None else in_form_of(wanted, stated, question)
+        stated = None if stated is None else in_form_of(wanted, stated, answer, question)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
             stated = None if point is None else read_mathematics(point, named)
@@ -175,6 +182,9 @@ def _same_quantity(wanted: Quantity, given: Quantity, question: str, timeout_s: 
         return False
     if wanted.noun and given.noun and wanted.noun.isdisjoint(given.noun):
         return False
+    ratios = compared_ratios(wanted.formula, given.formula, question)
+    if ratios is not None and wanted.unit is given.unit is None:
+        return all(_equal(one, other, timeout_s) for one, other in ratios)
     return any(_same_formula(wanted.formula, formula, timeout_s) for formula in _converted(wanted, given))
 
 
@@ -212,9 +222,6 @@ def _scaled(formula: str, factor: Fraction) -> str:
 
 def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
     """Compares brackets item by item, relations as a whole, and each side of a chain of equations."""
-    ratios = compared_ratios(wanted, given)
-    if ratios is not None:
-        return all(_equal(one, other, timeout_s) for one, other in ratios)
     ours, theirs = bracketed(wanted), bracketed(given)
     if ours is not None and theirs is not None:
         return (ours[0], ours[2], len(ours[1])) == (theirs[0], theirs[2], len(theirs[1])) and all(

@@ -1,6 +1,7 @@
 r"""Writes the numbers that an answer spells out as digits: `two hours`, `1.25 thousand`, `3 to 4`.
 
-Only what is a number beyond doubt is rewritten. All other number words stay, and `wording` refuses them.
+Only a text that is a number beyond doubt is rewritten, and only in answers, not in solutions. All other number words
+stay, and `wording` refuses them.
 """
 
 import re
@@ -9,23 +10,18 @@ from fractions import Fraction
 
 from lightning_mmrl.prompts.answers import word_set
 
-_ONES = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split(),
-        range(20),
-        strict=True,
-    )
+_UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 )
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_ONES = {name: number for number, name in enumerate(_UNITS)}
+_DECADES = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = {name: 10 * number for number, name in enumerate(_DECADES, 2)}
+_ORDINALS = ("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _PARTS = {
     **{"half": 2, "halves": 2, "quarter": 4, "quarters": 4},
-    **{
-        f"{name}{plural}": number
-        for number, name in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), 3)
-        for plural in ("", "s")
-    },
+    **{f"{name}{plural}": number for number, name in enumerate(_ORDINALS, 3) for plural in ("", "s")},
 }
 _NUMBER_WORDS = _ONES.keys() | _TENS.keys() | _SCALES.keys()
 _CARDINAL = "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))
@@ -57,14 +53,10 @@ def with_digits(text: str) -> str:
     if re.search("[0-9]", text) is None:
         text = _cardinals(_PART.sub(_part, text))
     elif len(_NUMBER.findall(text)) == 1:
-        text = _SCALED.sub(lambda found: str(_times(found[1], _SCALES[found[2].casefold()])), text)
+        text = _SCALED.sub(lambda found: str(Fraction(found[1].replace(",", "")) * _SCALES[found[2].casefold()]), text)
     if len(_NUMBER.findall(text)) == 2 and _RANGE.search(text) is None:
         text = _RATIO.sub(r"\1:\2", text)
     return text
-
-
-def _times(number: str, scale: int) -> Fraction:
-    return Fraction(number.replace(",", "")) * scale
 
 
 def _part(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ _ASKS_FOR_ONE = re.compile(
     r"(?:who|what|which(?: \w+)?) ((?:is|are|was|were|has|have|had|can|will|does|did)\b[^?.]*)\?", re.I
 )
 _ASKS_FOR_TRUTH = re.compile(r"(?:is|are|was|were|does|do|can)\b[^?]*\btrue\b[^?]*\?", re.I)
+_SENTENCE = re.compile(r"\n|(?<=[.?!])\s")
 _YES = {"true": "yes", "false": "no"}
 _MOST_WORDS_AGAIN = 12
 
@@ -46,7 +47,7 @@ def _with_other_words(text: str, question: str) -> list[str]:
     if text in _DIRECTIONS:
         stem = text.removesuffix("ward")
         forms += [f"to the {text}", f"{stem}ward", f"{stem}wards"]
-    asked = question.strip().rpartition("\n")[2]
+    asked = _SENTENCE.split(question.strip())[-1]
     if text in _YES and _ASKS_FOR_TRUTH.fullmatch(asked) is not None and not doubts(asked.removesuffix("?")):
         forms.append(_YES[text])
     again = _ASKS_FOR_ONE.fullmatch(asked)
