@@ -74,8 +74,8 @@ class MathAnswer:
     math-verify, the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7, and units are
     dropped.
 
-    Under the reading `prose`, where the solution is a number, the answer must end with one: `5 - 2 = 3` is right, and
-    `5 - 2` is the question again.
+    Under the reading `prose`, where the solution is a number, the answer must end with one, in digits: `5 - 2 = 3` is
+    right, and `5 - 2` is the question again.
 
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
@@ -105,7 +105,9 @@ class MathAnswer:
             return 0.0
         named = Named(question=question, solution=sample.solution or "")
         answer = without_assurance(answer)
-        stated = read_mathematics(with_unions(with_digits(answer), wanted), named)
+        # In prose, only digits are searched for an earlier claim that contradicts the last one.
+        text = answer if self.reading == "prose" else with_digits(answer)
+        stated = read_mathematics(with_unions(text, wanted), named)
         stated = None if stated is None else in_form_of(wanted, stated, answer, question)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
@@ -114,7 +116,7 @@ class MathAnswer:
             stated = (verbatim(answer),)
         if stated is None or (self.reading == "prose" and not _is_worked_out(wanted, stated)):
             return 0.0
-        return float(_same(_with_asked_unit(wanted, question), stated, question, self.timeout_s))
+        return float(_same(_in_asked_unit(wanted, stated, question), stated, question, self.timeout_s))
 
     def check_gold(self, sample: Sample) -> tuple[Quantity, ...]:
         """The quantities of a sample's solution.
@@ -156,11 +158,14 @@ def _is_readable(formula: str, timeout_s: int) -> bool:
     return all(_is_readable(item, timeout_s) for item in found[1])
 
 
-def _with_asked_unit(solution: tuple[Quantity, ...], question: str) -> tuple[Quantity, ...]:
+def _in_asked_unit(solution: tuple[Quantity, ...], stated: Sequence[Quantity], question: str) -> tuple[Quantity, ...]:
     """The solution in the unit that the question asks for, if it has a single value without unit and noun."""
     if len(solution) != 1 or solution[0].unit is not None or solution[0].noun:
         return solution
-    return (replace(solution[0], unit=unit_asked(question)),)
+    unit = unit_asked(question)
+    if unit is not None and unit.is_percent and all(each.unit is None for each in stated):
+        return solution  # a bare 0.25 is not the 25 that is asked for in percent
+    return (replace(solution[0], unit=unit),)
 
 
 def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], question: str, timeout_s: int) -> bool:

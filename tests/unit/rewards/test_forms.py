@@ -71,6 +71,7 @@ MATHEMATICS = [
         ("45 degrees", r"45^\circ"),
         ("45", "46 degrees", "45 or 46 degrees"),
     ),
+    (("25", "Give the share in percent."), ("25", "25%", "25 percent"), ("0.25", "0.25%", "1/4", "2500%")),
     (("45", "Find the angle in degrees."), (r"\frac{\pi}{4} rad", "45"), ("45 rad", r"\pi/4 or 45")),
     (("2 A", "How large is the current?"), ("2000 mA", "two amperes", "I = 2 A"), ("2 mA", "2 V", "2 A or 3 A")),
     ((r"3 kg \cdot m/s", "What is the momentum?"), ("3 kg*m/s", "p = 3 kg*m/s"), ("3 kg", "3 kg*s", "3 m/s")),
@@ -168,3 +169,12 @@ def test_another_form_of_an_option_pays_and_nothing_like_it(posed, paid, unpaid)
     solution, question, options = posed
     assert [text for text in paid if earned(ChoiceAnswer(), solution, text, question, options) != 1.0] == []
     assert [text for text in unpaid if earned(ChoiceAnswer(), solution, text, question, options) != 0.0] == []
+
+
+def test_prose_needs_digits_since_an_earlier_claim_in_words_would_not_be_found():
+    sample = Sample(id="q", messages=(Message(role="user", content="How many apples are left?"),), solution="7")
+    texts = ("There are 7 apples left.", "There are seven apples left.", "I count eight. So seven are left.")
+    rewards = [
+        MathAnswer(reading="prose")(sample, Completion(text=text, num_tokens=9, truncated=False)) for text in texts
+    ]
+    assert rewards == [1.0, 0.0, 0.0]
