@@ -130,6 +130,18 @@ def _unwrapped(text: str) -> str:
     return text if open_wrappers else "".join(pieces) + text[position:]
 
 
+def without_assurance(answer: str) -> str:
+    """Removes a remark in brackets at the end that only assures.
+
+    >>> without_assurance("3 (I checked it)."), without_assurance("3 (approximately)")
+    ('3', '3 (approximately)')
+    """
+    found = _ASSURANCE.search(answer)
+    if found is None or not _ASSURING.issuperset(found[1].casefold().replace(",", " ").split()):
+        return answer
+    return answer[: found.start()]
+
+
 def bare(answer: str) -> str:
     """Strips an answer of typography, LaTeX wrappers, a JSON object around it, a bullet, outer quotes and full stops.
 
@@ -173,6 +185,7 @@ def _json_value(text: str) -> str:
 
 
 STATEMENT_WORDS = word_set(
+    "ok okay c'est "
     "the this that it its it's that's here my our i i'm we he he's she she's they they're so thus hence therefore "
     "then finally overall clearly definitely certainly surely obviously simply just only both am is are was be to "
     "of in for on by with from certain sure confident answer answers ans option choice letter result solution "
@@ -201,6 +214,11 @@ _CHINESE_WORDS = re.compile(f"(?:{'|'.join(_CHINESE)})+")
 _CLOSING_WORDS = word_set(
     "the my a final correct right best true answer option choice letter result solution label emotion feeling one "
     "shown expressed here"
+)
+_ASSURANCE = re.compile(r" ?\(([A-Za-z', -]+)\)[ .]*$")
+_ASSURING = word_set(
+    "i i'm i've we have am is it this that the my checked double-checked verified confirmed computed calculated sure "
+    "certain twice again carefully myself by hand"
 )
 _CERTAINLY = re.compile(r"\b(?:without (?:a |any )?doubt|no doubt|beyond doubt)\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff]+(?:'[A-Za-z]+)?")

@@ -13,6 +13,7 @@ from lightning_mmrl.prompts.answers import (
     question_of,
     readings,
     typeset,
+    without_assurance,
     word_set,
 )
 from lightning_mmrl.prompts.options import option_named, options_of
@@ -24,7 +25,11 @@ STEPS = ("text", "letter", "lone_letter", "last_letter")
 """Ways to name a choice; `ChoiceAnswer` says what each is."""
 
 # Linear in the text, since no two adjacent repetitions share a character.
-_LETTER = re.compile(r"[(\[\"']* ?([A-Za-z]) ?[)\]\"']*")
+_LETTER = re.compile(r"[(\[\"'<]* ?([A-Za-z]) ?[)\]\"'>]*")
+_THE_ONE = re.compile(r"[(\[\"']*[Tt]he ([A-Z]) one[)\]\"']*")
+_REPEATED = re.compile(r"([A-Z])(?:(?:,| and|, and)? \1){1,2}")
+_OVER = re.compile(r"([A-Z])(?:, ?| and | but |, but )not ([A-Z])")
+"""One letter, and others that are denied."""
 _LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:](?!\.))[.:,]? ?(?=\S)")
 # A letter before a comma may begin a list of letters, so no other single letter may follow but the words "A" and "I".
 _COMMA = re.compile(r"([A-Z]), ?(?=\S)(?!.*(?<![A-Za-z'])(?:A(?! [a-z])|[B-HJ-Z])(?![A-Za-z']))")
@@ -72,14 +77,16 @@ class ChoiceAnswer:
     `reading` says where the answer is, see `prompts.reading`. `steps` are tried in order, and the first one that finds
     a choice decides:
 
-    - `text`: the exact text of one option, up to case and typography (`prompts.options`).
+    - `text`: the exact text of one option, up to case, typography and articles, also in a bare statement that names no
+      other option (`prompts.options`).
     - `letter`: a letter by itself or in a bare statement, as described below.
     - `lone_letter`: the only choice that stands alone as a capital letter in a text without denial or doubt.
     - `last_letter`: the last such letter of a text of any length, if its sentence has no other and no denial or doubt.
 
     These are read as a letter: `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, and a letter with the text of its
     option or a short reason (`B) a red car`, `B, because it is red`). Each may be part of a bare statement (`The answer
-    is B.`, see `readings`). These name no letter: several letters, a letter that is denied, doubted or followed by a
+    is B.`, see `readings`). A letter may be said up to three times (`B and B`), and may deny one other (`B, not A`).
+    These name no letter: several letters, a letter that is denied, doubted or followed by a
     question mark, and a text that names another choice. The text of an option may itself deny or list (`D) None of the
     above`). With known options, a letter that has the text of another option beside it (`B) a red car`, where A is the
     red car) names none. The solution is read by the steps `text` and `letter`.
@@ -136,7 +143,7 @@ class ChoiceAnswer:
 
     def named(self, answer: str, sample: Sample) -> str | None:
         """The choice that an answer names by the first step that finds one."""
-        options = options_of(sample)
+        options, answer = options_of(sample), without_assurance(answer)
         context = f"{question_of(sample)}\n{sample.solution}"
         for step in self.steps:
             if step == "text":
@@ -179,19 +186,25 @@ class ChoiceAnswer:
         for lead, rest in readings(answer):
             if _CROSSED.search(rest):
                 return None
+            over = _OVER.fullmatch(rest)
+            if over is not None:
+                is_other = over[1] not in over.groups()[1:] and not self._others(_ALONE, lead, over[1])
+                return over[1] if is_other and over[1] in self.choices else None
             named = self._named(rest)
             if named is not None:
                 letter, text = named
-                about = self._is_about(letter, text) and not _rejects(text, letter, options)
+                is_own = bool(text) and option_named(text, texts or {}) == letter
+                about = is_own or (self._is_about(letter, text) and not _rejects(text, letter, options))
                 about = about and option_named(text, texts or {}) in (None, letter)
                 return letter if about and not self._others(_ALONE, lead, letter) else None
         return None
 
     def _named(self, text: str) -> tuple[str, str] | None:
         """The letter at the start of a text, and the text of its option after it; None without such a letter."""
-        whole = _LETTER.fullmatch(text)
-        if whole is not None:
-            return self._choice(whole[1], "")
+        for pattern in (_LETTER, _THE_ONE, _REPEATED):
+            whole = pattern.fullmatch(text)
+            if whole is not None:
+                return self._choice(whole[1], "")
         for pattern in (_REASONED, _LEADING, _DASHED, _BRACKETED, _COMMA):
             found = pattern.match(text)
             if found is not None:

@@ -11,10 +11,20 @@ from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import doubts, question_of
+from lightning_mmrl.prompts.answers import doubts, question_of, without_assurance
 from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.rewards.forms import (
+    as_equation,
+    compared_ratios,
+    in_form_of,
+    is_rounded,
+    names_differ,
+    with_unions,
+)
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
+from lightning_mmrl.rewards.spelled import with_digits
+from lightning_mmrl.rewards.units import Unit, unit_asked
 from lightning_mmrl.rewards.wording import Named
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -22,7 +32,9 @@ _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
 """Units are read here, since math-verify drops any `m`; it gets only LaTeX, since it reads only parts of other text."""
 _NUM_REMEMBERED = 4096
+_RADIAN, _DEGREE = (("radian", 1),), (("degree", 1),)
 _NUMBER = re.compile(r"-?[0-9]+(?:[.,][0-9]+)*")
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
 
@@ -42,8 +54,15 @@ class MathAnswer:
     equations is right if each side equals the solution. Lists and sets need all their elements in any order, pairs and
     intervals in order.
 
+    A number may be spelled (`twelve`, `two thirds`, `2.5 thousand`, see `spelled`). Other forms of the same answer are
+    equal where they cannot be another one (see `forms`): `3/4` or `6:8` for the ratio 3:4 that the question asks for,
+    `3, -2` for the point (3, -2), `x \neq 1` for a union of intervals, `2x - y = -1` for the equation y = 2x + 1 that
+    the question asks for and does not give, and the same value twice. A long decimal number is not equal to a root or
+    to pi, unless the question asks for rounding.
+
     Units are converted (`0.05 m` is `5 cm`), and a unit of another kind is wrong. The unit may be missing in the
-    answer or in the solution, since in published datasets the question usually names the unit. Percent is a value: 50 %
+    answer or in the solution, since in published datasets the question usually names the unit. If the question asks for
+    a unit (`in meters`), a solution without one is in this unit. Percent is a value: 50 %
     is 0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7
     apples`) must not contradict the noun of the solution.
 
@@ -55,8 +74,8 @@ class MathAnswer:
     math-verify, the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7, and units are
     dropped.
 
-    Under the reading `prose`, where the solution is a number, the answer must end with one: `5 - 2 = 3` is right, and
-    `5 - 2` is the question again.
+    Under the reading `prose`, where the solution is a number, the answer must end with one, in digits: `5 - 2 = 3` is
+    right, and `5 - 2` is the question again.
 
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
@@ -85,7 +104,11 @@ class MathAnswer:
         if answer is None or len(answer) > self.max_characters:
             return 0.0
         named = Named(question=question, solution=sample.solution or "")
-        stated = read_mathematics(answer, named)
+        answer = without_assurance(answer)
+        # In prose, only digits are searched for an earlier claim that contradicts the last one.
+        text = answer if self.reading == "prose" else with_digits(answer)
+        stated = read_mathematics(with_unions(text, wanted), named)
+        stated = None if stated is None else in_form_of(wanted, stated, answer, question)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
             stated = None if point is None else read_mathematics(point, named)
@@ -93,7 +116,7 @@ class MathAnswer:
             stated = (verbatim(answer),)
         if stated is None or (self.reading == "prose" and not _is_worked_out(wanted, stated)):
             return 0.0
-        return float(_same(wanted, stated, self.timeout_s))
+        return float(_same(_in_asked_unit(wanted, stated, question), stated, question, self.timeout_s))
 
     def check_gold(self, sample: Sample) -> tuple[Quantity, ...]:
         """The quantities of a sample's solution.
@@ -135,22 +158,38 @@ def _is_readable(formula: str, timeout_s: int) -> bool:
     return all(_is_readable(item, timeout_s) for item in found[1])
 
 
-def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], timeout_s: int) -> bool:
+def _in_asked_unit(solution: tuple[Quantity, ...], stated: Sequence[Quantity], question: str) -> tuple[Quantity, ...]:
+    """The solution in the unit that the question asks for, if it has a single value without unit and noun."""
+    if len(solution) != 1 or solution[0].unit is not None or solution[0].noun:
+        return solution
+    unit = unit_asked(question)
+    if unit is not None and unit.is_percent and all(each.unit is None for each in stated):
+        return solution  # a bare 0.25 is not the 25 that is asked for in percent
+    return (replace(solution[0], unit=unit),)
+
+
+def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], question: str, timeout_s: int) -> bool:
     """True if the quantities of the answer and of the solution are equal in some order."""
     remaining = list(stated)
     for wanted in solution:
-        found = next((each for each in remaining if _same_quantity(wanted, each, timeout_s)), None)
+        found = next((each for each in remaining if _same_quantity(wanted, each, question, timeout_s)), None)
         if found is None:
             return False
         remaining.remove(found)
     return not remaining
 
 
-def _same_quantity(wanted: Quantity, given: Quantity, timeout_s: int) -> bool:
-    if wanted.name and given.name and wanted.name != given.name:
+def _same_quantity(wanted: Quantity, given: Quantity, question: str, timeout_s: int) -> bool:
+    equation = as_equation(wanted, given, question)
+    if equation is not None:
+        return _equal(*equation, timeout_s)
+    if names_differ(wanted, given, question) or is_rounded(wanted.formula, given.formula, question):
         return False
     if wanted.noun and given.noun and wanted.noun.isdisjoint(given.noun):
         return False
+    ratios = compared_ratios(wanted.formula, given.formula, question)
+    if ratios is not None and wanted.unit is given.unit is None:
+        return all(_equal(one, other, timeout_s) for one, other in ratios)
     return any(_same_formula(wanted.formula, formula, timeout_s) for formula in _converted(wanted, given))
 
 
@@ -159,7 +198,7 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     ours, theirs = wanted.unit, given.unit
     if ours is not None and theirs is not None:
         if not ours.measures_like(theirs):
-            return []
+            return _turned(given.formula, ours, theirs)
         factor = theirs.factor / ours.factor
         return [given.formula if factor == 1 else _scaled(given.formula, factor)]
     if theirs is not None:
@@ -170,7 +209,19 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     return [given.formula, _scaled(given.formula, Fraction(100))] if percent else [given.formula]
 
 
+def _turned(formula: str, ours: Unit, theirs: Unit) -> list[str]:
+    """An angle in the other unit of angles; empty if the units are no angles."""
+    kinds = (tuple(ours.powers.items()), tuple(theirs.powers.items()))
+    if kinds == (_RADIAN, _DEGREE):
+        return [f"\\frac{{({formula}) \\cdot \\pi}}{{180}}"]
+    return [f"\\frac{{({formula}) \\cdot 180}}{{\\pi}}"] if kinds == (_DEGREE, _RADIAN) else []
+
+
 def _scaled(formula: str, factor: Fraction) -> str:
+    """The formula times a factor; a plain number exactly, since a float may differ from it."""
+    if _PLAIN.fullmatch(formula):
+        exact = Fraction(formula) * factor
+        return f"\\frac{{{exact.numerator}}}{{{exact.denominator}}}"
     return f"\\frac{{({formula}) \\cdot {factor.numerator}}}{{{factor.denominator}}}"
 
 

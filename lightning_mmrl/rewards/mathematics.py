@@ -26,7 +26,7 @@ MOST_WORDS = 25
 """Maximum number of words around the numbers of a statement."""
 MOST_ELEMENTS = 16
 
-_SHORT_WORDS = word_set("and or not is no the so to of if in at by an as it")
+_SHORT_WORDS = word_set("and or not is no the so to of if in at by an as it es est ist")
 _OPERATORS = "+-*/^=<>()"
 _SIGNS = str.maketrans(
     {
@@ -51,12 +51,17 @@ _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")
 _DEGREES = re.compile(r"\^? ?\{? ?\\circ|\u00b0|\\?%|[\u20ac\u00a3\u00a5\u20b9$\u00a2]$")
 _SINGLE_UNIT = re.compile(
-    r"^(-?[0-9\\][0-9., ^/{}\\a-z]*?(?<=[0-9}]))(?: +[A-Za-z]| ?[mgshLl])(?:\^[23]|\^\{-?[1-3]\})?(?:/.*)?$"
+    r"^((?:[A-Za-z] ?= ?)?-?[0-9\\][0-9., ^/{}\\a-z]*?(?<=[0-9}]))(?: +[A-Za-z]| ?[mgshLl])"
+    r"(?:\^[23]|\^\{-?[1-3]\})?(?: ?(?:/|\\cdot ?[a-z]).*)?$"
 )
 _DECIMAL_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
+_CURRENCY = re.compile(r"\b(USD|EUR|GBP|CNY|RMB|JPY) ?(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
+_GLUED = re.compile(r"([\u662f\u4e3a])(?=[A-Za-z\\(])")
+"""A Chinese "is" directly before a formula."""
+_MEMBER = re.compile(r"\b([a-z]) in (?=\\?[(\[{])")
 _EQUALS = re.compile(
-    r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )(?:is|must be|has to be)(?= [-(\[\\.0-9])|"
+    r"\b(?:is equal to|equals)\b|\u7b49\u4e8e|(?<=\b[A-Za-z] )(?:is|must be|has to be)(?= [-(\[\\.0-9])|"
     r"(?<=\bof [A-Za-z]):(?= [-(\[\\.0-9])"
 )
 _CHOOSES = re.compile(r"\bI choose(?= [-(\[\\.0-9$])")
@@ -64,7 +69,13 @@ _CHOOSES = re.compile(r"\bI choose(?= [-(\[\\.0-9$])")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _LEFT_SIDE = re.compile(r"(?:[^\W\d]|[ \\.,:'(){}])+=(?=[^=]*[0-9])")
 """The left side of an equation if it is a name, and no calculation or relation."""
-_NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?[a-z] ?\))?) ?= ?(?=\S)")
+_NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?(?:[a-z]|-?[0-9.]+) ?\))?) ?= ?(?=\S)")
+_SWAPPED = re.compile(r"([^=]+?) ?= ?([A-Za-z])")
+"""An equation with its name on the right."""
+_POINT = re.compile(r"([A-Z]'?) ?=? ?(?=\()")
+"""The name of a point before its coordinates."""
+_OWN_NAME = re.compile(r"(?<= )[A-Za-z] ?=$")
+"""The name of the number at the end of a longer left side, as in `The answer is x = 2`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +167,8 @@ def _flattened(text: str) -> str:
     text = _INLINE.sub(lambda found: f" {found[1] or found[2]} ", _DISPLAY.sub(r" \1 ", text))
     text = (without_latex(text) if "\\" in text else text).replace(_MONEY, "$")
     text = _MINUS_WORD.sub("-", _ROOT.sub(r"\\sqrt{\1}", " ".join(text.split())))
-    text = _CHOOSES.sub("I pick", _EQUALS.sub("=", text))
+    text = _CHOOSES.sub("I pick", _GLUED.sub(r"\1 ", text))
+    text = _MEMBER.sub(r"\1 \\in ", _CURRENCY.sub(r"\2 \1", _EQUALS.sub("=", text)))
     is_sentence = _WORD.search(text) is not None
     if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:
         text = text[1:-1]
@@ -199,7 +211,8 @@ def _part(piece: str) -> _Part | None:
         and all(named[0].count(opening) == named[0].count(closing) for opening, closing in ("()", "{}"))
     ):
         before += [word for word in _WORD.findall(named[0]) if not is_point(word)]
-        piece = piece[named.end() :].strip()
+        own = _OWN_NAME.search(named[0])
+        piece = piece[named.end() if own is None else own.start() :].strip()
     tokens = list(TOKEN.finditer(piece))
     first = 0
     while first < len(tokens) and (
@@ -244,9 +257,13 @@ def _with_unit(core: str, rest: str) -> tuple[str, Unit | None, str]:
 def _quantities(part: _Part) -> Iterator[Quantity]:
     """Yields the quantity of a part, or two quantities for a plus-minus sign."""
     core, name = part.core or "", None
-    found = _NAME.match(core)
+    found, swapped, point = _NAME.match(core), _SWAPPED.fullmatch(core), _POINT.match(core)
     if found is not None:
         name, core = found[1].replace(" ", ""), core[found.end() :]
+    elif swapped is not None:
+        name, core = swapped[2], swapped[1]
+    elif point is not None and bracketed(core[point.end() :]) is not None:
+        name, core = point[1], core[point.end() :]
     noun = frozenset(stem(word) for word in map(str.casefold, part.after) if word not in CONTINUING_WORDS)
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:

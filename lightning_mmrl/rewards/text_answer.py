@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import question_of
+from lightning_mmrl.prompts.answers import question_of, without_assurance
 from lightning_mmrl.prompts.labels import LabelMatcher, is_blank, normalized
 from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.rewards.text_forms import forms_of
 from lightning_mmrl.types.records import Completion, Sample
 
 _NUM_REMEMBERED = 4096
@@ -17,7 +18,8 @@ class TextAnswer:
     """1.0 if the answer is the sample's solution up to case, typography and LaTeX wrappers, else 0.0.
 
     The answer may be a bare statement (`The answer is left.`); denials, hedges, lists and any other words earn nothing,
-    as `LabelMatcher` reads a set of one label. `reading` says where the answer is, see `prompts.reading`.
+    as `LabelMatcher` reads a set of one label. An article, a hyphen for a space, and a few more forms of the same words
+    are no difference (`rewards.text_forms`). `reading` says where the answer is, see `prompts.reading`.
 
     **Deviations**: VisualThinker-R1-Zero (arXiv:2503.05132) and R1-Omni (arXiv:2503.05379) ask for equal characters.
 
@@ -41,9 +43,10 @@ class TextAnswer:
         Raises:
             RewardError: The sample's solution is missing or blank.
         """
-        matcher = _matcher(self.check_gold(sample))
-        answer = find_answer(completion, self.reading, question_of(sample)).text
-        return float(answer is not None and matcher.match(answer) is not None)
+        question = question_of(sample)
+        matcher = _matcher(self.check_gold(sample), question)
+        answer = find_answer(completion, self.reading, question).text
+        return float(answer is not None and matcher.match(without_assurance(answer)) is not None)
 
     def check_gold(self, sample: Sample) -> str:
         """The text of a sample's solution.
@@ -60,5 +63,5 @@ class TextAnswer:
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
-def _matcher(solution: str) -> LabelMatcher:
-    return LabelMatcher(labels=(solution,), synonyms={})
+def _matcher(solution: str, question: str) -> LabelMatcher:
+    return LabelMatcher(labels=(solution,), synonyms=dict.fromkeys(forms_of(solution, question), solution))

@@ -104,9 +104,32 @@ _NAMES: tuple[tuple[str, str, int | Fraction], ...] = (
     ("W watt watts", "watt", 1),
     ("kW kilowatt kilowatts", "watt", 1000),
     ("V volt volts", "volt", 1),
+    ("kV kilovolt kilovolts", "volt", 1000),
+    ("mV millivolt millivolts", "volt", Fraction(1, 1000)),
+    ("A amp amps ampere amperes", "ampere", 1),
+    ("mA milliampere milliamperes", "ampere", Fraction(1, 1000)),
+    ("\u03a9 ohm ohms", "ohm", 1),
+    ("k\u03a9 kiloohm kiloohms", "ohm", 1000),
     ("Hz hertz", "hertz", 1),
+    ("kHz kilohertz", "hertz", 1000),
+    ("MHz megahertz", "hertz", 1_000_000),
     ("Pa pascal pascals", "pascal", 1),
     ("mol mole moles", "mole", 1),
+    ("\u5398\u7c73", "m", Fraction(1, 100)),
+    ("\u6beb\u7c73", "m", Fraction(1, 1000)),
+    ("\u5206\u7c73", "m", Fraction(1, 10)),
+    ("\u5343\u7c73 \u516c\u91cc", "m", 1000),
+    ("\u7c73", "m", 1),
+    ("\u5343\u514b \u516c\u65a4", "g", 1000),
+    ("\u6beb\u514b", "g", Fraction(1, 1000)),
+    ("\u514b", "g", 1),
+    ("\u5428", "g", 1_000_000),
+    ("\u5c0f\u65f6", "s", 3600),
+    ("\u5206\u949f", "s", 60),
+    ("\u79d2", "s", 1),
+    ("\u5929", "s", 86_400),
+    ("\u5ea6", "degree", 1),
+    ("\u5143", "yuan", 1),
 )
 UNITS: Mapping[str, Unit] = {
     **{
@@ -119,16 +142,26 @@ UNITS: Mapping[str, Unit] = {
     "mph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(1_609_344, 3_600_000)),
     "kph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(5, 18)),
 }
-_SYMBOLS = word_set("m cm mm dm km kg g mg s ms h N J kJ W kW V Hz Pa mol L l mL ml")
+_SYMBOLS = word_set("m cm mm dm km kg g mg s ms h N J kJ W kW V kV mV A mA Hz kHz MHz Pa mol L l mL ml")
 """Symbols whose case matters: mg is a milligram but Mg a ton, and ms is a millisecond but MS is no unit."""
 CURRENCY_SIGNS = "$\u20ac\u00a3\u00a5\u20b9"
 _ONE = Unit(powers={}, factor=Fraction(1))
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
 _AFTER = {"squared": 2, "cubed": 3}
+_CHINESE = sorted((name for name in UNITS if name[0] >= "\u2e80"), key=len, reverse=True)
+_PRODUCT = re.compile(r" *(?:\\cdot\b|\*|\\times\b) *(?=[A-Za-z\u03a9])")
 _TOKEN = re.compile(
-    r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
+    rf" *(\u5e73\u65b9|\u7acb\u65b9|{'|'.join(_CHINESE)}|k?\u03a9|"
+    r"\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
     rf"[{CURRENCY_SIGNS}\u00a2])"
 )
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n|\u3002")
+_ASKING = re.compile(
+    r"\b(?:what|how|find|give|write|calculate|compute|determine|express|answer|state)\b|\u6c42|\u591a\u5c11|\u8ba1\u7b97",
+    re.IGNORECASE,
+)
+_TELLING = re.compile(r"\b(?:given|measured|sides|lengths|dimensions|is|are|shown|labell?ed) in\b", re.IGNORECASE)
+_IN = re.compile(r"\b(?:in|nearest) |\( ?(?:in )?", re.IGNORECASE)
 _GOES_ON = re.compile(r" +[A-Za-z]")
 """If this follows "in", it is a preposition (`5 in total`); otherwise it means inches."""
 _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
@@ -142,7 +175,11 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
     """
     unit, end, sign, pending = None, 0, 1, 1
     position = 0
-    while (found := _TOKEN.match(text, position)) is not None:
+    while True:
+        product = _PRODUCT.match(text, position) if unit is not None and sign == 1 else None
+        found = _TOKEN.match(text, position if product is None else product.end())
+        if found is None:
+            break
         token, position = found[1], found.end()
         if token.casefold() in ("per", "/") and unit is not None and sign == 1:
             sign = -1
@@ -151,7 +188,7 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
         else:
             known = _named(token)
             is_preposition = token.casefold() == "in" and _GOES_ON.match(text, position) is not None
-            if known is None or is_preposition or (unit is not None and sign == 1):
+            if known is None or is_preposition or (unit is not None and sign == 1 and product is None):
                 break
             power, position = _power(text, position)
             unit = (unit or _ONE).times(known, sign * pending * power)
@@ -159,6 +196,29 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
             if sign == -1:
                 break
     return unit, text[end:]
+
+
+def unit_asked(question: str) -> Unit | None:
+    """The only unit in which a question wants its answer; None if it names none or several.
+
+    >>> unit_asked("Find the length of BC in cm.") == UNITS["cm"], unit_asked("The sides are in cm. Find the area.")
+    (True, None)
+    >>> unit_asked("Find the area (cm^2)").powers, unit_asked("How far in km and in miles?")
+    ({'m': 2}, None)
+    """
+    asked: list[Unit] = []
+    for sentence in _SENTENCE.split(question):
+        if _ASKING.search(sentence) is None or _TELLING.search(sentence) is not None:
+            continue
+        for found in _IN.finditer(sentence):
+            unit, rest = read_unit(sentence[found.end() :])
+            name, bracket = sentence[found.end() : len(sentence) - len(rest)].strip(), "(" in found[0]
+            closed = rest.lstrip().startswith(")") if bracket else rest.strip()[:1] in ("", ".", "?", ",", ":")
+            if unit is not None and closed and not (len(name) == 1 and name.isupper()):
+                asked.append(unit)
+            elif not bracket and unit is not None and rest.startswith(" and in "):
+                asked += [unit, _ONE]
+    return asked[0] if asked and all(unit == asked[0] for unit in asked) else None
 
 
 def _named(token: str) -> Unit | None:

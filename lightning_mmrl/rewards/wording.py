@@ -6,7 +6,8 @@ and words that continue the statement (`left`, `in total`). Words of the questio
 these places.
 
 Any plural is accepted as a counted noun (`7 packs`), but a singular (`1 pack`) only if the question or the solution has
-it. As a second check, words that change a value are refused everywhere.
+it. As a second check, words that change a value are refused everywhere. Before, `spelled` has written numbers in words
+as digits, so that the number words here are those next to another number.
 """
 
 import re

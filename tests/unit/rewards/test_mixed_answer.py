@@ -69,7 +69,8 @@ def test_a_choice_may_be_answered_by_its_value_but_not_by_two_choices(answer, ea
 
 def test_the_value_of_an_option_that_is_no_mathematics_is_its_text_alone():
     of = sample("C", options=OPTIONS)
-    assert [MixedAnswer()(of, tagged(answer)) for answer in ("The red car.", "red car", "7")] == [1.0, 0.0, 0.0]
+    answers = ("The red car.", "red car", "car", "red", "7")
+    assert [MixedAnswer()(of, tagged(answer)) for answer in answers] == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("solution", [None, "", "...", "?"])
@@ -82,7 +83,15 @@ def test_only_a_blank_solution_is_unreadable(solution):
     ("answer", "earned"),
     [
         *(("left", 1.0), ("LEFT.", 1.0), ("It is left.", 1.0), ("**left**", 1.0), (r"$\text{left}$", 1.0)),
-        *(("not left", 0.0), ("left or right", 0.0), ("right", 0.0), ("left?", 0.0), ("to the left", 0.0), ("", 0.0)),
+        *(
+            ("not left", 0.0),
+            ("left or right", 0.0),
+            ("right", 0.0),
+            ("left?", 0.0),
+            ("to the left", 1.0),
+            ("to the right", 0.0),
+            ("", 0.0),
+        ),
     ],
 )
 def test_texts_by_hand(answer, earned):
