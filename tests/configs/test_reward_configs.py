@@ -48,7 +48,8 @@ PAYS = {
             "So $\\boxed{0.5}$.": 1.0,
             "<think>so</think>$\\boxed{0.5}$": 1.0,
             "<think>$\\boxed{0.5}$</think>": 0.0,
-            "<answer>0.5</answer>": 0.0,
+            "<answer>0.5</answer>": 1.0,  # a deviation: a tag or a phrase may stand in for the box
+            "0.5": 0.0,
         },
     ),
     "hard_format_answer": (
