@@ -239,42 +239,20 @@ ARROW = Published(
     ],
     write=write_arrow,
 )
+PAIR = {"chosen": "3", "rejected": "4"}
 PAIRS = Published(
     format="hugging_face",
     file="preferences.jsonl",
     rows=[
+        {"question": "<image>How many?", "image": "pics/a.png", **PAIR},
         {
-            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}],
-            "images": [OLD + "pics/a.png"],
-            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "3"}]}],
-            "rejected": "4",
+            side: [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+            for side, text in PAIR.items()
         },
-        {
-            "chosen": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}],
-            "rejected": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "No."}],
-            "score_chosen": 9.0,
-            "score_rejected": 2.5,
-        },
-        {"question": "<image>How many?", "image": "pics/a.png", "chosen": "3", "rejected": "4"},
     ],
     samples=[
-        Sample(
-            id="preferences-000001",
-            messages=asked("<image>How many?"),
-            media=IMAGE_A,
-            extras={"chosen": "3", "rejected": "4"},
-        ),
-        Sample(
-            id="preferences-000002",
-            messages=asked("How?"),
-            extras={"chosen": "So.", "rejected": "No.", "chosen_score": 9.0, "rejected_score": 2.5},
-        ),
-        Sample(
-            id="preferences-000003",
-            messages=asked("<image>How many?"),
-            media=IMAGE_A,
-            extras={"chosen": "3", "rejected": "4"},
-        ),
+        Sample(id="preferences-000001", messages=asked("<image>How many?"), media=IMAGE_A, extras=PAIR),
+        Sample(id="preferences-000002", messages=asked("How?"), extras=PAIR),
     ],
     write=write_lines,
 )
