@@ -20,7 +20,6 @@ from published_layout import (
     write_lines,
     write_parquet,
 )
-from published_pairs import PAIRS
 
 from lightning_mmrl.types.records import MediaRef, Sample
 
@@ -239,6 +238,23 @@ ARROW = Published(
         for row, content in ((1, A), (2, B))
     ],
     write=write_arrow,
+)
+PAIR = {"chosen": "3", "rejected": "4"}
+PAIRS = Published(
+    format="hugging_face",
+    file="preferences.jsonl",
+    rows=[
+        {"question": "<image>How many?", "image": "pics/a.png", **PAIR},
+        {
+            side: [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+            for side, text in PAIR.items()
+        },
+    ],
+    samples=[
+        Sample(id="preferences-000001", messages=asked("<image>How many?"), media=IMAGE_A, extras=PAIR),
+        Sample(id="preferences-000002", messages=asked("How?"), extras=PAIR),
+    ],
+    write=write_lines,
 )
 MM_EUREKA = Published(
     format="mm_eureka",
