@@ -11,8 +11,9 @@ from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.in_order import eval_loader
+from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sources import read_source
+from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
@@ -128,10 +129,11 @@ class CheckpointEvaluator:
         """Samples and loader of each set and each of its variants."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
+        indexing = Indexing(folder=pipeline.cache.directory)
         loaders = {}
         for name, each in sets.items():
             prepared = PreparedSet(
-                read_source(each.path, each.media_folder, each.format)[: settings.limit],
+                load_source(each.path, each.media_folder, each.format, indexing).samples[: settings.limit],
                 media_root=each.media_folder,
                 pipeline=pipeline,
                 template=prompted[name].template,

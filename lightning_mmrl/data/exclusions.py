@@ -209,12 +209,13 @@ def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, An
 
 def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
-    known = samples_of(samples)
-    for name, row in known.rows_of({**entry["used"], **entry["left_out"]}).items():
+    known, used, left_out_before = samples_of(samples), entry["used"], entry["left_out"]
+    few = len(samples) < len(used) + len(left_out_before)  # as when a batch asks, among all decisions so far
+    for name, row in known.rows_of(known.ids() if few else {**used, **left_out_before}).items():
         content = known.content(row)
-        left_out = entry["left_out"].get(name)
+        left_out = left_out_before.get(name)
         if left_out is not None and left_out["content"] == content:
             found[name] = left_out["reason"]
-        elif entry["used"].get(name) == content:
+        elif used.get(name) == content:
             found[name] = None
     return found

@@ -23,7 +23,6 @@ from lightning_mmrl.data.row_index import (
     file_key,
     joined,
     key_of,
-    recalled_facts,
     repeated_id,
 )
 from lightning_mmrl.data.row_scan import (
@@ -199,7 +198,7 @@ class OpenManifest:
         """The digest and the index, if they are kept and all media are still there."""
         if self._folder is None or not self.settled:
             return None
-        facts, index = recalled_facts(self._indexing.folder, self.path), self._folder.load(self._key)
+        facts, index = self._folder.facts(file_key(self.path, self.state)), self._folder.load(self._key)
         if facts is None or index is None:
             return None
         media = MediaFolder(self._root)

@@ -202,6 +202,14 @@ class IndexFolder:
         """Notes a plain value under a key; a disk that refuses it costs a warning."""
         self._write(entry_path(self._folder, key, CHECKED_SUFFIX), json.dumps(value).encode())
 
+    def facts(self, key: str) -> ManifestFacts | None:
+        """The facts that are kept of a file in one state; None if there are none."""
+        found = self.recall(key)
+        try:
+            return None if found is None else ManifestFacts(**found)
+        except TypeError:  # the note is damaged, or of another version
+            return None
+
     def _write(self, path: Path, content: bytes | memoryview) -> None:
         with dispensable("indexes of manifests", self._folder):
             write_pieces(path, [content], shared=True, durable=False)
@@ -211,8 +219,7 @@ def recalled_facts(folder: Path | None, path: Path) -> ManifestFacts | None:
     """What is kept of a manifest; None if nothing is, or if it has changed."""
     if folder is None or not path.is_file():
         return None
-    found = IndexFolder(folder).recall(file_key(path, state_of(path)))
-    return None if found is None else ManifestFacts(**found)
+    return IndexFolder(folder).facts(file_key(path, state_of(path)))
 
 
 def file_key(path: Path, state: FileState) -> str:

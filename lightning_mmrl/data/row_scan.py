@@ -247,7 +247,8 @@ def scanned(scan: Scan, pieces: Sequence[Piece], *, workers: int, on_done: Calla
         while some := list(islice(left, _PIECES_AT_ONCE * workers)):
             for outcome in pool.map_patiently(some, on_done=lambda *_: on_done(next(done))):
                 if outcome.error is not None:
-                    raise DataError(outcome.error)
+                    hint = "" if str(scan.path) in outcome.error else "; run again with data.media.decode_workers=0"
+                    raise DataError(f"{scan.path}: {outcome.error}{hint}" if hint else outcome.error)
                 yield outcome.value
 
 

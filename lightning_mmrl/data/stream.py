@@ -51,6 +51,9 @@ class StreamedSets:
     Attributes:
         sizes: Number of samples of each set, also of unusable ones.
         reasons: Why samples were left out, by index.
+
+    Raises:
+        DataError: Every sample of a set was left out before.
     """
 
     def __init__(self, sets: Sequence[tuple[str, PreparedSet]], monitor: DataMonitor) -> None:
@@ -67,6 +70,9 @@ class StreamedSets:
                 monitor.warn(manifest, [void])
             self._recall(number, range(self._starts[number], self._starts[number + 1]), each.samples)
         self._tell(self.reasons)
+        for number, own in self._by_set(self.reasons).items():
+            if len(own) == self.sizes[number]:  # else a loader of no batch would pass it over in silence
+                raise self.exhausted(number)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -249,13 +255,20 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         self._sets.check_agreement(self._ranks)
         self._order.rewind()
+        start = time.perf_counter()
         with self._reader() as reader:
-            start = time.perf_counter()
             while (found := next_share(self._sets, self._order, reader, self._ranks, self._num_ahead)) is not None:
                 batch = self._collate(found)
+                if not self._order.upcoming(1):
+                    break  # Lightning never asks for more than there is, and nothing that reads shall wait until then
                 self.waited_s = time.perf_counter() - start
                 yield batch
                 start = time.perf_counter()
+            else:
+                return
+        self._sets.finish()
+        self.waited_s = time.perf_counter() - start
+        yield batch
 
     @property
     def _num_ahead(self) -> int:

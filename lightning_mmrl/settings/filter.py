@@ -40,7 +40,12 @@ class FilterSettings(DataStageSettings):
     even: EvenSettings = field(default_factory=EvenSettings)
     """Equally many samples for each value of a column, of the rows that are left."""
 
+    debugging: bool = False
+    """Keep wrong answers too; debug runs set this."""
+
     def for_debugging(self) -> "FilterSettings":
         """Returns the stage without the conditions that answers of an untrained model would not meet."""
         bounds = {"min_pass_rate": None, "max_pass_rate": None, "mixed": False}
-        return replace(self, **bounds, keep=self.keep.for_debugging(), right=self.right and self.table is not None)
+        return replace(
+            self, **bounds, debugging=True, keep=self.keep.for_debugging(), right=self.right and self.table is not None
+        )

@@ -129,14 +129,11 @@ class BridgeJob:
             RewardError: The rewards cannot judge the traces.
         """
         group, metrics = self.parts.group, {}
-        with group.interruption.rank_local():
-            try:
-                if group.leads:
-                    self._make_traces() if self.answered else self._make_questions()
-                    metrics = {"data/kept": float(len(self.made)), "data/dropped": float(len(self.dropped))}
-                    self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
-            finally:
-                group.broadcast(None)
+        with group.first():
+            if group.leads:
+                self._make_traces() if self.answered else self._make_questions()
+                metrics = {"data/kept": float(len(self.made)), "data/dropped": float(len(self.dropped))}
+                self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
         return Training(metrics=metrics, num_steps=1)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.filter import FilterSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.types.records import ArtifactType, Completion, Edge, Sample, StageSpec, Training
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ class FilterKind:
         ordered = low is None or high is None or low <= high
         require(ordered, f"{path}.min_pass_rate", low, f"at most {path}.max_pass_rate, which is {high}, or null")
         check_answer_selection(f"{path}.keep", stage.keep)
+        even, chosen = stage.even, stage.right and table
+        fits = stage.debugging or not stage.keep.wrong
+        require(fits, f"{path}.keep.wrong", "true", "false: right answers are kept")
+        fits = stage.debugging or chosen or stage.keep == SelectionSettings()
+        require(fits, f"{path}.keep", "set", f"as in stage/filter: only {path}.right of a table chooses answers")
+        require(even.by or even.at_most is None, f"{path}.even.at_most", even.at_most, f"null without {path}.even.by")
         judged = stage.right and not table
         if judged and stage.rewards is None:
             raise ConfigError(f"{path}.rewards: is missing; they say whether a target is right")
@@ -155,11 +162,8 @@ class FilterJob:
             RewardError: The rewards cannot judge the targets.
         """
         group, metrics = self.parts.group, {}
-        with group.interruption.rank_local():
-            try:
-                metrics = self._filtered() if group.leads else {}
-            finally:
-                group.broadcast(None)
+        with group.first():
+            metrics = self._filtered() if group.leads else {}
         return Training(metrics=metrics, num_steps=1)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:

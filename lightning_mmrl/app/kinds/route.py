@@ -159,11 +159,8 @@ class RouteJob:
             RewardError: The rewards cannot judge the answers.
         """
         group, metrics = self.parts.group, {}
-        with group.interruption.rank_local():
-            try:
-                metrics = self._sorted() if group.leads else {}
-            finally:
-                group.broadcast(None)
+        with group.first():
+            metrics = self._sorted() if group.leads else {}
         return Training(metrics=metrics, num_steps=1)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:

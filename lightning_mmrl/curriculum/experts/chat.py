@@ -68,6 +68,7 @@ class ChatBodies:
         media = [[ref.kind, hashlib.sha256(content).hexdigest()] for ref, content in self._media(request)]
         turns = [[turn.role, turn.content] for turn in request.turns]
         content = {"parameters": self._parameters(request), "draw": request.draw, "turns": turns, "media": media}
+        content |= {"thoughts": True} if self._expert.thoughts else {}  # they are part of the text that is kept
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def body(self, request: ExpertRequest) -> dict[str, Any]:

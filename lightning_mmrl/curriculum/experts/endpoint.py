@@ -270,7 +270,7 @@ class _Asking:
         settings = self._settings
         if number == settings.retries:
             return False
-        if failure.wait_s is not None:
+        if failure.wait_s:  # 0 asks for no pause, and the usual one keeps retries apart
             if failure.wait_s > settings.longest_wait_s:
                 return False
             self._not_before = max(self._not_before, time.monotonic() + failure.wait_s)

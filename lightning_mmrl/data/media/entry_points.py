@@ -10,15 +10,16 @@ from typing import Literal
 
 from av.video.codeccontext import VideoCodecContext
 
-Content = Literal["entry", "inner", "unclear"]
-"""What a packet holds: a frame at which decoding may start, another frame, or nothing that is known to be one frame."""
+Content = Literal["entry", "described", "inner", "unclear"]
+"""What a packet holds: a frame at which decoding may start, the same with parameter sets, another frame, or none of
+these for certain."""
 
 Reading = Callable[[memoryview], Content]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Types:
-    """Types of units: those that hold a picture, and those of pictures at which decoding may start.
+    """Types of units: of a picture, of a picture at which decoding may start, of a parameter set.
 
     The type stands in a unit's first byte, in the bits of `mask` after a shift to the right. After the header of a
     picture's first unit stands a bit that is 1.
@@ -26,15 +27,30 @@ class _Types:
 
     pictures: range
     entries: range
+    parameters: frozenset[int]
     shift: int
     mask: int
     header_bytes: int
 
 
-_H264 = _Types(pictures=range(1, 6), entries=range(5, 6), shift=0, mask=0x1F, header_bytes=1)
+_H264 = _Types(
+    pictures=range(1, 6),
+    entries=range(5, 6),
+    parameters=frozenset({7, 8, 13, 15}),
+    shift=0,
+    mask=0x1F,
+    header_bytes=1,
+)
 """ITU-T H.264, table 7-1: an IDR picture has type 5. Other key frames may only be recovery points."""
 
-_HEVC = _Types(pictures=range(22), entries=range(16, 22), shift=1, mask=0x3F, header_bytes=2)
+_HEVC = _Types(
+    pictures=range(22),
+    entries=range(16, 22),
+    parameters=frozenset({32, 33, 34}),
+    shift=1,
+    mask=0x3F,
+    header_bytes=2,
+)
 """ITU-T H.265, table 7-1: BLA, IDR and CRA pictures."""
 
 
@@ -51,7 +67,8 @@ def packet_reading(codec: VideoCodecContext) -> Reading | None:
 def _units(packet: memoryview, length_bytes: int, types: _Types) -> Content:
     """A packet of units, each after its length.
 
-    A packet is damaged if its units do not fill it exactly, if one is empty, or if none starts a picture.
+    A packet is damaged if its units do not fill it exactly, if one is empty, or if none starts a picture. A parameter
+    set changes how later pictures are decoded, so a packet that brings one must be an entry.
     """
     at, end, found, starts = 0, len(packet), set[int](), False
     while at + length_bytes < end:
@@ -68,4 +85,6 @@ def _units(packet: memoryview, length_bytes: int, types: _Types) -> Content:
         at += size
     if at != end or not starts:
         return "unclear"
-    return "inner" if found.isdisjoint(types.entries) else "entry"
+    if found.isdisjoint(types.entries):
+        return "inner" if found.isdisjoint(types.parameters) else "unclear"
+    return "entry" if found.isdisjoint(types.parameters) else "described"

@@ -67,6 +67,7 @@ class FrameIndexer:
         self._content = packet_reading(stream.codec_context)
         self._ticks: list[int] = []
         self._entries: list[int] = []
+        self._described: list[int] = []
 
     def add(self, packet: Packet) -> None:
         """Adds the next packet; one whose frame is hidden, unclear or without a time ends the making."""
@@ -77,13 +78,18 @@ class FrameIndexer:
         if packet.pts is None or flawed or content == "unclear":
             self._content = None
             return
-        if content == "entry":
+        if content in ("entry", "described"):
             self._entries.append(len(self._ticks))
+        if content == "described":
+            self._described.append(len(self._ticks))
         self._ticks.append(packet.pts)
 
     def index(self, zero_s: float) -> FrameIndex | None:
         """The index, or None if the clip must be decoded whole; `zero_s` is the time that counts as 0."""
         if self._content is None or self._entries[:1] != [0]:
+            return None
+        # Parameter sets hold until the next ones: an entry must bring its own if any entry after the first does.
+        if self._described not in ([], [0], self._entries):
             return None
         if max(map(abs, self._ticks)) * self._tick.numerator > _EXACT:
             return None

@@ -76,6 +76,9 @@ def test_a_route_that_cannot_work_is_refused_in_one_sentence(overrides, sentence
     ("overrides", "sentence"),
     [
         (["stages.sort.data.manifest=a.jsonl"], "stages.sort has a table and data; filter the one or the other"),
+        (["stages.sort.right=true", "stages.sort.keep.wrong=true"], "stages.sort.keep.wrong is true; it must be false"),
+        (["stages.sort.keep.max_tokens=9"], "stages.sort.keep is set; it must be as in stage/filter: only"),
+        (["stages.sort.even.at_most=9"], "stages.sort.even.at_most is 9; it must be null without stages.sort.even.by"),
         ([*ALONE, "stages.sort.mixed=true"], "stages.sort.mixed is true; it must be false without stages.sort.table"),
         ([*ALONE, "stages.sort.min_pass_rate=0.5"], "min_pass_rate is 0.5; it must be null without stages.sort.table"),
         ([*ALONE, "stages.sort.right=true"], "stages.sort.rewards: is missing; they say whether a target is right"),

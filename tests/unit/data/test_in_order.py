@@ -1,5 +1,6 @@
 """Each usable sample once, in order: the same batches and the same decisions for any ranks, workers and caches."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -177,6 +178,42 @@ def test_nothing_is_decided_about_a_set_of_which_nothing_can_be_used(root, pipel
     (root / "one.mp4").write_bytes(content)
     found = in_order(opened(root, pipeline, Exclusions(path), names=["train.jsonl"]))
     assert sum(map(len, ids(found))) == num
+
+
+def test_a_set_of_which_everything_was_left_out_before_is_refused_and_not_passed_over(manifest, pipeline, tmp_path):
+    """As the first samples of a manifest, of which another reader has used the rest."""
+    exclusions = Exclusions(tmp_path / "run" / "exclusions.jsonl")
+    list(in_order(opened(manifest, pipeline, exclusions)))
+    limited = PreparedSet(
+        [sample for sample in read_manifest(manifest / "train.jsonl", manifest) if sample.id in ("s2", "s3")],
+        media_root=manifest,
+        pipeline=pipeline,
+        template=PromptTemplate(),
+        supervised=False,
+        exclusions=exclusions,
+    )
+    with pytest.raises(DataError, match=r"^train\.jsonl: all 2 samples cannot be used; the first: .*broken\.mp4"):
+        StreamedSets([("train.jsonl", limited)], Monitor())
+
+
+@pytest.mark.parametrize("prefetch", [0, 5])
+def test_nothing_reads_ahead_while_the_last_batch_is_used(manifest, pipeline, monkeypatch, prefetch):
+    """Lightning takes as many batches as there are and never asks for the end."""
+    kind = type(pipeline.decoder)
+    ended, session = [], kind.session
+
+    @contextmanager
+    def watched(self):
+        with session(self) as found:
+            yield found
+        ended.append(True)
+
+    monkeypatch.setattr(kind, "session", watched)
+    batches = iter(in_order(opened(manifest, pipeline, names=["train.jsonl"]), prefetch=prefetch))
+    next(batches)
+    assert not ended
+    assert [sample.id for sample in next(batches).samples] == ["s6", "s7", "s8", "s10"]
+    assert ended
 
 
 def test_ranks_that_know_different_decisions_say_so_before_they_read(manifest, pipeline, tmp_path):

@@ -212,6 +212,9 @@ AVC, AVC_SHORT, HEVC = b"\x01d\x00\x0b\xff", b"\x01d\x00\x0b\xfd", b"\x01" + byt
         (("h264", AVC), "00000002 41 9a", "inner"),
         (("h264", AVC), "00000002 0605 00000002 65 88", "entry"),
         (("h264", AVC_SHORT), "0002 65 88", "entry"),
+        (("h264", AVC), "00000002 6764 00000002 65 88", "described"),  # a parameter set before its picture
+        (("h264", AVC), "00000002 6864 00000002 41 9a", "unclear"),  # later pictures need it
+        (("hevc", HEVC), "00000003 420180 00000003 2601 80", "described"),
         (("h264", AVC), "00000002 0605", "unclear"),  # no picture
         (("h264", AVC), "00000002 65 08", "unclear"),  # its first slice is not the first of the picture
         (("h264", AVC), "00000001 65", "unclear"),
@@ -313,3 +316,11 @@ def test_packets_that_do_not_say_which_frames_a_clip_has_give_no_index(place, pa
     packets = list(GOOD)
     packets[place] = packet
     assert indexed(*packets) is None
+
+
+def test_entries_bring_their_parameter_sets_or_none_does_after_the_first():
+    """A set in a packet that is skipped would be missing where a later entry does not repeat it."""
+    described = "00000002 6764 " + ENTRY
+    assert indexed((0, described, {}), *GOOD[1:]) is not None
+    assert indexed((0, described, {}), *GOOD[1:4], (160, described, {}), GOOD[5]) is not None
+    assert indexed(*GOOD[:4], (160, described, {}), GOOD[5]) is None
