@@ -167,8 +167,8 @@ def test_an_answer_is_known_by_all_that_decides_it(tmp_path):
     found = [bodies.hash(request(1)), *(bodies.hash(request(1, **other)) for other in others)]
     (tmp_path / "a.png").write_bytes(b"\x89PNG2")
     found.append(bodies.hash(request(1, **others[-1])))
-    for expert in (ExpertSettings(model="other"), ExpertSettings(model="adder", thoughts=True)):
-        found.append(ChatBodies(expert, SamplingSettings(), endpoint, tmp_path).hash(request(1)))
+    experts = (ExpertSettings(model="other"), ExpertSettings(model="adder", thoughts=True))
+    found += [ChatBodies(expert, SamplingSettings(), endpoint, tmp_path).hash(request(1)) for expert in experts]
     found.append(
         ChatBodies(ExpertSettings(model="adder"), SamplingSettings(top_p=0.5), endpoint, tmp_path).hash(request(1))
     )
