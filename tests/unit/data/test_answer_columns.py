@@ -4,14 +4,14 @@ import json
 import re
 
 import pytest
+import words
 
 from lightning_mmrl.data.answer_columns import RowError, pair_of, with_targets
 from lightning_mmrl.data.collate import collate_pairs, collate_targets
+from lightning_mmrl.data.exchanges import exchanges
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import Draw
 from lightning_mmrl.data.sources import Source, load_source, place_of
-from lightning_mmrl.data.targets import exchanges
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import PromptSettings
@@ -84,7 +84,7 @@ def test_a_pair_is_one_prompt_with_two_targets(root, pipeline):
         pairs, media_root=root, pipeline=pipeline, template=PromptTemplate(), supervised=True, lesson="pair"
     )
     prepared.check("pairs.jsonl")
-    items = [prepared[Draw(index=place, serial=place)] for place in range(2)]
+    items = [words.read(prepared, index=place) for place in range(2)]
     batch = collate_pairs(items, pad_token_id=0)
     assert (len(batch.prompts.samples), batch.scoring.group_size) == (2, 2)
     ended = [row[mask].tolist() for row, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
