@@ -272,7 +272,7 @@ def labels_check(matcher: LabelMatcher) -> RowCheck:
 
 
 def _task_checks(task: Task) -> list[Callable[[str, Sequence[Sample]], object]]:
-    """The checks of a task; for the outcome of those of other tasks than this one, nothing says what it depends on."""
+    """The checks of a task. Only closed labels say what their outcome depends on, so only theirs is kept."""
     if type(task) is not ClosedLabels:
         return [task.check]
     return [lambda manifest, samples: task.lexicon, labels_check(task.matcher)]

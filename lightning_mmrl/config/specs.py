@@ -141,7 +141,7 @@ def _seen(media: MediaSettings) -> dict[str, Any]:
 
 
 def _texts(prompt: PromptSettings) -> dict[str, Any]:
-    """The texts of a prompt without those that came later and are not used."""
+    """The texts of a prompt. Keys that came later are left out while they are empty, so that older digests hold."""
     return {key: text for key, text in asdict(prompt).items() if text or f"prompt.{key}" not in LATER}
 
 

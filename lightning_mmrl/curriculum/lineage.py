@@ -52,7 +52,7 @@ class Forebear:
 
 
 def forebears(artifact: Path) -> list[Forebear]:
-    """Returns the stages that led to an artifact, in the order they ran, those of other runs first.
+    """Returns the stages that led to an artifact: those of other runs first, each run in the order it ran.
 
     The parent of a stage that started from a handoff of another run is followed into that run, if it still is where it
     was. An artifact that no run has on record, such as an exported one, has no stages here.

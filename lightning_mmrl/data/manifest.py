@@ -170,7 +170,7 @@ class OpenManifest:
             self._note(missing, found, start)
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """Maps those of the given ids that occur to their samples."""
+        """Maps each of the given ids that occurs to its sample."""
         if not (names := list(ids)):
             return {}
         order, hashes = self._by_hash

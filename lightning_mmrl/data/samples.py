@@ -92,7 +92,7 @@ class Samples(Sequence[Sample]):
 
     @abstractmethod
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """Maps those of the given ids that occur to the places of their samples, in the order of the places."""
+        """Maps each of the given ids that occurs to the place of its sample, in the order of the places."""
 
     @abstractmethod
     def content(self, row: int) -> str:
