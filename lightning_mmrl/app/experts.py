@@ -179,9 +179,9 @@ def chat_endpoint(
     if stage.expert is None or stage.endpoint is None or stage.sampling is None:
         yield None
         return
-    own = Path(config.output_dir) / config.run_name / "experts"
-    folder = own if stage.endpoint.answers is None else Path(stage.endpoint.answers)
-    with Ledger.opened(folder / f"{spec.name}.jsonl") as ledger:
+    own = Path(config.output_dir) / config.run_name / "experts" / f"{spec.name}.jsonl"
+    shared = None if stage.endpoint.answers is None else Path(stage.endpoint.answers) / own.name
+    with Ledger.opened(own, None if shared is None or shared.resolve() == own.resolve() else shared) as ledger:
         bodies = ChatBodies(stage.expert, stage.sampling, stage.endpoint, media_root)
         yield ChatEndpoint(
             expert=stage.expert,

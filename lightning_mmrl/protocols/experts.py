@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.types.records import MediaRef, Message
+
+Missing = Literal["failed", "refused", "not_asked"]
+"""Why there is no answer: the expert failed, and may answer another time; it has none to this question; or nobody put
+the question to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class ExpertAnswer:
         key: The id of the prompt.
         text: The answer; None if there is none.
         problem: Why there is none, in one word such as `timeout`.
+        missing: Whose the problem is, if there is one.
         num_tokens: Tokens of the answer; of an expert that does not count them, its words.
         is_cut: Whether a length limit ended it.
         answered_s: Seconds until it was there.
@@ -55,6 +60,7 @@ class ExpertAnswer:
     key: str
     text: str | None = None
     problem: str | None = None
+    missing: Missing = "failed"
     num_tokens: int = 0
     is_cut: bool = False
     answered_s: float = 0.0

@@ -27,7 +27,8 @@ class EndpointSettings:
     key_variable: str | None = setting(None, texts=False)
     """Name of the environment variable with the key: MMRL_EXPERT_KEY, or longer; null: no key is sent."""
     answers: str | None = setting(None, texts=False)
-    """Folder of the answers that are kept, which runs may share; null: `experts` in the folder of the run."""
+    """Folder of answers that stages and runs share, one at a time; null: this stage's own alone, in the run's folder
+    `experts`."""
     concurrency: int = setting(8, at_least=1)
     """Requests under way at once."""
     request_timeout_s: float = setting(600.0, above=0)
@@ -39,12 +40,17 @@ class EndpointSettings:
     longest_wait_s: float = setting(120.0, at_least=0)
     """Seconds of the longest wait; a question whose Retry-After is longer counts as failed."""
     max_requests: int | None = setting(None, at_least=1)
-    """Requests of the whole stage, those before an interruption included; null: any number."""
+    """Requests that this stage sends, those before an interruption included; null: any number."""
     max_total_tokens: int | None = setting(None, at_least=1)
-    """Tokens of prompts and answers after which nothing more is asked; null: any number."""
+    """Tokens of prompts and replies after which this stage asks nothing more, replies without an answer included; null:
+    any number."""
     max_media_mb: int = setting(20, at_least=1)
     """Megabytes (10^6 bytes) of the media of one question; larger ones are not asked."""
+    ask_refused_again: bool = False
+    """Ask again also those questions that the endpoint refused before, such as by status 400."""
     give_up_after: int = setting(8, at_least=1)
-    """Questions that fail one after the other before the run ends, since the endpoint is down or refuses all."""
+    """Questions that fail one after the other before the run ends, since the endpoint is down or refuses all. A refused
+    question counts until the endpoint has answered one."""
     max_failed_rate: float = setting(0.5, at_least=0, at_most=1)
-    """Largest share of questions without an answer; above it the run ends, and the same command asks them again."""
+    """Largest share of the stage's questions that may fail, refused ones aside; above it the run ends, and the same
+    command asks them again."""

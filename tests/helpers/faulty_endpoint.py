@@ -12,8 +12,13 @@ ANSWERS = (RIGHT, "wrong", "language", "cut_short")
 """Faults that are answers: they are kept, and the rewards judge them."""
 PASSING = ("429", "500", "503", "html", "half", "lost", "reset", "slow", "empty")
 """Faults after which the same request is sent again."""
-FINAL = ("400", "422", "redirect", "busy")
-"""Faults after which it is not."""
+REFUSED = ("400", "422", "cut_empty", "declined")
+"""Faults that are the question's own outcome: it is not asked again."""
+FINAL = (*REFUSED, "redirect", "busy")
+"""Faults after which the same request is not sent again."""
+COUNTED = (*ANSWERS, "empty", "cut_empty", "declined")
+"""Faults whose reply says that it was billed `BILLED` tokens."""
+BILLED = 15
 SLOW_S = 1.5
 """Seconds that a slow answer takes."""
 PAGES = {
@@ -128,9 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, fault, text):
         terms = re.findall(r"[+-]? ?\d+", text)
         number = sum(int(term.replace(" ", "")) for term in terms) + (fault == "wrong")
-        said = {"language": "Das Ergebnis ist sieben.", "empty": " "}.get(fault, f"<answer>{number}</answer>")
-        reason = "length" if fault == "cut_short" else "stop"
-        choice = {"message": {"role": "assistant", "content": said}, "finish_reason": reason}
+        texts = {"language": "Das Ergebnis ist sieben.", "empty": " ", "cut_empty": None, "declined": None}
+        said = texts.get(fault, f"<answer>{number}</answer>")
+        reason = "length" if fault in ("cut_short", "cut_empty") else "stop"
+        message = {"role": "assistant", "content": said, **({"refusal": "No."} if fault == "declined" else {})}
+        choice = {"message": message, "finish_reason": reason}
         usage = {"prompt_tokens": 10, "completion_tokens": 5}
         content = json.dumps({"choices": [choice], "usage": usage}).encode()
         if fault == "slow":

@@ -4,9 +4,10 @@
     python tools/campaigns/expert_endpoint.py --num 100 --kills 1
 
 The endpoint is on the loopback (tests/helpers/faulty_endpoint.py) and has a plan for each question: what its first,
-second and further requests get. So the number of requests and the end of each question are known beforehand. A process
-that is left alone must meet both exactly. One that is killed may send again only what was under way at a kill. Nothing
-that has an answer is asked for again. The exit code is 0 if all holds.
+second and further requests get. So the number of requests, the tokens that are billed and the end of each question are
+known beforehand. A process that is left alone must meet all exactly; tokens of replies that are cut off are estimated,
+and each must be counted. One that is killed may send again only what was under way at a kill. A question that was
+answered or refused is not asked again. The exit code is 0 if all holds.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 
-from faulty_endpoint import ANSWERS, FINAL, PASSING, FaultyEndpoint, expected, question
+from faulty_endpoint import ANSWERS, BILLED, COUNTED, FINAL, PASSING, FaultyEndpoint, expected, question
 
 from lightning_mmrl.curriculum.experts.chat import ChatBodies
 from lightning_mmrl.curriculum.experts.endpoint import ChatEndpoint
@@ -32,11 +33,16 @@ from lightning_mmrl.curriculum.experts.ledger import Ledger
 from lightning_mmrl.protocols.experts import ExpertRequest
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
+from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.types.records import Message
 
 RETRIES, CONCURRENCY, PATIENCE_S = 3, 8, 300.0
 BYTES_EACH = 300
 """Bytes that a question takes on record, about."""
+REFUSALS = frozenset({"status_400", "status_422", "cut_before_answer", "declined"})
+"""Problems that are the outcomes of refused questions."""
+ESTIMATED = ("malformed", "unreachable")
+"""Problems of requests whose replies are cut off, if there are any."""
 SHARE_OF_FAULTS = 0.4
 """Share of the questions whose first request fails or is answered wrongly."""
 
@@ -76,6 +82,7 @@ def ask(url: str, work: Path, number: int) -> None:
             "answers": {each.key: [each.text, each.problem] for each in answers},
             "requests": ledger.num_requests,
             "tokens": ledger.num_tokens,
+            "estimates": [line["billed"] for line in read_lines(ledger.path) if line.get("problem") in ESTIMATED],
         }
     (work / "found.json").write_text(json.dumps(found))
 
@@ -119,10 +126,14 @@ def problems_alone(plans: Plans, asked: Counter[str], found: Mapping[str, Any]) 
         answer, problem = found["answers"][text]
         if (end in ANSWERS) != (answer is not None) or (answer is None) != (problem is not None):
             problems.append(f"{text} ended with {answer!r} and {problem!r}, and its plan with {end}")
-    total, tokens = sum(number for number, _ in ends.values()), 15 * sum(end in ANSWERS for _, end in ends.values())
-    for what, value, wanted in (("requests", found["requests"], total), ("tokens", found["tokens"], tokens)):
-        problems += [] if value == wanted else [f"{value} {what} on record, not {wanted}"]
-    return problems
+    sent = [plan[min(n, len(plan)) - 1] for text, plan in plans.items() for n in range(1, times[text] + 1)]
+    estimates = [tokens for tokens in found["estimates"] if tokens]
+    compared = (
+        ("requests", found["requests"], sum(times.values())),
+        ("tokens counted", found["tokens"] - sum(estimates), BILLED * sum(fault in COUNTED for fault in sent)),
+        ("estimates", len(estimates), sum(fault in ("half", "lost") for fault in sent)),
+    )
+    return problems + [f"{value} {what} on record, not {wanted}" for what, value, wanted in compared if value != wanted]
 
 
 def problems_killed(asked: Counter[str], found: Mapping[str, Any], kills: int, kept: Mapping[str, str]) -> list[str]:
@@ -171,9 +182,10 @@ def campaign(work: Path, number: int, kills: int, seed: int) -> list[str]:
         before = Counter(server.asked)
         again, _, _ = asked_by_a_process(server.url, work / "killed", number, 0, seed)
     problems += problems_killed(before, found, done, kept) + problems_killed(server.asked, again, done, kept)
-    more = {text for text in kept if server.asked[text] != before[text]}
+    refused = {text for text, (_, problem) in found["answers"].items() if problem in REFUSALS}
+    more = {text for text in (*kept, *refused) if server.asked[text] != before[text]}
     print(f"asked once more: {sum((server.asked - before).values())} requests for questions without an answer")
-    return problems + [f"{text} has an answer and was asked again" for text in sorted(more)]
+    return problems + [f"{text} has an outcome and was asked again" for text in sorted(more)]
 
 
 if __name__ == "__main__":

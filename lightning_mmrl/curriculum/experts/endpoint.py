@@ -7,15 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
 from lightning_mmrl.curriculum.experts.chat import ChatBodies, UnfitError
-from lightning_mmrl.curriculum.experts.ledger import Ledger, tokens_of
-from lightning_mmrl.curriculum.experts.replies import Failure, Reply, read_reply
+from lightning_mmrl.curriculum.experts.ledger import Ledger
+from lightning_mmrl.curriculum.experts.replies import Failure, Reply, begun, read_reply
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.protocols.experts import ExpertAnswer, ExpertRequest
+from lightning_mmrl.protocols.experts import ExpertAnswer, ExpertRequest, Missing
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.types.redaction import redact, remember_secret
 
@@ -47,14 +47,32 @@ def key_of(settings: EndpointSettings) -> str | None:
 
 
 @dataclass(kw_only=True)
-class Spent:
-    """Counts of one process, for progress and metrics: where each question ended, and how often it was asked."""
+class Tally:
+    """Counts of questions in one process, over all calls of `ask`.
+
+    Attributes:
+        num_questions: All questions.
+        num_answered: Questions that the endpoint answered, kept answers aside.
+        num_failed: Questions that the endpoint left without an answer, refused ones aside.
+        num_refused: Questions to which the endpoint has no answer.
+        num_unfit: Questions whose media cannot be sent.
+        first: Why the first question of `num_failed` and `num_unfit` has no answer.
+    """
 
     num_questions: int = 0
-    num_kept: int = 0
-    num_asked: int = 0
+    num_answered: int = 0
     num_failed: int = 0
-    num_retries: int = 0
+    num_refused: int = 0
+    num_unfit: int = 0
+    first: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A question without an answer: the reason in one word, and whose it is."""
+
+    problem: str
+    missing: Missing
 
 
 @dataclass(kw_only=True)
@@ -68,7 +86,7 @@ class ChatEndpoint:
         ledger: What was asked and answered before.
         poll: Called often while requests are under way; raises to end them.
         on_progress: Called with the numbers of questions that are done and of all, and with the cost in words.
-        spent: The counts.
+        tally: The counts.
     """
 
     expert: ExpertSettings
@@ -77,7 +95,7 @@ class ChatEndpoint:
     ledger: Ledger
     poll: Callable[[], None] = lambda: None
     on_progress: Callable[[int, int, str], None] = lambda done, total, details: None
-    spent: Spent = field(default_factory=Spent)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def name(self) -> str:
@@ -89,8 +107,8 @@ class ChatEndpoint:
 
         Raises:
             ConfigError: There is no key.
-            StageError: The endpoint is down, refuses all, or left too large a share without an answer. The answers that
-                it gave are kept.
+            StageError: The endpoint is down, refuses all, or left too large a share of all questions so far without an
+                answer. The answers that it gave are kept.
         """
         asking = _Asking(self, len(requests))
         work = asyncio.run_coroutine_threadsafe(asking.all(requests), loop := asyncio.new_event_loop())
@@ -110,14 +128,26 @@ class ChatEndpoint:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
-        failed = [answer for answer in answers if answer.problem not in (None, OVER_BUDGET)]
-        if len(failed) > self.endpoint.max_failed_rate * len(answers):
-            raise StageError(
-                f"{len(failed)} of {len(answers)} questions to {self.name} at {self.address} failed (the first: "
-                f"{failed[0].problem}), more than endpoint.max_failed_rate {self.endpoint.max_failed_rate:g} "
-                f"allows; {self._kept_in}"
-            )
+        self._check_share()
         return answers
+
+    def _check_share(self) -> None:
+        """Ends the stage if too many of all its questions have no answer; a refused one is an outcome like an answer.
+
+        Raises:
+            StageError: Saying how to go on.
+        """
+        tally, share = self.tally, self.endpoint.max_failed_rate
+        if tally.num_failed + tally.num_unfit <= share * tally.num_questions:
+            return
+        ways = [f"set endpoint.max_failed_rate above {share:g} to go on without them"]
+        if tally.num_unfit:
+            ways.append(f"mend the media of {tally.num_unfit} of them, which cannot be sent, or raise max_media_mb")
+        raise StageError(
+            f"{tally.num_failed + tally.num_unfit} of {tally.num_questions} questions to {self.name} at {self.address} "
+            f"failed (the first: {tally.first}), more than endpoint.max_failed_rate {share:g} allows; "
+            f"{' or '.join(ways)}; {self._kept_in}"
+        )
 
     @property
     def address(self) -> str:
@@ -144,10 +174,17 @@ class ChatEndpoint:
     def gone(self, failure: Failure, number: int) -> StageError:
         """The error that ends the stage."""
         said = f", which says {' '.join(failure.detail.split())[:200]}" if failure.detail.strip() else ""
-        why = "refuses all requests" if failure.of_all else f"left {number} questions in a row without an answer"
+        mend = "mend it"
+        if failure.of_all:
+            why = "refuses all requests"
+        elif failure.own:
+            why = f"has answered nothing and refused {number} questions"
+            mend = "mend expert and sampling, or raise endpoint.give_up_after if other questions will be answered"
+        else:
+            why = f"left {number} questions in a row without an answer"
         return StageError(
             f"the expert {self.name} at {self.address} {why} (the last: {failure.problem}{redact(said)}); "
-            f"mend it; {self._kept_in}"
+            f"{mend}; {self._kept_in}"
         )
 
 
@@ -167,7 +204,7 @@ class _Asking:
         """Asks with `concurrency` workers; the first error ends them all."""
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         waiting = iter(enumerate(requests))
-        self._owner.spent.num_questions += len(requests)
+        self._owner.tally.num_questions += len(requests)
         # A connection that the server closed meanwhile would take a request that nobody gets.
         connector = aiohttp.TCPConnector(limit=self._settings.concurrency, force_close=True)
         timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout_s)
@@ -190,77 +227,120 @@ class _Asking:
             try:
                 found = await self._asked(request, session)
             except UnfitError as error:
-                found = str(error)
-            seconds, spent = time.monotonic() - start, self._owner.spent
-            if isinstance(found, str):
-                spent.num_failed += 1
-                self._answers[place] = ExpertAnswer(key=request.key, problem=found, answered_s=seconds)
-            else:
-                self._answers[place] = ExpertAnswer(
-                    key=request.key,
-                    text=found.text,
-                    num_tokens=tokens_of(found),
-                    is_cut=found.is_cut,
-                    answered_s=seconds,
-                )
+                self._count_gap(str(error), "num_unfit")
+                found = Gap(problem=str(error), missing="not_asked")
+            self._answers[place] = _answer(request.key, found, time.monotonic() - start)
             self.num_done += 1
 
-    async def _asked(self, request: ExpertRequest, session: aiohttp.ClientSession) -> Reply | str:
+    async def _asked(self, request: ExpertRequest, session: aiohttp.ClientSession) -> Reply | Gap:
         """Returns the answer to a question, kept or asked for; or the reason why there is none.
 
         Raises:
+            UnfitError: A medium cannot be sent.
             StageError: The endpoint is down, or refuses all.
         """
         owner, bodies = self._owner, self._owner.bodies
         ledger, name = owner.ledger, await asyncio.to_thread(bodies.hash, request)
         kept = ledger.answer(name)
         if kept is not None:
-            owner.spent.num_kept += 1
             return kept
-        owner.spent.num_asked += 1
+        refusal = None if self._settings.ask_refused_again else ledger.refusal(name)
+        if refusal is not None:
+            owner.tally.num_refused += 1
+            return Gap(problem=refusal, missing="refused")
         body = await asyncio.to_thread(bodies.body, request)
-        failure = Failure(problem=OVER_BUDGET, again=False)
+        found = await self._tried(request, name, body, session)
+        if isinstance(found, Reply):
+            return found
+        if found is None:
+            return Gap(problem=OVER_BUDGET, missing="not_asked")
+        return self._gap(found)
+
+    async def _tried(
+        self, request: ExpertRequest, name: str, body: dict[str, Any], session: aiohttp.ClientSession
+    ) -> Reply | Failure | None:
+        """Sends a request until it is answered or shall not be sent again; returns None if the budget is spent.
+
+        Raises:
+            StageError: The endpoint refuses all.
+        """
+        owner, ledger = self._owner, self._owner.ledger
+        num_asked = sum(len(turn.content) for turn in request.turns)
+        found: Reply | Failure | None = None
         for number in range(self._settings.retries + 1):
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             if owner.over_budget:
-                return OVER_BUDGET
+                return None
             ledger.sent(name)
-            owner.spent.num_retries += number > 0
             found = await self._sent(body, session)
             if isinstance(found, Reply):
-                ledger.keep(name, found)
+                ledger.keep(name, found, found.usage.billed(num_asked, len(found.text)))
+                owner.tally.num_answered += 1
                 self._failed_in_row = 0
                 return found
-            ledger.failed(name, found.problem)
-            failure = found
-            if failure.of_all:
-                raise owner.gone(failure, 1)
-            if not failure.again or not await self._waited(failure, number, name):
+            billed = 0 if found.usage is None else found.usage.billed(num_asked, found.num_characters)
+            ledger.failed(name, found, billed)
+            if found.of_all and not owner.tally.num_answered:
+                raise owner.gone(found, 1)
+            if not found.again or not await self._waited(found, number, name):
                 break
+        return found
+
+    def _gap(self, failure: Failure) -> Gap:
+        """Counts a question that was asked and has no answer.
+
+        A refused question is its own outcome once the endpoint has answered another one; until then it may be of all.
+
+        Raises:
+            StageError: The endpoint left too many in a row without an answer.
+        """
+        owner = self._owner
+        if failure.own and owner.ledger.has_answers:
+            owner.tally.num_refused += 1
+            return Gap(problem=failure.problem, missing="refused")
         self._failed_in_row += 1
         if self._failed_in_row >= self._settings.give_up_after:
             raise owner.gone(failure, self._failed_in_row)
-        return failure.problem
+        if failure.own:
+            owner.tally.num_refused += 1
+        else:
+            self._count_gap(failure.problem, "num_failed")
+        return Gap(problem=failure.problem, missing="refused" if failure.own else "failed")
+
+    def _count_gap(self, problem: str, count: Literal["num_failed", "num_unfit"]) -> None:
+        tally = self._owner.tally
+        setattr(tally, count, getattr(tally, count) + 1)
+        tally.first = tally.first or problem
 
     async def _sent(self, body: dict[str, Any], session: aiohttp.ClientSession) -> Reply | Failure:
         """Sends a request once. A redirect counts as a failure: it would show the key to somebody else."""
         url = self._settings.base_url.rstrip("/") + PATH
+        content, usage = bytearray(), None
         try:
             async with session.post(url, json=body, allow_redirects=False) as response:
-                content = b""
+                usage = begun(response.status, b"")
                 async for chunk in response.content.iter_chunked(_CHUNK):
                     content += chunk
+                    usage = begun(response.status, content)
                     if len(content) > MOST_BYTES:
-                        return Failure(problem="too_long", again=False)
-                thoughts = self._owner.expert.thoughts
-                found = read_reply(response.status, response.headers, content, thoughts=thoughts)
-                if self._key is not None and isinstance(found, Reply) and self._key in found.text:
-                    return Failure(problem="repeats_key", again=False)  # answers are written down, and the key is not
-                return found
+                        return Failure(
+                            problem="too_long", again=False, own=True, usage=usage, num_characters=len(content)
+                        )
+                return self._read(response, bytes(content))
         except TimeoutError:
-            return Failure(problem="timeout", again=True)
+            return Failure(problem="timeout", again=True, usage=usage, num_characters=len(content))
         except (aiohttp.ClientError, OSError) as error:
-            return Failure(problem="unreachable", again=True, detail=f"{type(error).__name__}: {error}")
+            said = f"{type(error).__name__}: {error}"
+            return Failure(problem="unreachable", again=True, detail=said, usage=usage, num_characters=len(content))
+
+    def _read(self, response: aiohttp.ClientResponse, content: bytes) -> Reply | Failure:
+        """Reads a response that is whole."""
+        found = read_reply(response.status, response.headers, content, thoughts=self._owner.expert.thoughts)
+        if self._key is None or not isinstance(found, Reply) or self._key not in found.text:
+            return found
+        # Answers are written down, and the key is not.
+        usage, length = found.usage, len(found.text)
+        return Failure(problem="repeats_key", again=False, own=True, usage=usage, num_characters=length)
 
     async def _waited(self, failure: Failure, number: int, name: str) -> bool:
         """Waits before the next request for an answer; returns False if there shall be none.
@@ -278,6 +358,13 @@ class _Asking:
         spread = random.Random(f"{name}/{number}").uniform(0.5, 1.0)  # so that workers do not come back together
         await asyncio.sleep(min(settings.longest_wait_s, settings.first_wait_s * 2**number) * spread)
         return True
+
+
+def _answer(key: str, found: Reply | Gap, seconds: float) -> ExpertAnswer:
+    """The answer that a question gets."""
+    if isinstance(found, Gap):
+        return ExpertAnswer(key=key, problem=found.problem, missing=found.missing, answered_s=seconds)
+    return ExpertAnswer(key=key, text=found.text, num_tokens=found.num_tokens, is_cut=found.is_cut, answered_s=seconds)
 
 
 async def _ended() -> None:

@@ -10,21 +10,47 @@ from typing import Any
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which the same request may succeed."""
-OF_ALL = frozenset({401, 403, 404, 405})
-"""Statuses that every request would get: the key, the address or the model is wrong."""
+OF_ALL = frozenset({401, 402, 403, 404, 405})
+"""Statuses that every request would get: the key, the account, the address or the model is wrong."""
+CHARACTERS_PER_TOKEN = 4
+"""Length of a token, for endpoints that do not count tokens."""
+_OWN = {"length": "cut_before_answer", "content_filter": "content_filter"}
+"""Reasons for the end of a reply without text that the same request would meet again, and the words for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of a reply that was billed, as the endpoint counts them; None for a number that it does not give."""
+
+    num_prompt_tokens: int | None = None
+    num_tokens: int | None = None
+    num_total: int | None = None
+
+    def billed(self, asked: int, said: int) -> int:
+        """The tokens of prompt and answer; a missing number is estimated from the characters asked and said.
+
+        >>> Usage(num_prompt_tokens=7).billed(asked=100, said=5), Usage(num_total=9).billed(asked=100, said=5)
+        (9, 9)
+        """
+        prompt, answer = self.num_prompt_tokens, self.num_tokens
+        if self.num_total is not None:
+            return max(self.num_total, (prompt or 0) + (answer or 0))
+        prompt = estimate(asked) if prompt is None else prompt
+        return prompt + (estimate(said) if answer is None else answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer; `is_cut` says whether a length limit ended it.
-
-    `num_prompt_tokens` and `num_tokens` are None if the endpoint does not count tokens.
-    """
+    """An answer; `is_cut` says whether a length limit ended it."""
 
     text: str
     is_cut: bool
-    num_prompt_tokens: int | None
-    num_tokens: int | None
+    usage: Usage = Usage()
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the answer, estimated from its length if the endpoint did not count them."""
+        return estimate(len(self.text)) if self.usage.num_tokens is None else self.usage.num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +61,26 @@ class Failure:
         problem: The kind of failure, in one word.
         again: Whether the same request may succeed later.
         of_all: Whether every other request would fail as well.
+        own: Whether it is the outcome of this question alone, which the same request would meet again.
         wait_s: Seconds that the endpoint asks to wait; None if it says nothing.
         detail: What the endpoint said, shortened.
+        usage: What it was billed; None if it was not.
+        num_characters: Characters that were received, for an estimate of what was billed.
     """
 
     problem: str
     again: bool
     of_all: bool = False
+    own: bool = False
     wait_s: float | None = None
     detail: str = ""
+    usage: Usage | None = None
+    num_characters: int = 0
+
+
+def estimate(num_characters: int) -> int:
+    """The tokens of a text of this length."""
+    return -(-num_characters // CHARACTERS_PER_TOKEN)
 
 
 def read_reply(status: int, headers: Mapping[str, str], content: bytes, *, thoughts: bool = False) -> Reply | Failure:
@@ -60,38 +97,77 @@ def read_reply(status: int, headers: Mapping[str, str], content: bytes, *, thoug
     ('4', 'malformed', 'status_500')
     """
     if status != 200:
-        wait = _seconds(next((value for key, value in headers.items() if key.lower() == "retry-after"), ""))
-        again = status >= 500 or status in PASSING
-        detail = content[:300].decode("utf-8", "replace")
-        return Failure(
-            problem=f"status_{status}",
-            again=again,
-            of_all=status in OF_ALL,
-            wait_s=wait if again else None,
-            detail=detail,
-        )
-    malformed = Failure(problem="malformed", again=True, detail=content[:300].decode("utf-8", "replace"))
+        return _status(status, headers, content)
     try:
         body = json.loads(content)
+    except (ValueError, RecursionError):
+        return _malformed(content, begun(status, content))
+    if not isinstance(body, Mapping):
+        return _malformed(content, None)
+    usage = _usage(body) if "choices" in body or "usage" in body else None
+    try:
         choice = body["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
-        text, usage = message["content"], body.get("usage")
-        if thoughts:
-            thought = message.get("reasoning_content") or message.get("reasoning")
-            text = f"<think>{thought}</think>{text}" if isinstance(thought, str) and isinstance(text, str) else text
-    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-        return malformed
-    if not isinstance(text, str) or not _is_text(text):
-        return malformed
-    if not text.strip():
-        return Failure(problem="empty", again=True)
-    counts = usage if isinstance(usage, Mapping) else {}
-    return Reply(
-        text=text,
-        is_cut=reason == "length",
-        num_prompt_tokens=_count(counts.get("prompt_tokens")),
-        num_tokens=_count(counts.get("completion_tokens")),
+        text, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return _malformed(content, usage)
+    thought = thought if isinstance(thought, str) else ""
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return _without_text(message, reason, usage, len(thought))
+    if not isinstance(text, str) or not _is_text(text + thought):
+        return _malformed(content, usage)
+    whole = f"<think>{thought}</think>{text}" if thoughts and thought else text
+    return Reply(text=whole, is_cut=reason == "length", usage=usage or Usage())
+
+
+def begun(status: int, content: bytes | bytearray) -> Usage | None:
+    """The usage of a reply that is not whole: unknown if it began as an answer does, None if it was no answer."""
+    return Usage() if status == 200 and content.lstrip()[:1] in (b"{", b"") else None
+
+
+def _status(status: int, headers: Mapping[str, str], content: bytes) -> Failure:
+    """The failure of a response with another status than 200."""
+    wait = _seconds(next((value for key, value in headers.items() if key.lower() == "retry-after"), ""))
+    again, of_all = status >= 500 or status in PASSING, status in OF_ALL
+    return Failure(
+        problem=f"status_{status}",
+        again=again,
+        of_all=of_all,
+        own=400 <= status < 500 and not (again or of_all),
+        wait_s=wait if again else None,
+        detail=_shortened(content),
     )
+
+
+def _malformed(content: bytes, usage: Usage | None) -> Failure:
+    return Failure(
+        problem="malformed", again=True, detail=_shortened(content), usage=usage, num_characters=len(content)
+    )
+
+
+def _without_text(message: Mapping[str, Any], reason: Any, usage: Usage | None, num_thoughts: int) -> Failure:
+    """The failure of a reply that has no text: the question's own, if the reply says why."""
+    refusal = message.get("refusal")
+    declined = "declined" if isinstance(refusal, str) and refusal.strip() else None
+    problem = _OWN.get(reason, declined) if isinstance(reason, str) else declined
+    return Failure(
+        problem=problem or "empty",
+        again=problem is None,
+        own=problem is not None,
+        usage=usage,
+        num_characters=num_thoughts,
+    )
+
+
+def _usage(body: Mapping[str, Any]) -> Usage:
+    counts = body.get("usage")
+    found = counts if isinstance(counts, Mapping) else {}
+    prompt, answer, total = (_count(found.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    return Usage(num_prompt_tokens=prompt, num_tokens=answer, num_total=total)
+
+
+def _shortened(content: bytes) -> str:
+    return content[:300].decode("utf-8", "replace")
 
 
 def _is_text(text: str) -> bool:

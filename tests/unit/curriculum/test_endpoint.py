@@ -9,7 +9,7 @@ import time
 from dataclasses import fields
 
 import pytest
-from faulty_endpoint import ANSWERS, FINAL, PASSING, FaultyEndpoint, expected, question
+from faulty_endpoint import ANSWERS, BILLED, COUNTED, FINAL, PASSING, REFUSED, FaultyEndpoint, expected, question
 
 from lightning_mmrl.curriculum.experts.chat import ChatBodies
 from lightning_mmrl.curriculum.experts.endpoint import ChatEndpoint
@@ -37,6 +37,8 @@ PROBLEMS = {
     "busy": "status_429",
     "slow": "timeout",
     "empty": "empty",
+    "cut_empty": "cut_before_answer",
+    "declined": "declined",
 }
 
 
@@ -46,8 +48,8 @@ def request(number, **changes):
     return ExpertRequest(**{"key": f"sum-{number}", "turns": turns, "most_tokens": 64, "draw_seed": 7, **changes})
 
 
-def expert(url, folder, *, media_root=None, extra=None, thoughts=False, **settings):
-    with Ledger.opened(folder / "answers.jsonl") as ledger:
+def expert(url, folder, *, media_root=None, extra=None, thoughts=False, shared=None, **settings):
+    with Ledger.opened(folder / "answers.jsonl", shared) as ledger:
         asked = ExpertSettings(model="adder", extra=extra or {}, thoughts=thoughts)
         endpoint = EndpointSettings(base_url=url, **{**QUICK, "give_up_after": 1000, **settings})
         bodies = ChatBodies(asked, SamplingSettings(temperature=0.5, top_p=0.9), endpoint, media_root or folder)
@@ -148,12 +150,17 @@ def test_the_answers_are_in_the_order_of_the_requests_and_the_accounting_is_exac
     assert [answer.key for answer in answers] == [each.key for each in asked]
     assert [answer.problem for answer in answers] == [PROBLEMS.get(end) for _, end in ends]
     assert asking.ledger.num_requests == sum(number for number, _ in ends)
-    assert asking.ledger.num_tokens == 15 * sum(end in ANSWERS for _, end in ends)
+    sent = [
+        plans[text][min(n, len(plans[text])) - 1] for text, times in server.asked.items() for n in range(1, times + 1)
+    ]
+    guessed = [line["billed"] for line in lines(tmp_path) if line.get("problem") in ("malformed", "unreachable")]
+    assert asking.ledger.num_tokens == BILLED * sum(fault in COUNTED for fault in sent) + sum(guessed)
+    assert [billed > 0 for billed in guessed].count(True) == sum(fault in ("half", "lost") for fault in sent)
     assert server.most_at_once <= 4
     kept = {answer.key: answer.text for answer in answers if answer.text is not None}
     with FaultyEndpoint() as server:  # everything is right now, and what has an answer is not asked
         again = expert(server.url, tmp_path).ask(asked)
-    assert sum(server.asked.values()) == 60 - len(kept)
+    assert sum(server.asked.values()) == 60 - len(kept) - sum(end in REFUSED for _, end in ends)
     assert kept.items() <= {answer.key: answer.text for answer in again}.items()
 
 
@@ -193,11 +200,155 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_what_was_gained(tmp_p
 
 
 def test_too_large_a_share_of_failures_ends_the_stage(tmp_path):
-    plans = {question(n, 1): ("400",) for n in range(5)}
+    plans = {question(n, 1): ("503",) for n in range(5)}
     with FaultyEndpoint(plans) as server:
-        with pytest.raises(StageError, match=r"5 of 10 questions to adder .*\(the first: status_400\)"):
+        with pytest.raises(StageError, match=r"5 of 10 questions to adder .*\(the first: status_503\)") as ended:
             expert(server.url, tmp_path, max_failed_rate=0.4).ask([request(n) for n in range(10)])
+        assert "set endpoint.max_failed_rate above 0.4 to go on without them; answers so far are kept" in str(
+            ended.value
+        )
         assert len(expert(server.url, tmp_path, max_failed_rate=0.5).ask([request(n) for n in range(10)])) == 10
+
+
+def test_the_share_of_failures_is_that_of_the_whole_stage(tmp_path):
+    """A second try asks few questions, and one of them may fail."""
+    with FaultyEndpoint({question(9, 1): ("503",)}) as server:
+        asking = expert(server.url, tmp_path, max_failed_rate=0.1)
+        asking.ask([request(n) for n in range(9)])
+        assert asking.ask([request(9, draw=1)])[0].problem == "status_503"
+        with pytest.raises(StageError, match="2 of 11 questions"):
+            asking.ask([request(9, draw=2)])
+
+
+def test_media_that_cannot_be_sent_leave_a_way_out(tmp_path):
+    turns = (Message(role="user", content="<image>1 + 1 = ?"),)
+    asked = [request(1, turns=turns, media=(MediaRef(kind="image", path="none.png"),))]
+    with FaultyEndpoint() as server:
+        with pytest.raises(
+            StageError, match=r"mend the media of 1 of them, which cannot be sent, or raise max_media_mb"
+        ):
+            expert(server.url, tmp_path, max_failed_rate=0.5).ask(asked)
+        assert expert(server.url, tmp_path, max_failed_rate=1.0).ask(asked)[0].missing == "not_asked"
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_refused_question_is_its_own_outcome_and_ends_no_stage(tmp_path, fault):
+    plans = {question(n, 1): (fault,) for n in range(1, 10)}
+    patience = {"give_up_after": 2, "max_failed_rate": 0.0, "concurrency": 1}
+    asked = [request(n) for n in range(10)]
+    with FaultyEndpoint(plans) as server:
+        answers = expert(server.url, tmp_path, **patience).ask(asked)
+        assert [answer.problem for answer in answers] == [None] + [PROBLEMS[fault]] * 9
+        assert {answer.missing for answer in answers[1:]} == {"refused"}
+        assert expert(server.url, tmp_path, **patience).ask(asked)[1].missing == "refused"
+        assert set(server.asked.values()) == {1}
+    with FaultyEndpoint() as server:
+        again = expert(server.url, tmp_path, ask_refused_again=True, **patience)
+        assert all(answer.text for answer in again.ask(asked))
+        assert sum(server.asked.values()) == 9
+        assert all(answer.text for answer in expert(server.url, tmp_path, **patience).ask(asked))
+        assert sum(server.asked.values()) == 9
+
+
+def test_an_endpoint_that_refuses_all_from_the_start_ends_the_stage_and_is_asked_again(tmp_path):
+    asked = [request(n) for n in range(10)]
+    with FaultyEndpoint({question(n, 1): ("400",) for n in range(9)}) as server:
+        with pytest.raises(StageError, match=r"has answered nothing and refused 3 questions \(the last: st") as ended:
+            expert(server.url, tmp_path, give_up_after=3, concurrency=1).ask(asked)
+        assert "raise endpoint.give_up_after if other questions will be answered" in str(ended.value)
+        assert sum(server.asked.values()) == 3
+        answers = expert(server.url, tmp_path, give_up_after=10, concurrency=1, max_failed_rate=0.0).ask(asked)
+        assert [answer.text is None for answer in answers] == [True] * 9 + [False]
+        assert [server.asked[question(n, 1)] for n in range(10)] == [2, 2, 2, *[1] * 7]
+        expert(server.url, tmp_path, give_up_after=1).ask(asked)  # one was answered, so the others are refused for good
+        assert sum(server.asked.values()) == 13
+
+
+def test_a_status_of_all_after_an_answer_is_a_failure_of_one_question(tmp_path):
+    """Such as 403 of a provider that moderates questions; a key that expires meanwhile still ends the stage."""
+    with FaultyEndpoint({question(n, 1): ("403",) for n in (1, 3, 4)}) as server:
+        asking = expert(server.url, tmp_path, give_up_after=2, concurrency=1)
+        answers = asking.ask([request(n) for n in range(3)])
+        assert [(answer.problem, answer.missing) for answer in answers][1] == ("status_403", "failed")
+        with pytest.raises(StageError, match="refuses all requests"):
+            asking.ask([request(n) for n in (3, 4, 5)])
+
+
+@pytest.mark.parametrize("fault", [*COUNTED, "half", "lost"])
+def test_every_reply_that_was_billed_counts_also_in_the_next_process(tmp_path, fault):
+    with FaultyEndpoint({question(5, 1): (fault,)}) as server:
+        first = expert(server.url, tmp_path)
+        first.ask([request(5)])
+        times = server.asked[question(5, 1)]
+    assert times == (1 if fault in (*ANSWERS, *REFUSED) else RETRIES + 1)
+    tokens = first.ledger.num_tokens
+    if fault in COUNTED:
+        assert tokens == times * BILLED
+    else:  # "Add.", "5 + 1 = ?" and at most the 150 characters of the answer
+        assert times * 4 <= tokens <= times * (4 + 50)
+    assert Ledger(tmp_path / "answers.jsonl").num_tokens == tokens
+    with FaultyEndpoint() as server:
+        asking = expert(server.url, tmp_path, max_total_tokens=tokens)
+        assert asking.ask([request(6)])[0].problem == "over_budget"
+        assert (asking.ask([request(6)])[0].missing, not server.asked) == ("not_asked", True)
+
+
+def test_a_page_that_is_no_reply_is_not_billed(tmp_path):
+    for number, fault in enumerate(("html", "400", "503", "reset")):
+        with FaultyEndpoint({question(number, 1): (fault,)}) as server:
+            asking = expert(server.url, tmp_path)
+            asking.ask([request(number)])
+    assert asking.ledger.num_tokens == 0
+
+
+def test_an_answer_of_too_many_bytes_is_billed_and_not_asked_again(tmp_path, monkeypatch):
+    from lightning_mmrl.curriculum.experts import endpoint
+
+    monkeypatch.setattr(endpoint, "MOST_BYTES", 50)
+    with FaultyEndpoint() as server:
+        asking = expert(server.url, tmp_path)
+        (answer,) = asking.ask([request(1)])
+        assert (answer.problem, asking.ledger.num_tokens > 12) == ("too_long", True)
+        assert sum(server.asked.values()) == 1
+
+
+def test_a_budget_is_that_of_the_stage_alone_and_what_is_shared_is_asked_once(tmp_path):
+    folder, asked = tmp_path / "shared", [request(n) for n in range(10)]
+    with FaultyEndpoint({question(1, 1): ("400",)}) as server:
+        for name, stage, limit, most in (
+            ("a", "sort", 4, 4),
+            ("b", "sort", 3, 7),
+            ("c", "other", 2, 9),
+            ("a", "sort", 5, 10),
+        ):
+            limits = {"concurrency": 1, "max_requests": limit}
+            asking = expert(server.url, tmp_path / name, shared=folder / f"{stage}.jsonl", **limits)
+            answers = asking.ask(asked)
+            assert [answer.problem for answer in answers[most:]] == ["over_budget"] * (10 - most)
+            assert [answer.text is None for answer in answers[:most]] == [n == 1 for n in range(most)]
+            assert asking.ledger.num_requests == limit
+        assert set(server.asked.values()) == {1}
+        tokens = [Ledger(tmp_path / name / "answers.jsonl").num_tokens for name in "abc"]
+        assert tokens == [4 * BILLED, 3 * BILLED, 2 * BILLED]
+
+
+def test_an_outcome_that_a_kill_left_unshared_is_shared_by_the_next_process(tmp_path):
+    shared = tmp_path / "shared" / "sort.jsonl"
+    with FaultyEndpoint() as server:
+        expert(server.url, tmp_path / "a", shared=shared).ask([request(1), request(2)])
+        kept = shared.read_text().splitlines()
+        shared.write_text(f"{kept[0]}\n")
+        expert(server.url, tmp_path / "a", shared=shared)
+        assert sorted(shared.read_text().splitlines()) == sorted(kept)
+        expert(server.url, tmp_path / "b", shared=shared).ask([request(1), request(2)])
+        assert set(server.asked.values()) == {1}
+
+
+def test_two_processes_do_not_share_a_folder_at_once(tmp_path):
+    one, other = (tmp_path / "shared" / f"{name}.jsonl" for name in "ab")
+    with Ledger.opened(tmp_path / "a.jsonl", one), pytest.raises(ConfigError, match="in use by another process"):  # noqa: SIM117
+        with Ledger.opened(tmp_path / "b.jsonl", other):
+            pass
 
 
 @pytest.mark.parametrize(("limit", "most"), [({"max_requests": 4}, 4), ({"max_total_tokens": 46}, 4)])
