@@ -1,7 +1,7 @@
 """Asks experts for answers to prompts that the model does not solve, and has the rewards of the stage judge them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 """Answers judged at once."""
+FEWEST = 20
+"""Scores of a stage below which a share of invalid ones says nothing about its rewards."""
 NO_EXPERT = "no_expert"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Judge:
     """Says whether answers are right.
 
@@ -38,11 +40,15 @@ class Judge:
         rewards: The rewards of a stage.
         decides: The component of the rewards whose value 1 means that an answer is right.
         key: The key of the rewards, for messages.
+        num_scores: Scores of the whole stage so far.
+        num_invalid: Invalid ones among them.
     """
 
     rewards: InlineRewards | RewardPool
     decides: str
     key: str
+    num_scores: int = 0
+    num_invalid: int = 0
 
     @classmethod
     @contextmanager
@@ -55,7 +61,8 @@ class Judge:
         """Returns a score for each answer.
 
         Raises:
-            RewardError: More scores are invalid than `max_invalid_rate` allows: the rewards cannot judge these data.
+            RewardError: Of all scores of the stage so far, at least `FEWEST`, more are invalid than `max_invalid_rate`
+                allows: the rewards cannot judge these data.
         """
         found: list[Score] = []
         for start in range(0, len(answers), AT_ONCE):
@@ -63,10 +70,14 @@ class Judge:
             groups = self.rewards.score(samples[start:end], [[answer] for answer in answers[start:end]])
             found += [score for group in groups for score in group]
         invalid = [score for score in found if not score.valid]
-        if len(invalid) > self.rewards.max_invalid_rate * len(found):
+        self.num_scores += len(found)
+        self.num_invalid += len(invalid)
+        limit = self.rewards.max_invalid_rate
+        if invalid and self.num_scores >= FEWEST and self.num_invalid > limit * self.num_scores:
             raise RewardError(
-                f"{self.key}: {len(invalid)} of {len(found)} scores are invalid, more than max_invalid_rate "
-                f"{self.rewards.max_invalid_rate:g} allows; the first: {invalid[0].reason}; mend the data or rewards"
+                f"{self.key}: {self.num_invalid} of {self.num_scores} scores are invalid, more than max_invalid_rate "
+                f"{limit:g} allows (one: {invalid[0].reason}); mend the data or the rewards, or set "
+                f"{self.key}.max_invalid_rate to 1 to leave these answers out; the same command judges all again"
             )
         return found
 
@@ -98,6 +109,7 @@ class Consultation:
         verified: Right answers by the id of the prompt.
         problems: Why a prompt has no right answer, by its id.
         verdicts: Counts of answers by verdict, by the name of the expert.
+        outcomes: Counts of questions to any expert: `answered`, or why there is no answer.
     """
 
     settings: RouteSettings
@@ -107,6 +119,7 @@ class Consultation:
     verified: dict[str, Verified] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     verdicts: dict[str, Counter[str]] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
 
     def consult(self, expert: Expert, prompts: Sequence[Sample]) -> None:
         """Asks an expert for the prompts that have no right answer yet, each at most `tries` times."""
@@ -118,6 +131,7 @@ class Consultation:
                 (prompt, answer) for prompt, answer in zip(waiting, answers, strict=True) if answer.text is not None
             ]
             for answer in answers:
+                self.outcomes["answered" if answer.text is not None else answer.missing] += 1
                 if answer.text is None:
                     self._note(answer, counts, str(answer.problem))
             completions = [
@@ -193,7 +207,10 @@ def chat_endpoint(
         )
 
 
-def share_metrics(verdicts: Mapping[str, Counter[str]]) -> dict[str, float]:
-    """The answers of experts and how many of them were right, as metrics."""
-    total = sum((counts for counts in verdicts.values()), Counter[str]())
-    return {"expert/asked": float(total.total()), "expert/right": float(total["right"])}
+def answer_metrics(consultation: Consultation | None) -> dict[str, float]:
+    """The questions to experts as metrics: asked = answered + refused + failed, and those that nobody was asked."""
+    outcomes = Counter[str]() if consultation is None else consultation.outcomes
+    right = 0 if consultation is None else sum(counts["right"] for counts in consultation.verdicts.values())
+    ends = {name: outcomes[name] for name in ("answered", "refused", "failed")}
+    found = {"asked": sum(ends.values()), **ends, "right": right, "not_asked": outcomes["not_asked"]}
+    return {f"expert/{name}": float(number) for name, number in found.items()}

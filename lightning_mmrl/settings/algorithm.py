@@ -169,7 +169,8 @@ class RewardSettings:
     memory_limit_mb: int | None = setting(4096, at_least=1)
     """Megabytes a process may take beyond its size at the start (on Linux); null: no limit."""
     max_invalid_rate: float = setting(0.5, at_least=0, at_most=1)
-    """The run stops if a larger share of the scores of an iteration is invalid; 1: never."""
+    """The run stops if a larger share of the scores of an iteration is invalid, or of all scores of a stage that judges
+    answers from elsewhere, once there are 20; 1: never."""
 
     def __post_init__(self) -> None:
         if isinstance(self.components, str) or isinstance(self.weights, str):

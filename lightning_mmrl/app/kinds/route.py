@@ -190,7 +190,7 @@ class RouteJob:
 
     def _sorted(self) -> dict[str, float]:
         """Sorts the prompts and asks experts; returns the metrics of the stage."""
-        from lightning_mmrl.app.experts import share_metrics
+        from lightning_mmrl.app.experts import answer_metrics
         from lightning_mmrl.data.routing import standing_of
 
         never = [row.sample for row in self._rows() if standing_of(row.pass_rate, self.stage) == "never_solved"]
@@ -204,7 +204,7 @@ class RouteJob:
             "experts": {name: dict(sorted(counts.items())) for name, counts in verdicts.items()},
         }
         metrics = {f"data/{name}": float(number) for name, number in sorted(standings.items())}
-        metrics |= share_metrics(verdicts) | cost
+        metrics |= answer_metrics(self.consultation) | cost
         self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
         return metrics
 

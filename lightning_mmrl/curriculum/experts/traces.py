@@ -78,7 +78,7 @@ class Traces:
     def _answer(self, request: ExpertRequest) -> ExpertAnswer:
         traces = self._of_prompt.get(request.key, ())
         if request.draw >= len(traces):
-            return ExpertAnswer(key=request.key, problem="no_trace")
+            return ExpertAnswer(key=request.key, problem="no_trace", missing="not_asked")
         text = traces[request.draw].messages[-1].content
         return ExpertAnswer(key=request.key, text=text, num_tokens=len(text.split()))
 

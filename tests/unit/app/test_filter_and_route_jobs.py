@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
 
+from lightning_mmrl.app.experts import FEWEST
 from lightning_mmrl.app.kinds.filter import FilterJob
 from lightning_mmrl.app.kinds.route import RouteJob
 from lightning_mmrl.data.manifest_lines import write_manifest
@@ -168,12 +170,41 @@ def test_samples_are_made_even_by_any_column(place):
         place.filtered_samples([prompt(1)], even=EvenSettings(by="topci"))
 
 
-def test_rewards_that_cannot_judge_end_the_stage(place):
-    given = [Sample(id="a", messages=prompt(1, "<answer>2</answer>").messages, solution="seven")]
-    with pytest.raises(
-        RewardError, match=r"stages\.sort\.rewards: 1 of 1 scores are invalid, more than max_invalid_rate"
-    ):
+def unjudged(number, text="<answer>2</answer>"):
+    """A sample whose solution is no label, so that its score is invalid."""
+    return replace(prompt(number, text), solution="seven")
+
+
+def test_rewards_that_cannot_judge_end_the_stage_and_say_how_to_go_on(place):
+    given = [unjudged(number) for number in range(20)]
+    with pytest.raises(RewardError, match=r"stages\.sort\.rewards: 20 of 20 scores are invalid, more than") as ended:
         place.filtered_samples(given, right=True, rewards=REWARDS)
+    assert "or set stages.sort.rewards.max_invalid_rate to 1 to leave these answers out" in str(ended.value)
+    dropped = place.filtered_samples(given, right=True, rewards=replace(REWARDS, max_invalid_rate=1.0))[1]
+    assert Counter(dropped.values()) == {"invalid_score": 20}
+
+
+def test_few_invalid_scores_end_no_stage(place):
+    given = [unjudged(number) for number in range(FEWEST - 1)]
+    assert Counter(place.filtered_samples(given, right=True, rewards=REWARDS)[1].values()) == {"invalid_score": 19}
+
+
+@pytest.mark.parametrize(("limit", "ends"), [(0.5, False), (0.2, True)])
+def test_invalid_scores_are_counted_over_all_draws_of_a_stage(place, limit, ends):
+    """Of 30 first answers 28 are right; the two others are invalid, and so are all 24 further ones."""
+    rows = [replace(row(number, "w"), sample=prompt(number)) for number in range(28)]
+    rows += [replace(row(number, "w"), sample=replace(prompt(number), solution="seven")) for number in (28, 29)]
+    write_table(place.table, rows)
+    samples = [prompt(number, "<answer>2</answer>") for number in range(28)]
+    samples += [replace(unjudged(number), id=f"p{number:03d}#{draw}") for number in (28, 29) for draw in range(13)]
+    settings = RouteSettings(kind="route", rewards=replace(REWARDS, max_invalid_rate=limit), tries=13)
+    if ends:  # at the 4th draw, 8 of 36
+        with pytest.raises(RewardError, match="8 of 36 scores are invalid"):
+            place.routed(settings, traces=place.traces(samples))
+    else:
+        job = place.routed(settings, traces=place.traces(samples))
+        assert len(place.made(job, "expert")[0]) == 28
+        assert job.facts["experts"]["traces"] == {"right": 28, "invalid_score": 26}
 
 
 def test_every_prompt_of_a_table_is_in_one_place_and_the_counts_say_so(place):
@@ -215,6 +246,17 @@ def test_right_traces_are_taught_and_wrong_ones_are_not(place):
     assert {dropped[name] for at, name in enumerate(never) if at % 4 == 3} == {"no_trace"}
     assert facts["routing"]["experts"]["traces"]["right"] == len(samples)
     assert job.run_log.metrics["sort/expert/unmatched_traces"] == 1
+    metrics = {key[len("sort/expert/") :]: value for key, value in job.run_log.metrics.items() if "/expert/" in key}
+    two, one, none = (len([at for at in range(len(never)) if at % 4 in kinds]) for kinds in ((2,), (0, 1), (3,)))
+    assert metrics == {
+        "asked": one + 2 * two,
+        "answered": one + 2 * two,
+        "right": len(samples),
+        "refused": 0,
+        "failed": 0,
+        "not_asked": 2 * none + sum(at % 4 == 1 for at in range(len(never))),
+        "unmatched_traces": 1,
+    }
     assert {sample.id for sample in place.made(job, "unsolved")[0]} == set(never) - {s.id[:4] for s in samples}
 
 
