@@ -237,10 +237,11 @@ class RouteJob:
                 settings=stage, stage_seed=self.spec.seed, template=self.parts.template, judge=judge
             )
             if self.traces:
-                traces = Traces(read_samples(self.traces), f"{path}.data")
+                ids = {row.sample.id for row in self._rows()}
+                traces = Traces(read_samples(self.traces), f"{path}.data", ids)
                 for row in self._rows():
                     traces.check(row.sample)
-                traces.refuse_strangers()
+                traces.settle()
                 asking.consult(traces, prompts)
                 cost["expert/unmatched_traces"] = float(traces.num_strangers)
             poll = self.parts.group.interruption.poll
