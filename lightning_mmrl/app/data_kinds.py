@@ -60,6 +60,7 @@ class SelectingKind:
     def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
         """Refuses sources with several media roots, and keys that the stage would ignore."""
         require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+        require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 
@@ -195,6 +196,20 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
         require(rate == 0, f"{key}.modality_dropout.{name}", rate, "0: samples keep their media")
     for name, source in data.sources.items():
         require(source.weight == 1, f"{key}.sources.{name}.weight", source.weight, "1: each sample is read once")
+
+
+def check_unread(path: str, stage: NodeSettings) -> None:
+    """Refuses keys of data that the stage would ignore, since it has neither manifest nor sources.
+
+    The limit of a named dataset is left alone, since it comes from there.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    data, rule = stage.data, "null without manifest and sources: no samples are read"
+    if not (data.manifest or data.sources):
+        require(data.limit is None or data.dataset, f"{path}.data.limit", data.limit, rule)
+        require(data.module is None, f"{path}.data.module", "set", rule)
 
 
 def check_media_root(path: str, stage: NodeSettings, config: RunSettings) -> None:

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field, replace
 
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import TableSettings
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.settings.setting import setting
 from lightning_mmrl.settings.stage import DataStageSettings
+
+SAMPLING = SamplingSettings(max_new_tokens=4096)
+"""How stage/route samples from an expert."""
 
 
 @dataclass

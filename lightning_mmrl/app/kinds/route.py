@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_mmrl.app.data_kinds import (
     check_each_once,
     check_media_root,
+    check_unread,
     media_root,
     read_samples,
     table_inputs,
@@ -21,7 +22,7 @@ from lightning_mmrl.app.data_kinds import (
     write_samples,
 )
 from lightning_mmrl.config.checks.answers import check_answer_selection
-from lightning_mmrl.config.checks.experts import check_expert
+from lightning_mmrl.config.checks.experts import check_expert, check_unasked
 from lightning_mmrl.config.checks.values import check_rewards
 from lightning_mmrl.curriculum.graph import data_inputs
 from lightning_mmrl.errors import ConfigError, DataError, StageError
@@ -69,6 +70,7 @@ class RouteKind:
         check_answer_selection(f"{path}.keep", stage.keep)
         require(not stage.keep.wrong, f"{path}.keep.wrong", "true", "false: nothing wrong is learned")
         check_expert(path, stage.expert, stage.endpoint)
+        check_unasked(path, stage, has_traces=_has_traces(stage))
         for part, needed in (("rewards", _has_traces(stage) or stage.expert), ("sampling", stage.expert)):
             if needed and getattr(stage, part) is None:
                 raise ConfigError(
@@ -76,6 +78,7 @@ class RouteKind:
                 )
         if stage.rewards is not None:
             check_rewards(f"{path}.rewards", stage.rewards)
+        check_unread(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 

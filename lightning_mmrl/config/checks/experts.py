@@ -3,16 +3,23 @@
 from urllib.parse import urlsplit
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
+from lightning_mmrl.settings.route import SAMPLING, RouteSettings
+from lightning_mmrl.settings.rules import require
 from lightning_mmrl.types.redaction import redact
 
 KEYS = "MMRL_EXPERT_KEY"
 """Beginning of the names of variables with a key. A configuration names both the variable and the endpoint; the
 beginning keeps it from sending another secret there."""
 
+OWN_KEYS = ("messages", "model", "stream", "n")
+"""Keys of a body that `expert.extra` may not hold: the question and the model stand elsewhere, and one whole answer is
+read."""
+
 
 def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSettings | None) -> None:
-    """Refuses an expert without an endpoint or the reverse, a key in an address, and another variable than for keys.
+    """Refuses half an expert, a key in an address, another variable than for keys, and keys that would be ignored.
 
     Args:
         path: The key of the stage.
@@ -25,8 +32,29 @@ def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSet
     if (expert is None) != (endpoint is None):
         given, missing = ("endpoint", "expert") if expert is None else ("expert", "endpoint")
         raise ConfigError(f"{path} has {given} and no {missing}; set {path}.{missing}, or {path}.{given} to null")
-    if endpoint is None:
+    if expert is None or endpoint is None:
         return
+    for key in OWN_KEYS:
+        rule = "left out: the stage's own keys say the question and the model, and one whole answer is read"
+        require(key not in expert.extra, f"{path}.expert.extra.{key}", expert.extra.get(key), rule)
+    check_address(path, endpoint)
+    wait, longest = endpoint.first_wait_s, endpoint.longest_wait_s
+    if wait > longest:
+        raise ConfigError(
+            f"{path}.endpoint.first_wait_s is {wait:g}; it must be at most longest_wait_s, which is {longest:g}"
+        )
+    unset = EndpointSettings()
+    for name, value in (("first_wait_s", wait), ("longest_wait_s", longest)):
+        rule = f"{getattr(unset, name):g} with {path}.endpoint.retries=0: nothing is waited for"
+        require(endpoint.retries or value == getattr(unset, name), f"{path}.endpoint.{name}", f"{value:g}", rule)
+
+
+def check_address(path: str, endpoint: EndpointSettings) -> None:
+    """Refuses an address that is none or holds a key, and another variable than for keys.
+
+    Raises:
+        ConfigError: Naming the key, its value and what it must be.
+    """
     parts = urlsplit(endpoint.base_url)
     bare = not (parts.username or parts.password or parts.query or parts.fragment)
     if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
@@ -39,8 +67,17 @@ def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSet
             f"{path}.endpoint.key_variable is {endpoint.key_variable}; it must be {KEYS}, or begin so, since a "
             "configuration may send no other variable away"
         )
-    wait, longest = endpoint.first_wait_s, endpoint.longest_wait_s
-    if wait > longest:
-        raise ConfigError(
-            f"{path}.endpoint.first_wait_s is {wait:g}; it must be at most longest_wait_s, which is {longest:g}"
-        )
+
+
+def check_unasked(path: str, stage: RouteSettings, *, has_traces: bool) -> None:
+    """Refuses keys that concern experts in a stage that asks none, or only traces.
+
+    Raises:
+        ConfigError: Such a key is not as if it were not there.
+    """
+    asks = has_traces or stage.expert is not None
+    require(asks or stage.tries == 1, f"{path}.tries", stage.tries, f"1 without {path}.expert and without traces")
+    rule = f"null without {path}.expert and without traces: nothing is asked"
+    require(asks or stage.prompt is None, f"{path}.prompt", "set", rule)
+    usual = stage.sampling in (None, SamplingSettings(), SAMPLING)
+    require(stage.expert or usual, f"{path}.sampling", "set", f"as in stage/route without {path}.expert")

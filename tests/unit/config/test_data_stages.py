@@ -6,6 +6,7 @@ from lightning_mmrl.config.compose import compose, compose_tree
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.route import SAMPLING
 
 ORDER = ("order=[draw,sort]", "+stage@stages.draw=sample")
 ROUTE, FILTER = (*ORDER, "+stage@stages.sort=route"), (*ORDER, "+stage@stages.sort=filter")
@@ -61,6 +62,26 @@ REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
         ([*EXPERT, "stages.sort.rewards=null"], "stages.sort.rewards: is missing; a stage with an expert needs it"),
         ([*EXPERT, "stages.sort.sampling=null"], "stages.sort.sampling: is missing; a stage with an expert needs it"),
         ([*EXPERT, "stages.sort.rewards.pass_component=labl"], "pass_component is 'labl', which is no choice; did you"),
+        (["stages.sort.tries=2"], "stages.sort.tries is 2; it must be 1 without stages.sort.expert and without traces"),
+        (["stages.sort.prompt={suffix: x}"], "stages.sort.prompt is set; it must be null without stages.sort.expert"),
+        (["stages.sort.sampling.temperature=0.5"], "sampling is set; it must be as in stage/route without stages.sort"),
+        (
+            ["stages.sort.data.manifest=a.jsonl", "stages.sort.sampling.max_new_tokens=9"],
+            "stages.sort.sampling is set; it must be as in stage/route without stages.sort.expert",
+        ),
+        (["+stages.sort.data.limit=9"], "stages.sort.data.limit is 9; it must be null without manifest and sources"),
+        (
+            [*EXPERT, "+stages.sort.endpoint.retries=0", "+stages.sort.endpoint.first_wait_s=2"],
+            "first_wait_s is 2; it must be 1 with stages.sort.endpoint.retries=0",
+        ),
+        (
+            [*EXPERT, "+stages.sort.endpoint.retries=0", "+stages.sort.endpoint.longest_wait_s=9"],
+            "longest_wait_s is 9; it must be 120 with stages.sort.endpoint.retries=0",
+        ),
+        *(
+            ([*EXPERT, f"+stages.sort.expert.extra={{{key}: 2}}"], f"expert.extra.{key} is 2; it must be left out")
+            for key in ("messages", "model", "stream", "n")
+        ),
         (["+stages.sort.data.balance=label"], "stages.sort.data.balance is label; it must be null"),
         (["+stages.sort.checkpoint=a/b"], "stages.sort.checkpoint is 'a/b', and stages of kind route read no weights"),
     ],
@@ -88,6 +109,11 @@ def test_a_route_that_cannot_work_is_refused_in_one_sentence(overrides, sentence
             "min_pass_rate is 0.5; it must be at most",
         ),
         (["+stages.sort.prompt={suffix: x}"], "stages.sort.prompt is set; it must be null: no prompt is built"),
+        (
+            ["+stages.sort.sampling={temperature: 0.5}"],
+            "stages.sort.sampling is set; it must be null: nothing is sampled",
+        ),
+        (["+stages.sort.data.limit=9"], "stages.sort.data.limit is 9; it must be null without manifest and sources"),
         (["stages.sort.even.byy=label"], "stages.sort.even.byy: unknown key; did you mean 'by'?"),
         (["stages.sort.even.at_most=0"], "stages.sort.even.at_most is 0; it must be at least 1"),
     ],
@@ -96,6 +122,18 @@ def test_a_filter_that_cannot_work_is_refused_in_one_sentence(overrides, sentenc
     with pytest.raises(ConfigError, match=sentence) as caught:
         compose([*FILTER, *overrides])
     assert "\n" not in str(caught.value)
+
+
+def test_keys_of_experts_count_where_one_is_asked():
+    traces = ("stages.sort.data.manifest=a.jsonl", "+stages.sort.data.limit=9")
+    for asks in (EXPERT, traces):
+        stage = compose([*ROUTE, *asks, "stages.sort.tries=2", "stages.sort.prompt={suffix: x}"]).stages["sort"]
+        assert (stage.tries, stage.prompt.suffix) == (2, "x")
+    assert compose([*ROUTE, "stages.sort.sampling=null"]).stages["sort"].sampling is None
+
+
+def test_the_sampling_of_a_route_is_that_of_its_config():
+    assert compose([*ROUTE, *EXPERT]).stages["sort"].sampling == SAMPLING
 
 
 def content(*overrides):
