@@ -59,8 +59,7 @@ class SelectingKind:
 
     def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
         """Refuses sources with several media roots, and keys that the stage would ignore."""
-        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
-        require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
+        check_no_model(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 
@@ -196,6 +195,16 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
         require(rate == 0, f"{key}.modality_dropout.{name}", rate, "0: samples keep their media")
     for name, source in data.sources.items():
         require(source.weight == 1, f"{key}.sources.{name}.weight", source.weight, "1: each sample is read once")
+
+
+def check_no_model(path: str, stage: NodeSettings) -> None:
+    """Refuses keys that only a stage with a model uses: the texts around its prompts, and how it samples.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+    require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
 
 
 def check_unread(path: str, stage: NodeSettings) -> None:

@@ -90,9 +90,10 @@ class Judge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A right answer of an expert: the sample that teaches it, and its score."""
+    """A right answer of an expert: as it came, the sample that teaches it, and its score."""
 
     expert: str
+    completion: Completion
     sample: Sample
     score: Score
 
@@ -134,10 +135,7 @@ class Consultation:
                 self.outcomes["answered" if answer.text is not None else answer.missing] += 1
                 if answer.text is None:
                     self._note(answer, counts, str(answer.problem))
-            completions = [
-                Completion(text=str(answer.text), num_tokens=answer.num_tokens, truncated=answer.is_cut)
-                for _, answer in given
-            ]
+            completions = [_completion(answer) for _, answer in given]
             scores = self.judge.scores([prompt for prompt, _ in given], completions)
             for (prompt, answer), score in zip(given, scores, strict=True):
                 self._judged(expert, prompt, answer, score, counts)
@@ -167,7 +165,9 @@ class Consultation:
             except LineError:
                 problem = "unwritable"
             else:
-                self.verified[prompt.id] = Verified(expert=expert.name, sample=sample, score=score)
+                self.verified[prompt.id] = Verified(
+                    expert=expert.name, completion=_completion(answer), sample=sample, score=score
+                )
                 self.problems.pop(prompt.id, None)
                 counts["right"] += 1
                 return
@@ -177,6 +177,10 @@ class Consultation:
         counts[problem] += 1
         if problem != "no_trace" or answer.key not in self.problems:  # a wrong trace says more than no further one
             self.problems[answer.key] = problem
+
+
+def _completion(answer: ExpertAnswer) -> Completion:
+    return Completion(text=str(answer.text), num_tokens=answer.num_tokens, truncated=answer.is_cut)
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSetting
     for name in spec.settings.data.sources:
         folder = inputs.get(f"{SOURCES}{name}")
         if folder is not None:
-            facts = data_facts(folder, config)
-            made[name] = SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=facts["media_root"])
+            made[name] = made_manifest(folder, config)
     return spec.settings.data.located(config.dataset(spec.settings.data.dataset), made)
 
 
@@ -132,6 +131,16 @@ def data_facts(folder: Path, config: RunSettings) -> dict[str, Any]:
             sealed file, and media must be in a folder of the configuration or in the artifact itself.
     """
     return _checked_facts(folder, config, has_manifest=True)
+
+
+def made_manifest(folder: Path, config: RunSettings) -> SourceSettings:
+    """Returns the source of samples that a stage made.
+
+    Raises:
+        StageError: As `data_facts`.
+    """
+    facts = data_facts(folder, config)
+    return SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=facts["media_root"])
 
 
 def made_table(folder: Path, config: RunSettings) -> tuple[list[Path], str]:

@@ -17,6 +17,8 @@ from lightning_mmrl.types.records import Message, Sample
 
 Standing = Literal["unjudged", "never_solved", "sometimes_solved", "solved"]
 OWN, EXPERT, SOLVED, UNSOLVED, PAIRS = ARTIFACTS = ("own", "expert", "solved", "unsolved", "pairs")
+ANSWERS = "answers"
+"""A table with the right answers of experts to prompts that no model has answered."""
 
 
 def standing_of(pass_rate: float | None, settings: RouteSettings) -> Standing:

@@ -220,6 +220,16 @@ class TableSettings:
 
 
 @dataclass
+class MadeSettings:
+    """Samples that an earlier stage makes."""
+
+    stage: str = setting(texts=False)
+    """The earlier stage, such as one of kind bridge or filter."""
+    artifact: str = setting(texts=False)
+    """The artifact of that stage."""
+
+
+@dataclass
 class StageDataSettings:
     """The training data of a stage: one manifest, or several sources by weight."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from lightning_mmrl.settings.algorithm import SamplingSettings
-from lightning_mmrl.settings.data import TableSettings
+from lightning_mmrl.settings.data import MadeSettings, TableSettings
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.settings.setting import setting
@@ -18,7 +18,9 @@ class RouteSettings(DataStageSettings):
     """One stage that sorts prompts: solved, sometimes solved or never solved."""
 
     table: TableSettings | None = None
-    """The answers of the model to each prompt, scored."""
+    """The answers of the model to each prompt, scored; null: `prompts` count."""
+    prompts: MadeSettings | None = None
+    """Prompts that no model has answered, in the place of `table`: experts are asked for all of them."""
     unsolved_at_most: float = setting(0.0, at_least=0, at_most=1)
     """Largest share of right answers with which a prompt counts as never solved: experts are asked."""
     solved_at_least: float = setting(1.0, at_least=0, at_most=1)

@@ -43,6 +43,7 @@ class FaultyEndpoint:
         plans: Maps a question to what its requests get, one after the other; the last one counts for all further ones.
             A question without a plan gets the right answer.
         key: The key that is asked for; None: none.
+        reads: Takes the part of a question that has the numbers.
 
     Attributes:
         asked: How often each question came.
@@ -50,8 +51,8 @@ class FaultyEndpoint:
         most_at_once: Largest number of requests under way.
     """
 
-    def __init__(self, plans=None, key=None):
-        self.plans, self.key = dict(plans or {}), key
+    def __init__(self, plans=None, key=None, reads=str):
+        self.plans, self.key, self.reads = dict(plans or {}), key, reads
         self.asked, self.bodies, self.most_at_once = Counter(), [], 0
         self._lock, self._now = threading.Lock(), 0
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -131,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(fault, text)
 
     def answer(self, fault, text):
-        terms = re.findall(r"[+-]? ?\d+", text)
+        terms = re.findall(r"[+-]? ?\d+", self.endpoint.reads(text))
         number = sum(int(term.replace(" ", "")) for term in terms) + (fault == "wrong")
         texts = {"language": "Das Ergebnis ist sieben.", "empty": " ", "cut_empty": None, "declined": None}
         said = texts.get(fault, f"<answer>{number}</answer>")

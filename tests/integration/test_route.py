@@ -206,6 +206,45 @@ def test_a_question_has_no_gold_and_no_target(alone, workplace):
         assert set(body) == {"model", "temperature", "top_p", "max_tokens", "seed", "messages"}
 
 
+BRIDGE = (
+    "+stage@stages.ask=bridge",
+    "stages.ask.descriptions.stage=draw",
+    "+stage@stages.think=route",
+    "stages.think.table=null",
+    "stages.think.prompts={stage: ask, artifact: questions}",
+    "stages.think.expert={model: adder}",
+    "+stage@stages.teach=bridge",
+    "stages.teach.descriptions.stage=draw",
+    "stages.teach.answers={stage: think, artifact: answers}",
+    "stages.teach.rewards=${stages.draw.rewards}",
+)
+"""An endpoint thinks about the descriptions, which are what the model said."""
+
+
+@pytest.mark.timeout(300)
+def test_an_endpoint_answers_the_questions_of_a_bridge(workplace):
+    name, rows = workplace.copy("bridge"), workplace.rows()
+    unlike = rows[0].sample.id  # answered wrongly, whatever is asked
+    with FaultyEndpoint(reads=lambda text: text.splitlines()[-1]) as server:
+        asked = workplace.arguments(name, "cold_start,draw,ask", *BRIDGE)
+        assert main(asked) == 0
+        questions = workplace.manifest(name, "questions", "ask")
+        first = next(sample for sample in questions if sample.id == unlike)
+        server.plans[first.messages[0].content] = ("wrong",)
+        url = f"stages.think.endpoint={{base_url: {server.url}}}"
+        assert main(workplace.arguments(name, "cold_start,draw,ask,think,teach", *BRIDGE, url)) == 0
+    assert server.asked.keys() == {sample.messages[0].content for sample in questions}
+    taught = workplace.manifest(name, "traces", "teach")
+    solutions = {row.sample.id: row.sample for row in rows}
+    assert {sample.id for sample in taught} == {f"{sample.id}#bridge" for sample in questions} - {f"{unlike}#bridge"}
+    for sample in taught:
+        prompt = solutions[sample.id.partition("#")[0]]
+        assert sample.messages[0] == prompt.messages[0]
+        assert sample.messages[-1].content == f"<answer>{prompt.solution}</answer>"
+    assert workplace.dropped(name, "traces", "teach")[unlike] == "not_answered"
+    assert workplace.dropped(name, "expert", "think") == {unlike: "wrong"}
+
+
 def test_the_same_command_again_asks_nothing(alone, workplace, capsys):
     before = workplace.files(alone[0])
     with FaultyEndpoint() as server:

@@ -170,7 +170,7 @@ class BridgeJob:
         self._judge(candidates)
         for name in prompts:
             if name not in candidates:
-                self.dropped[name] = "no_question"
+                self.dropped[name] = "not_answered"
         num_prompts = len(self.made) + len(self.dropped)
         if num_prompts != len(prompts):
             raise StageError(f"stages.{self.spec.name}: {num_prompts} of {len(prompts)} prompts are accounted for")

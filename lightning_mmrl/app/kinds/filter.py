@@ -11,6 +11,7 @@ from lightning_mmrl.app.data_kinds import (
     TABLE,
     check_each_once,
     check_media_root,
+    check_no_model,
     check_unread,
     media_root,
     read_samples,
@@ -88,8 +89,7 @@ class FilterKind:
         if stage.rewards is not None:
             require(judged, f"{path}.rewards", "set", f"null: only {path}.right without a table judges anything")
             check_rewards(f"{path}.rewards", stage.rewards)
-        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
-        require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
+        check_no_model(path, stage)
         check_unread(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)

@@ -1,13 +1,15 @@
 """Sorts the prompts of a rollout table by pass rate, asks experts for those that are never solved, and makes pairs.
 
-The stage makes five artifacts, each a manifest that a later stage may read: `own` (right answers of the model to
-prompts that it sometimes solves), `expert` (verified answers of experts to prompts that it never solves), `solved` and
-`unsolved` (prompts), and `pairs` (prompts with a right and a wrong answer).
+With a table, the stage makes five artifacts, each a manifest that a later stage may read: `own` (right answers of the
+model to prompts that it sometimes solves), `expert` (verified answers of experts to prompts that it never solves),
+`solved` and `unsolved` (prompts), and `pairs` (prompts with a right and a wrong answer). With prompts that no model has
+answered, it makes `expert`, `unsolved` and `answers`, a table of the verified answers.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from lightning_mmrl.app.data_kinds import (
     write_samples,
 )
 from lightning_mmrl.config.checks.answers import check_answer_selection
-from lightning_mmrl.config.checks.experts import check_expert, check_unasked
+from lightning_mmrl.config.checks.experts import check_expert, check_source, check_unasked
 from lightning_mmrl.config.checks.values import check_rewards
 from lightning_mmrl.curriculum.graph import data_inputs
 from lightning_mmrl.errors import ConfigError, DataError, StageError
@@ -31,12 +33,16 @@ from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.route import RouteSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.types.records import ArtifactType, Edge, Sample, StageSpec, Training
+from lightning_mmrl.types.records import ArtifactType, Completion, Edge, Sample, Score, StageSpec, Training
 
 if TYPE_CHECKING:
     from lightning_mmrl.app.assembly import Assembly
     from lightning_mmrl.app.experts import Consultation, Verified
     from lightning_mmrl.data.rollout_table import RolloutRow
+    from lightning_mmrl.data.routing import Standing
+
+PROMPTS = "prompts"
+"""Name of the input that is a manifest of prompts."""
 
 
 class RouteKind:
@@ -46,25 +52,29 @@ class RouteKind:
     supervised = True  # the stage's data are traces, which end with an answer
 
     def inputs(self, stage: RouteSettings) -> Mapping[str, Edge]:
-        """The table, and traces that other stages made."""
-        return {**table_inputs(stage.table), **data_inputs(stage)}
+        """The table or the prompts, and traces that other stages made."""
+        prompts = {} if stage.prompts is None else {PROMPTS: Edge(stage.prompts.stage, stage.prompts.artifact)}
+        return {**table_inputs(stage.table), **prompts, **data_inputs(stage)}
 
     def outputs(self, stage: RouteSettings) -> Mapping[str, ArtifactType]:
-        """A manifest for each place that a prompt may go to, and the pairs."""
-        from lightning_mmrl.data.routing import ARTIFACTS
+        """A manifest for each place that a prompt may go to, and the pairs; of prompts without answers, their table."""
+        from lightning_mmrl.data.routing import ANSWERS, ARTIFACTS, EXPERT, UNSOLVED
 
+        if stage.prompts is not None:
+            return {EXPERT: "manifest", UNSOLVED: "manifest", ANSWERS: "table"}
         return dict.fromkeys(ARTIFACTS, "manifest")
 
     def describe(self, stage: RouteSettings) -> str:
         """Says in words which prompts go where."""
         experts = [*(["traces"] if _has_traces(stage) else []), *([stage.expert.model] if stage.expert else [])]
+        if stage.prompts is not None:
+            return f"asks for all prompts; expert: {', '.join(experts)}"
         low, high = f"{stage.unsolved_at_most:g}", f"{stage.solved_at_least:g}"
         return f"solved from {high}, never solved up to {low}; expert: {', '.join(experts) or 'none'}"
 
     def check(self, path: str, stage: RouteSettings, config: RunSettings) -> None:
-        """Refuses a stage without a table, bounds that leave no room, wrong answers, and half an expert."""
-        if stage.table is None:
-            raise ConfigError(f"{path}.table: is missing; name the stage that sampled, such as {path}.table.stage=draw")
+        """Refuses a stage without prompts, bounds that leave no room, wrong answers, and half an expert."""
+        check_source(path, stage, has_traces=_has_traces(stage))
         low, high = stage.unsolved_at_most, stage.solved_at_least
         require(low < high, f"{path}.unsolved_at_most", low, f"below {path}.solved_at_least, which is {high:g}")
         check_answer_selection(f"{path}.keep", stage.keep)
@@ -94,16 +104,19 @@ class RouteKind:
     ) -> StageJob:
         """Returns the job; it reads nothing yet."""
         from lightning_mmrl.app.data_kinds import TABLE
-        from lightning_mmrl.app.stages import data_sources, made_table
+        from lightning_mmrl.app.stages import data_sources, made_manifest, made_table
 
-        files, root = made_table(inputs[TABLE], parts.config)
+        prompts = {PROMPTS: made_manifest(inputs[PROMPTS], parts.config)} if PROMPTS in inputs else {}
+        files, root = made_table(inputs[TABLE], parts.config) if TABLE in inputs else ([], media_root("", prompts))
         traces = data_sources(spec, inputs, parts.config)
         if traces and Path(media_root(f"stages.{spec.name}", traces)).resolve() != Path(root).resolve():
             raise ConfigError(
-                f"stages.{spec.name}.data: the traces have media below {media_root('', traces)}, and the table below "
-                f"{root}; take the traces of this dataset"
+                f"stages.{spec.name}.data: the traces have media below {media_root('', traces)}, and the prompts "
+                f"below {root}; take the traces of this dataset"
             )
-        return RouteJob(spec=spec, files=files, media_folder=root, traces=traces, run_log=run, parts=parts)
+        return RouteJob(
+            spec=spec, media_folder=root, run_log=run, parts=parts, files=files, prompts=prompts, traces=traces
+        )
 
 
 def _has_traces(stage: RouteSettings) -> bool:
@@ -126,7 +139,8 @@ class RouteJob:
 
     Attributes:
         spec: The stage.
-        files: The files of the table.
+        files: The files of the table, if the stage has one.
+        prompts: Where the prompts are, if it has none.
         media_folder: Folder that paths of media are relative to.
         traces: Where known answers are.
         run_log: Gets the counts.
@@ -137,11 +151,12 @@ class RouteJob:
     """
 
     spec: StageSpec
-    files: Sequence[Path]
     media_folder: str
-    traces: Mapping[str, SourceSettings]
     run_log: TrackedRun
     parts: "Assembly"
+    files: Sequence[Path] = ()
+    prompts: Mapping[str, SourceSettings] = field(default_factory=dict)
+    traces: Mapping[str, SourceSettings] = field(default_factory=dict)
     routed: list[Routed] = field(default_factory=list)
     consultation: "Consultation | None" = None
     own: Counter[str] = field(default_factory=Counter)
@@ -174,7 +189,11 @@ class RouteJob:
         """
         if not self.parts.group.leads:
             return {}
+        from lightning_mmrl.data.routing import ANSWERS
+
         absent = {each.id: each for each in self.routed if artifact in each.absent}
+        if artifact == ANSWERS:
+            return self._export_answers(artifact, absent, directory)
         rows = (
             {"id": each.id, "reason": each.absent[artifact], "pass_rate": each.pass_rate} for each in absent.values()
         )
@@ -191,12 +210,19 @@ class RouteJob:
             )
         return {**facts, "routing": self.facts}
 
+    def _export_answers(self, artifact: str, absent: Mapping[str, Routed], directory: Path) -> Mapping[str, Any]:
+        """Writes the table of verified answers; the artifact `expert` has the reasons of the prompts without one."""
+        from lightning_mmrl.data.rollout_table import write_table
+
+        rows = [self._answered(row) for row in self._rows() if row.sample.id not in absent]
+        write_table(directory / "part-000000.jsonl", rows)
+        return {"artifact": artifact, "media_root": self.media_folder, "counts": {"kept": len(rows)}}
+
     def _sorted(self) -> dict[str, float]:
         """Sorts the prompts and asks experts; returns the metrics of the stage."""
         from lightning_mmrl.app.experts import answer_metrics
-        from lightning_mmrl.data.routing import standing_of
 
-        never = [row.sample for row in self._rows() if standing_of(row.pass_rate, self.stage) == "never_solved"]
+        never = [row.sample for row in self._rows() if self._standing(row) == "never_solved"]
         cost = self._consult(never)
         self.routed = [self._route(row) for row in self._rows()]
         standings = Counter(each.standing for each in self.routed)
@@ -212,20 +238,37 @@ class RouteJob:
         return metrics
 
     def _rows(self) -> "Iterator[RolloutRow]":
-        """Yields the rows of the table.
+        """Yields the rows of the table, or a row without answers for each prompt.
 
         Raises:
             DataError: A prompt has two rows, or a row is damaged.
         """
         from lightning_mmrl.data.rollout_table import iter_table
 
+        asked = (("the prompts", self._unanswered(sample)) for sample in read_samples(self.prompts))
+        sampled = ((path, row) for path in self.files for row in iter_table(path))
         seen: set[str] = set()
-        for path in self.files:
-            for row in iter_table(path):
-                if row.sample.id in seen:
-                    raise DataError(f"{path}: prompt {row.sample.id!r} has two rows; make the ids of prompts unique")
-                seen.add(row.sample.id)
-                yield row
+        for place, row in chain(asked, sampled):
+            if row.sample.id in seen:
+                raise DataError(f"{place}: prompt {row.sample.id!r} has two rows; make the ids of prompts unique")
+            seen.add(row.sample.id)
+            yield row
+
+    def _unanswered(self, sample: Sample) -> "RolloutRow":
+        """The row of a prompt that no model has answered; in a debug run it has an answer, a wrong one."""
+        from lightning_mmrl.data.rollout_table import RolloutRow
+
+        if not self.stage.debugging:
+            return RolloutRow(sample=sample, completions=(), scores=(), policy_version=0)
+        answer = Completion(text=f"{self.parts.template.settings.prefill}?", num_tokens=1, truncated=False)
+        wrong = Score(total=0.0, components={})
+        return RolloutRow(sample=sample, completions=(answer,), scores=(wrong,), policy_version=0)
+
+    def _standing(self, row: "RolloutRow") -> "Standing":
+        """Where a prompt stands; one that no model has answered is never solved."""
+        from lightning_mmrl.data.routing import standing_of
+
+        return "never_solved" if self.prompts else standing_of(row.pass_rate, self.stage)
 
     def _consult(self, prompts: Sequence[Sample]) -> dict[str, float]:
         """Asks the traces and then the endpoint, and returns the cost as metrics."""
@@ -263,7 +306,7 @@ class RouteJob:
         """Sorts one prompt, now that its experts have answered."""
         from lightning_mmrl.app.experts import NO_EXPERT
         from lightning_mmrl.data.answer_selection import select_row
-        from lightning_mmrl.data.routing import absences, pairs_of, standing_of
+        from lightning_mmrl.data.routing import ANSWERS, EXPERT, absences, pairs_of
 
         selection, asked = select_row(row, self.stage.kept), self.consultation
         self.own.update(each.reason for each in selection.dropped)
@@ -273,7 +316,7 @@ class RouteJob:
             no_answer = None if selection.kept else "no_answer_kept"
         elif asked is not None and row.sample.id in asked.verified:
             no_answer = None
-        standing = standing_of(row.pass_rate, self.stage)
+        standing = self._standing(row)
         absent = absences(
             standing,
             self.stage,
@@ -281,6 +324,8 @@ class RouteJob:
             no_pair=pairs_of(row, self.stage)[1],
             no_answer=no_answer,
         )
+        if self.prompts and EXPERT in absent:
+            absent = {**absent, ANSWERS: absent[EXPERT]}
         return Routed(id=row.sample.id, pass_rate=row.pass_rate, standing=standing, absent=absent)
 
     def _samples(self, artifact: str, absent: Mapping[str, Routed], written: set[str]) -> Iterator[Sample]:
@@ -306,6 +351,14 @@ class RouteJob:
                 return [each.sample for each in kept]
             return [replace(each.sample, id=f"{each.sample.id}-{EXPERT}") for each in kept[:1]]
         return [self._verified(row.sample).sample] if artifact == EXPERT else [row.sample]
+
+    def _answered(self, row: "RolloutRow") -> "RolloutRow":
+        """The row of a prompt with its verified answer."""
+        if self.stage.debugging or self.stage.rewards is None:
+            return row
+        found = self._verified(row.sample)
+        decides = self.stage.rewards.pass_component
+        return replace(row, completions=(found.completion,), scores=(found.score,), pass_component=decides)
 
     def _verified(self, prompt: Sample) -> "Verified":
         """Returns the expert's answer to a prompt.

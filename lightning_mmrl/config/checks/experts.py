@@ -1,5 +1,6 @@
 """Refuses keys of experts that contradict each other, for every kind of stage that asks one."""
 
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from lightning_mmrl.errors import ConfigError
@@ -7,6 +8,7 @@ from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.experts import EndpointSettings, ExpertSettings
 from lightning_mmrl.settings.route import SAMPLING, RouteSettings
 from lightning_mmrl.settings.rules import require
+from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.types.redaction import redact
 
 KEYS = "MMRL_EXPERT_KEY"
@@ -16,6 +18,9 @@ beginning keeps it from sending another secret there."""
 OWN_KEYS = ("messages", "model", "stream", "n")
 """Keys of a body that `expert.extra` may not hold: the question and the model stand elsewhere, and one whole answer is
 read."""
+
+OF_TABLES = {"unsolved_at_most": 0.0, "solved_at_least": 1.0, "replay": False, "pairs_per_prompt": 1}
+"""Keys that sort the rows of a table, and the values that say nothing."""
 
 
 def check_expert(path: str, expert: ExpertSettings | None, endpoint: EndpointSettings | None) -> None:
@@ -67,6 +72,34 @@ def check_address(path: str, endpoint: EndpointSettings) -> None:
             f"{path}.endpoint.key_variable is {endpoint.key_variable}; it must be {KEYS}, or begin so, since a "
             "configuration may send no other variable away"
         )
+
+
+def check_source(path: str, stage: RouteSettings, *, has_traces: bool) -> None:
+    """Refuses a stage with neither table nor prompts or with both, and keys of a table in a stage that has none.
+
+    Raises:
+        ConfigError: Naming the key, its value and what it must be.
+    """
+    if stage.table is None and stage.prompts is None:
+        raise ConfigError(
+            f"{path}.table: is missing; name the stage that sampled, such as {path}.table.stage=draw, or the stage "
+            f"that makes prompts in {path}.prompts"
+        )
+    if stage.prompts is None:
+        return
+    if stage.table is not None:
+        raise ConfigError(
+            f"{path} has a table and prompts; sort the one or ask for the others, and set the other to null"
+        )
+    if not (has_traces or stage.expert):
+        raise ConfigError(
+            f"{path} has prompts and nobody to ask; give {path}.expert and endpoint, or traces as its data"
+        )
+    for key, unset in OF_TABLES.items():
+        value = getattr(stage, key)
+        require(value == unset, f"{path}.{key}", value, f"{unset} with {path}.prompts: they have no answers to sort")
+    usual = replace(stage.keep, truncated=False) == SelectionSettings()
+    require(usual, f"{path}.keep", "set", f"as in stage/route, but for truncated, with {path}.prompts")
 
 
 def check_unasked(path: str, stage: RouteSettings, *, has_traces: bool) -> None:

@@ -82,7 +82,7 @@ def test_right_answers_become_traces_and_every_other_prompt_has_a_reason(step):
     assert [sample.id for sample in samples] == ["d0#bridge", "d3#bridge", "d5#bridge"]
     assert samples[0].messages[-1].content == "the image has <answer>3</answer>"
     assert samples[0].media
-    reasons = {"d1": "no_right_answer", "d2": "forbidden", "d4": "no_right_answer", "d6": "no_question"}
+    reasons = {"d1": "no_right_answer", "d2": "forbidden", "d4": "no_right_answer", "d6": "not_answered"}
     assert dropped == reasons
     assert sum(counts.values()) == 7
     samples, dropped, _ = step(described, answered, reword=reword)

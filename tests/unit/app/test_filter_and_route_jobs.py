@@ -12,7 +12,7 @@ from lightning_mmrl.app.experts import FEWEST
 from lightning_mmrl.app.kinds.filter import FilterJob
 from lightning_mmrl.app.kinds.route import RouteJob
 from lightning_mmrl.data.manifest_lines import write_manifest
-from lightning_mmrl.data.rollout_table import RolloutRow, write_table
+from lightning_mmrl.data.rollout_table import RolloutRow, iter_table, table_files, write_table
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, RewardError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -107,6 +107,15 @@ class Place:
     def traces(self, samples):
         write_manifest(self.folder / "traces.jsonl", samples)
         return {"traces": SourceSettings(manifest="traces.jsonl", root=str(self.folder))}
+
+    def asked(self, prompts, *, traces=(), **changes):
+        """A route of prompts that no model has answered."""
+        write_manifest(self.folder / "prompts.jsonl", prompts)
+        source = SourceSettings(manifest="prompts.jsonl", root=str(self.folder))
+        settings = RouteSettings(kind="route", rewards=REWARDS, **changes)
+        job = self.job(RouteJob, settings, prompts={"prompts": source}, traces=dict(traces))
+        job.run()
+        return job
 
     def routed(self, settings=None, traces=()):
         settings = settings or RouteSettings(kind="route", rewards=REWARDS)
@@ -265,6 +274,48 @@ def test_a_trace_without_the_prefill_is_not_taught(place):
     name = min(ids(lambda rate, _: rate == 0))
     job = place.routed(traces=place.traces([prompt(int(name[1:]), "<answer>2</answer>")]))
     assert place.made(job, "expert")[1][name] == "lacks_prefill"
+
+
+def test_experts_are_asked_for_all_prompts_that_no_model_has_answered(place):
+    prompts = [prompt(number) for number in range(4)]
+    said = {0: "<answer>2</answer>", 1: "<answer>3</answer>", 3: "so <answer>2</answer>"}
+    traces = place.traces([prompt(number, text) for number, text in said.items()])
+    job = place.asked(prompts, traces=traces)
+    samples, dropped, facts = place.made(job, "expert")
+    assert [sample.id for sample in samples] == ["p000#expert", "p003#expert"]
+    assert dropped == {"p001": "wrong", "p002": "no_trace"}
+    assert facts["routing"]["prompts"] == {"never_solved": 4}
+    assert [sample.id for sample in place.made(job, "unsolved")[0]] == ["p001", "p002"]
+    folder = place.folder / "answers"
+    folder.mkdir()
+    assert job.export("answers", folder)["counts"] == {"kept": 2}
+    rows = [row for path in table_files(folder) for row in iter_table(path)]
+    assert [(row.sample, row.right, row.pass_rate) for row in rows] == [(prompts[n], (True,), 1.0) for n in (0, 3)]
+    assert [row.completions[0].text for row in rows] == [said[0], said[3]]
+    assert sum(job.run_log.metrics[f"sort/expert/{name}"] for name in ("asked", "not_asked")) == 4
+
+
+def test_a_debug_run_of_prompts_has_answers_to_all_of_them(place):
+    place.parts.template = PromptTemplate(PromptSettings(prefill="<think>"))
+    job = place.asked([prompt(number) for number in range(3)], debugging=True)
+    assert [sample.messages[-1].content for sample in place.made(job, "expert")[0]] == ["<think>?"] * 3
+    assert len(place.made(job, "unsolved")[0]) == 3
+    folder = place.folder / "answers"
+    folder.mkdir()
+    assert job.export("answers", folder)["counts"] == {"kept": 3}
+    assert len(list(iter_table(table_files(folder)[0]))) == 3
+
+
+def test_a_prompt_that_comes_twice_is_refused(place):
+    with pytest.raises(DataError, match="the prompts: prompt 'p001' has two rows"):
+        place.job(RouteJob, RouteSettings(kind="route"), prompts=twice(place)).run()
+
+
+def twice(place):
+    """Two sources with the same prompt."""
+    write_manifest(place.folder / "prompts.jsonl", [prompt(1)])
+    source = SourceSettings(manifest="prompts.jsonl", root=str(place.folder))
+    return {"one": source, "other": source}
 
 
 def test_a_table_with_a_prompt_twice_is_refused(place):

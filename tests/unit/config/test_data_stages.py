@@ -7,10 +7,12 @@ from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.route import SAMPLING
+from lightning_mmrl.types.records import Edge
 
 ORDER = ("order=[draw,sort]", "+stage@stages.draw=sample")
 ROUTE, FILTER = (*ORDER, "+stage@stages.sort=route"), (*ORDER, "+stage@stages.sort=filter")
 EXPERT = ("stages.sort.expert={model: adder}", "stages.sort.endpoint={base_url: http://127.0.0.1:8000/v1}")
+ASKS = ("stages.sort.table=null", "stages.sort.prompts={stage: draw, artifact: own}")
 ALONE = ("stages.sort.table=null", "stages.sort.data.manifest=train.jsonl")
 REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
 
@@ -62,6 +64,30 @@ REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
         ([*EXPERT, "stages.sort.rewards=null"], "stages.sort.rewards: is missing; a stage with an expert needs it"),
         ([*EXPERT, "stages.sort.sampling=null"], "stages.sort.sampling: is missing; a stage with an expert needs it"),
         ([*EXPERT, "stages.sort.rewards.pass_component=labl"], "pass_component is 'labl', which is no choice; did you"),
+        (
+            ["+stages.sort.prompts={stage: draw, artifact: own}"],
+            "stages.sort has a table and prompts; sort the one or ask for the others",
+        ),
+        (["stages.sort.table=null", "stages.sort.prompts={stage: draw}", *EXPERT], "stages.sort.prompts.artifact"),
+        (ASKS, "stages.sort has prompts and nobody to ask; give stages.sort.expert and endpoint, or traces"),
+        (
+            [*ASKS, *EXPERT, "stages.sort.prompts.artifact=rollouts"],
+            "artifact is 'rollouts', which is no manifest but t",
+        ),
+        (
+            [*ASKS, *EXPERT, "stages.sort.prompts.stage=drow"],
+            "stages.sort.prompts.stage is 'drow', which is no stage of",
+        ),
+        (
+            [*ASKS, *EXPERT, "stages.sort.replay=true"],
+            "stages.sort.replay is True; it must be False with stages.sort.pr",
+        ),
+        (
+            [*ASKS, *EXPERT, "stages.sort.pairs_per_prompt=2"],
+            "pairs_per_prompt is 2; it must be 1 with stages.sort.prom",
+        ),
+        ([*ASKS, *EXPERT, "stages.sort.unsolved_at_most=0.5"], "unsolved_at_most is 0.5; it must be 0.0 with stages"),
+        ([*ASKS, *EXPERT, "stages.sort.keep.order=shortest"], "stages.sort.keep is set; it must be as in stage/route,"),
         (["stages.sort.tries=2"], "stages.sort.tries is 2; it must be 1 without stages.sort.expert and without traces"),
         (["stages.sort.prompt={suffix: x}"], "stages.sort.prompt is set; it must be null without stages.sort.expert"),
         (["stages.sort.sampling.temperature=0.5"], "sampling is set; it must be as in stage/route without stages.sort"),
@@ -148,6 +174,33 @@ def test_how_patiently_an_expert_is_asked_decides_nothing_and_who_is_asked_does(
     changes = ("stages.sort.expert.model=other", "stages.sort.tries=2", "stages.sort.sampling.temperature=0.5")
     changes += ("stages.sort.unsolved_at_most=0.5", "stages.draw.num_completions=3", "stages.sort.replay=true")
     assert len({before, *(content(change) for change in changes)}) == 1 + len(changes)
+
+
+def test_prompts_that_no_model_has_answered_are_those_of_an_earlier_stage():
+    spec = stage_specs(compose([*ROUTE, *ASKS, *EXPERT, "stages.sort.keep.truncated=true"]))[1]
+    assert spec.inputs == {"prompts": Edge("draw", "own", "manifest")}
+    assert spec.outputs == {"expert": "manifest", "unsolved": "manifest", "answers": "table"}
+
+
+def test_an_endpoint_answers_the_questions_of_a_bridge():
+    """In the place of a stage that samples: the table of its answers is what the last step reads."""
+    stages = {"ask": "bridge", "sort": "route", "teach": "bridge"}
+    specs = stage_specs(
+        compose(
+            [
+                "order=[draw,ask,sort,teach]",
+                "+stage@stages.draw=sample",
+                *(f"+stage@stages.{name}={kind}" for name, kind in stages.items()),
+                "stages.sort.table=null",
+                "stages.sort.prompts={stage: ask, artifact: questions}",
+                *EXPERT,
+                "stages.teach.answers={stage: sort, artifact: answers}",
+                "stages.teach.rewards=${stages.draw.rewards}",
+            ]
+        )
+    )
+    assert specs[2].inputs == {"prompts": Edge("ask", "questions", "manifest")}
+    assert specs[3].inputs["answers"] == Edge("sort", "answers", "table")
 
 
 def test_a_debug_run_asks_no_endpoint_and_drops_no_prompt():
