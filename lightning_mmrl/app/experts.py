@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_mmrl.app.rewards import training_rewards
-from lightning_mmrl.curriculum.experts.chat import ChatBodies
+from lightning_mmrl.curriculum.experts.chat import ChatBodies, asker
 from lightning_mmrl.curriculum.experts.endpoint import ChatEndpoint
 from lightning_mmrl.curriculum.experts.ledger import Ledger
 from lightning_mmrl.data.routing import prompt_turns, taught
@@ -199,7 +199,9 @@ def chat_endpoint(
         return
     own = Path(config.output_dir) / config.run_name / "experts" / f"{spec.name}.jsonl"
     shared = None if stage.endpoint.answers is None else Path(stage.endpoint.answers) / own.name
-    with Ledger.opened(own, None if shared is None or shared.resolve() == own.resolve() else shared) as ledger:
+    if shared is not None and shared.resolve() == own.resolve():
+        shared = None
+    with Ledger.opened(own, shared, asker(stage.expert, stage.sampling)) as ledger:
         bodies = ChatBodies(stage.expert, stage.sampling, stage.endpoint, media_root)
         yield ChatEndpoint(
             expert=stage.expert,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ _BEGINNINGS = (
 
 class UnfitError(Exception):
     """A request that cannot be sent; the message is the reason, in one word."""
+
+
+def asker(expert: ExpertSettings, sampling: SamplingSettings) -> str:
+    """The beginning of a hash of model and sampling, with which an endpoint may refuse every question."""
+    content = {"expert": asdict(expert), "sampling": asdict(sampling)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ChatBodies:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
@@ -54,7 +54,6 @@ class Tally:
         num_questions: All questions.
         num_answered: Questions that the endpoint answered, kept answers aside.
         num_failed: Questions that the endpoint left without an answer, refused ones aside.
-        num_refused: Questions to which the endpoint has no answer.
         num_unfit: Questions whose media cannot be sent.
         first: Why the first question of `num_failed` and `num_unfit` has no answer.
     """
@@ -62,7 +61,6 @@ class Tally:
     num_questions: int = 0
     num_answered: int = 0
     num_failed: int = 0
-    num_refused: int = 0
     num_unfit: int = 0
     first: str = ""
 
@@ -222,12 +220,14 @@ class _Asking:
         return [answer for answer in self._answers if answer is not None]
 
     async def _work(self, waiting: Iterator[tuple[int, ExpertRequest]], session: aiohttp.ClientSession) -> None:
+        tally = self._owner.tally
         for place, request in waiting:
             start = time.monotonic()
             try:
                 found = await self._asked(request, session)
             except UnfitError as error:
-                self._count_gap(str(error), "num_unfit")
+                tally.num_unfit += 1
+                tally.first = tally.first or str(error)
                 found = Gap(problem=str(error), missing="not_asked")
             self._answers[place] = _answer(request.key, found, time.monotonic() - start)
             self.num_done += 1
@@ -246,7 +246,6 @@ class _Asking:
             return kept
         refusal = None if self._settings.ask_refused_again else ledger.refusal(name)
         if refusal is not None:
-            owner.tally.num_refused += 1
             return Gap(problem=refusal, missing="refused")
         body = await asyncio.to_thread(bodies.body, request)
         found = await self._tried(request, name, body, session)
@@ -296,21 +295,14 @@ class _Asking:
         """
         owner = self._owner
         if failure.own and owner.ledger.has_answers:
-            owner.tally.num_refused += 1
             return Gap(problem=failure.problem, missing="refused")
         self._failed_in_row += 1
         if self._failed_in_row >= self._settings.give_up_after:
             raise owner.gone(failure, self._failed_in_row)
-        if failure.own:
-            owner.tally.num_refused += 1
-        else:
-            self._count_gap(failure.problem, "num_failed")
+        if not failure.own:
+            owner.tally.num_failed += 1
+            owner.tally.first = owner.tally.first or failure.problem
         return Gap(problem=failure.problem, missing="refused" if failure.own else "failed")
-
-    def _count_gap(self, problem: str, count: Literal["num_failed", "num_unfit"]) -> None:
-        tally = self._owner.tally
-        setattr(tally, count, getattr(tally, count) + 1)
-        tally.first = tally.first or problem
 
     async def _sent(self, body: dict[str, Any], session: aiohttp.ClientSession) -> Reply | Failure:
         """Sends a request once. A redirect counts as a failure: it would show the key to somebody else."""

@@ -28,6 +28,7 @@ class Ledger:
     Args:
         path: The file of the stage; it need not exist.
         shared: The file of the stage in a folder that it shares, whose other files are read too; None: there is none.
+        asker: Stands for model and sampling, see `chat.asker`.
 
     Attributes:
         num_requests: Requests that this stage sent, in this process and before.
@@ -37,11 +38,13 @@ class Ledger:
         StageError: A line is no line of a ledger.
     """
 
-    def __init__(self, path: Path, shared: Path | None = None) -> None:
+    def __init__(self, path: Path, shared: Path | None = None, asker: str = "") -> None:
         self.path, self.shared = path, shared
+        self._asker = asker
         self.num_requests = self.num_tokens = 0
         self._answers: dict[str, Reply] = {}
         self._refused: dict[str, str] = {}
+        self._answered: set[str] = set()
         own = [record for record in read_lines(path) if self._take(path, record)]
         if shared is None:
             return
@@ -54,7 +57,7 @@ class Ledger:
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path, shared: Path | None = None) -> "Iterator[Ledger]":
+    def opened(cls, path: Path, shared: Path | None = None, asker: str = "") -> "Iterator[Ledger]":
         """Gives the block a ledger that no other process writes.
 
         Raises:
@@ -73,12 +76,12 @@ class Ledger:
                         f"the expert's answers {path if shared is None else shared} are in use by another process; "
                         "wait for it, or set another endpoint.answers"
                     ) from error
-            yield cls(path, shared)
+            yield cls(path, shared, asker)
 
     @property
     def has_answers(self) -> bool:
-        """Whether any question was ever answered, so that a refusal is that of one question and not of all."""
-        return bool(self._answers)
+        """Whether a question of this asker was ever answered, so that a refusal is of one question and not of all."""
+        return self._asker in self._answered
 
     def answer(self, request: str) -> Reply | None:
         """The answer to a request; None if there is none."""
@@ -100,7 +103,7 @@ class Ledger:
     def keep(self, request: str, reply: Reply, billed: int) -> None:
         """Records an answer, and the tokens of prompt and answer."""
         counts = {"prompt_tokens": reply.usage.num_prompt_tokens, "tokens": reply.usage.num_tokens, "billed": billed}
-        self._add({"answer": request, "text": reply.text, "is_cut": reply.is_cut, **counts})
+        self._add({"answer": request, "text": reply.text, "is_cut": reply.is_cut, "by": self._asker, **counts})
 
     def _add(self, record: dict[str, Any]) -> None:
         with writing(self.path):
@@ -125,6 +128,7 @@ class Ledger:
                 usage = Usage(num_prompt_tokens=record["prompt_tokens"], num_tokens=record["tokens"])
                 reply = Reply(text=record["text"], is_cut=record["is_cut"], usage=usage)
                 self._answers[record["answer"]] = reply
+                self._answered.add(record.get("by", ""))
             elif "refused" in record:
                 self._refused[record["refused"]] = record["problem"]
             elif "sent" not in record:

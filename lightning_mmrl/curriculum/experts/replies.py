@@ -10,7 +10,7 @@ from typing import Any
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which the same request may succeed."""
-OF_ALL = frozenset({401, 402, 403, 404, 405})
+OF_ALL = frozenset({401, 402, 403, 404, 405, 407})
 """Statuses that every request would get: the key, the account, the address or the model is wrong."""
 CHARACTERS_PER_TOKEN = 4
 """Length of a token, for endpoints that do not count tokens."""

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 from faulty_endpoint import ANSWERS, BILLED, COUNTED, FINAL, PASSING, REFUSED, FaultyEndpoint, expected, question
 
-from lightning_mmrl.curriculum.experts.chat import ChatBodies
+from lightning_mmrl.curriculum.experts.chat import ChatBodies, asker
 from lightning_mmrl.curriculum.experts.endpoint import ChatEndpoint
 from lightning_mmrl.curriculum.experts.ledger import Ledger
 from lightning_mmrl.errors import ConfigError, StageError
@@ -48,11 +48,11 @@ def request(number, **changes):
     return ExpertRequest(**{"key": f"sum-{number}", "turns": turns, "most_tokens": 64, "draw_seed": 7, **changes})
 
 
-def expert(url, folder, *, media_root=None, extra=None, thoughts=False, shared=None, **settings):
-    with Ledger.opened(folder / "answers.jsonl", shared) as ledger:
-        asked = ExpertSettings(model="adder", extra=extra or {}, thoughts=thoughts)
+def expert(url, folder, *, media_root=None, extra=None, thoughts=False, shared=None, model="adder", **settings):
+    asked, sampling = ExpertSettings(model=model, extra=extra or {}, thoughts=thoughts), SamplingSettings(0.5, 0.9)
+    with Ledger.opened(folder / "answers.jsonl", shared, asker(asked, sampling)) as ledger:
         endpoint = EndpointSettings(base_url=url, **{**QUICK, "give_up_after": 1000, **settings})
-        bodies = ChatBodies(asked, SamplingSettings(temperature=0.5, top_p=0.9), endpoint, media_root or folder)
+        bodies = ChatBodies(asked, sampling, endpoint, media_root or folder)
         return ChatEndpoint(expert=asked, endpoint=endpoint, bodies=bodies, ledger=ledger)
 
 
@@ -264,6 +264,16 @@ def test_an_endpoint_that_refuses_all_from_the_start_ends_the_stage_and_is_asked
         assert sum(server.asked.values()) == 13
 
 
+def test_answers_of_another_model_say_nothing_about_refusals(tmp_path):
+    shared, asked = tmp_path / "shared" / "sort.jsonl", [request(n) for n in range(9)]
+    with FaultyEndpoint() as server:
+        expert(server.url, tmp_path / "a", shared=shared).ask(asked)
+    with FaultyEndpoint({question(n, 1): ("400",) for n in range(9)}) as server:
+        for folder in ("a", "b"):
+            with pytest.raises(StageError, match="has answered nothing and refused 3 questions"):
+                expert(server.url, tmp_path / folder, shared=shared, model="sage", give_up_after=3).ask(asked)
+
+
 def test_a_status_of_all_after_an_answer_is_a_failure_of_one_question(tmp_path):
     """Such as 403 of a provider that moderates questions; a key that expires meanwhile still ends the stage."""
     with FaultyEndpoint({question(n, 1): ("403",) for n in (1, 3, 4)}) as server:
@@ -378,8 +388,9 @@ def test_a_key_is_sent_and_stands_nowhere(tmp_path, monkeypatch):
 def test_an_answer_that_repeats_the_key_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("ADDER_KEY", "<answer>")
     with FaultyEndpoint(key="<answer>") as server:
-        (answer,) = expert(server.url, tmp_path, key_variable="ADDER_KEY").ask([request(1)])
-    assert answer.problem == "repeats_key"
+        asking = expert(server.url, tmp_path, key_variable="ADDER_KEY")
+        (answer,) = asking.ask([request(1)])
+    assert (answer.problem, asking.ledger.num_tokens, sum(server.asked.values())) == ("repeats_key", BILLED, 1)
     assert "<answer>" not in (tmp_path / "answers.jsonl").read_text()
 
 

@@ -126,7 +126,7 @@ def test_a_damaged_answer_never_raises(place, noise):
     ("status", "again", "of_all"),
     [
         *((status, True, False) for status in (408, 429, 500, 502, 503, 504)),
-        *((status, False, True) for status in (401, 402, 403, 404)),
+        *((status, False, True) for status in (401, 402, 403, 404, 405, 407)),
         *((status, False, False) for status in (302, 400, 413, 422)),
     ],
 )
