@@ -118,7 +118,7 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
         folders: The folders of its artifacts.
 
     Raises:
-        DataError: An artifact that a stage reads holds no sample, or a sample does not serve its use.
+        DataError: A sample does not serve its use.
         StageError: The seal of an artifact lacks a fact.
     """
     for spec in specs:
@@ -132,17 +132,11 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
             for fact in lacking or ([] if "kept" in counts else ["counts.kept"]):
                 kind = made.settings.kind
                 raise StageError(f"{folder} does not say {fact!r}; its kind of stage, {kind}, must give this fact")
-            if not counts["kept"]:
-                reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-                raise DataError(
-                    f"stages.{spec.name}.{key}: artifact {folder.name} of stage {made.name} has no sample ({reasons}); "
-                    f"change stages.{made.name}, and run it again with --from-stage {made.name}"
-                )
-        names = [key.removeprefix(SOURCES) for key in read if key.startswith(SOURCES)]
-        if names:
+        sources = data_sources(spec, read, config)
+        filled = {name: sources[name] for name in sources if f"{SOURCES}{name}" in read}
+        if filled:
             path, stage = f"stages.{spec.name}", config.stages[spec.name]
-            sources = data_sources(spec, read, config)
-            own = _uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names})
+            own = _uses_of_stage(path, stage, config.of_stage(stage), filled)
             _checked(own, indexing_of(config))
 
 

@@ -70,10 +70,16 @@ class SelectingKind:
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
         """Returns a job that reads the samples and applies `select`."""
-        from lightning_mmrl.app.stages import data_sources
+        from lightning_mmrl.app.stages import data_sources, located_sources
 
-        sources = data_sources(spec, inputs, parts.config)
-        return SelectingJob(spec=spec, select=self.select, sources=sources, run_log=run, leads=parts.group.leads)
+        return SelectingJob(
+            spec=spec,
+            select=self.select,
+            sources=data_sources(spec, inputs, parts.config),
+            media_folder=media_root(f"stages.{spec.name}", located_sources(spec, inputs, parts.config)),
+            run_log=run,
+            leads=parts.group.leads,
+        )
 
 
 @dataclass(kw_only=True)
@@ -84,6 +90,7 @@ class SelectingJob:
         spec: The stage.
         select: As in `SelectingKind`.
         sources: Where the samples are.
+        media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         leads: Whether this process is rank 0, which alone reads and writes.
         samples: All samples, after `run`.
@@ -93,6 +100,7 @@ class SelectingJob:
     spec: StageSpec
     select: Select
     sources: Mapping[str, SourceSettings]
+    media_folder: str
     run_log: TrackedRun
     leads: bool
     samples: Sequence[Sample] = ()
@@ -108,7 +116,7 @@ class SelectingJob:
         if not self.leads:
             return Training(metrics={}, num_steps=1)
         self.samples = read_samples(self.sources)
-        reasons = self.select(self.spec.settings, self.samples)
+        reasons = self.select(self.spec.settings, self.samples) if self.samples else {}
         self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}
         for unknown in sorted(reasons.keys() - self.dropped.keys()):
             raise StageError(
@@ -123,10 +131,9 @@ class SelectingJob:
         """Writes the samples that are kept, and the reasons of the others."""
         if not self.leads:
             return {}
-        root = media_root(f"stages.{self.spec.name}", self.sources)
         kept = [sample for sample in self.samples if sample.id not in self.dropped]
         write_dropped(directory, ({"id": name, "reason": reason} for name, reason in self.dropped.items()))
-        return write_samples(directory, artifact, kept, root, Counter(self.dropped.values()))
+        return write_samples(directory, artifact, kept, self.media_folder, Counter(self.dropped.values()))
 
 
 def read_samples(sources: Mapping[str, SourceSettings]) -> list[Sample]:

@@ -110,9 +110,9 @@ def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
         return "finished, configured differently"
     if is_stale(spec, manifest):
         return "to run again: an input was replaced"
-    if not spec.trains:
-        return "finished"
-    return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
+    if spec.trains and finished.evaluation != spec.evaluation:
+        return "to evaluate"
+    return "finished, had nothing to do" if finished.result.idle else "finished"
 
 
 def data_names(stage: NodeSettings) -> str:

@@ -29,6 +29,7 @@ NOT_DECISIVE = (
     "rollout_table_every",
     "start_from",
     "tokens_per_microbatch",
+    "when_empty",
 )
 """Keys of a stage that its outcome does not depend on."""
 

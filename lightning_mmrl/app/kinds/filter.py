@@ -102,13 +102,13 @@ class FilterKind:
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
         """Returns the job; it reads nothing yet."""
-        from lightning_mmrl.app.stages import data_sources, made_table
+        from lightning_mmrl.app.stages import data_sources, located_sources, made_table
 
         if TABLE in inputs:
             files, root = made_table(inputs[TABLE], parts.config)
             return FilterJob(spec=spec, files=files, media_folder=root, run_log=run, parts=parts)
         sources = data_sources(spec, inputs, parts.config)
-        root = media_root(f"stages.{spec.name}", sources)
+        root = media_root(f"stages.{spec.name}", located_sources(spec, inputs, parts.config))
         return FilterJob(spec=spec, sources=sources, media_folder=root, run_log=run, parts=parts)
 
 
@@ -135,8 +135,8 @@ class FilterJob:
         media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         parts: The parts of the run.
-        files: The files of the table, if the stage has one.
-        sources: Where the samples are, if it has none.
+        files: The files of the table, none if it is empty; None for a stage without a table.
+        sources: Where the samples are, if it has no table.
         rows: All rows, after `run`.
     """
 
@@ -144,7 +144,7 @@ class FilterJob:
     media_folder: str
     run_log: TrackedRun
     parts: "Assembly"
-    files: Sequence[Path] = ()
+    files: Sequence[Path] | None = None
     sources: Mapping[str, SourceSettings] = field(default_factory=dict)
     rows: Sequence[Candidate] = ()
 
@@ -185,19 +185,19 @@ class FilterJob:
         return write_samples(directory, artifact, kept, self.media_folder, Counter(str(row.reason) for row in dropped))
 
     def _filtered(self) -> dict[str, float]:
-        self.rows = self._evened(list(self._of_table() if self.files else self._of_manifests()))
+        self.rows = self._evened(list(self._of_manifests() if self.files is None else self._of_table(self.files)))
         kept = sum(row.reason is None for row in self.rows)
         metrics = {"data/kept": float(kept), "data/dropped": float(len(self.rows) - kept)}
         self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
         return metrics
 
-    def _of_table(self) -> Iterator[Candidate]:
+    def _of_table(self, files: Sequence[Path]) -> Iterator[Candidate]:
         """The prompts of the table, or with `right` its answers."""
         from lightning_mmrl.data.answer_selection import select_answers
         from lightning_mmrl.data.filtering import prompt_reason
         from lightning_mmrl.data.rollout_table import iter_table
 
-        rows = (row for path in self.files for row in iter_table(path))
+        rows = (row for path in files for row in iter_table(path))
         for selection in select_answers(rows, self.stage.keep):
             row, reason = selection.row, prompt_reason(selection.row, self.stage)
             common = {"value": self._value(row.sample, row), "pass_rate": row.pass_rate}
@@ -228,6 +228,8 @@ class FilterJob:
             Completion(text=text, num_tokens=len(text.split()), truncated=False)
             for text in (sample.messages[-1].content for sample in targets)
         ]
+        if not targets:
+            return ["no_target"] * len(samples)
         with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards") as judge:
             verdicts = [judge.verdict(score) for score in judge.scores(targets, answers)]
         found = dict(zip((sample.id for sample in targets), verdicts, strict=True))

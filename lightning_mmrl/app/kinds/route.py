@@ -91,13 +91,13 @@ class RouteKind:
     ) -> StageJob:
         """Returns the job; it reads nothing yet."""
         from lightning_mmrl.app.data_kinds import TABLE
-        from lightning_mmrl.app.stages import data_sources, made_table
+        from lightning_mmrl.app.stages import data_sources, located_sources, made_table
 
         files, root = made_table(inputs[TABLE], parts.config)
-        traces = data_sources(spec, inputs, parts.config)
-        if traces and Path(media_root(f"stages.{spec.name}", traces)).resolve() != Path(root).resolve():
+        traces, located = data_sources(spec, inputs, parts.config), located_sources(spec, inputs, parts.config)
+        if located and Path(media_root(f"stages.{spec.name}", located)).resolve() != Path(root).resolve():
             raise ConfigError(
-                f"stages.{spec.name}.data: the traces have media below {media_root('', traces)}, and the table below "
+                f"stages.{spec.name}.data: the traces have media below {media_root('', located)}, and the table below "
                 f"{root}; take the traces of this dataset"
             )
         return RouteJob(spec=spec, files=files, media_folder=root, traces=traces, run_log=run, parts=parts)
@@ -123,7 +123,7 @@ class RouteJob:
 
     Attributes:
         spec: The stage.
-        files: The files of the table.
+        files: The files of the table; none if it is empty.
         media_folder: Folder that paths of media are relative to.
         traces: Where known answers are.
         run_log: Gets the counts.
@@ -230,7 +230,7 @@ class RouteJob:
         from lightning_mmrl.curriculum.experts.traces import Traces
 
         stage, path, cost = self.stage, f"stages.{self.spec.name}", {}
-        if stage.debugging or stage.rewards is None or not (self.traces or stage.expert):
+        if stage.debugging or stage.rewards is None or not self.files or not (self.traces or stage.expert):
             return cost
         with Judge.of(stage.rewards, f"{path}.rewards") as judge:
             self.consultation = asking = Consultation(
