@@ -201,7 +201,8 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
     for name, rate in asdict(data.modality_dropout).items():
         require(rate == 0, f"{key}.modality_dropout.{name}", rate, "0: samples keep their media")
     for name, source in data.sources.items():
-        require(source.weight == 1, f"{key}.sources.{name}.weight", source.weight, "1: each sample is read once")
+        once = source.weight in (None, 1)
+        require(once, f"{key}.sources.{name}.weight", source.weight, "null: each sample is read once")
 
 
 def check_media_root(path: str, stage: NodeSettings, config: RunSettings) -> None:
