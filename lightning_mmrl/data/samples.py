@@ -161,11 +161,11 @@ def kinds_of(sample: Sample) -> int:
     return found
 
 
-def content_digest(sample: Sample) -> str:
-    """A short digest of a sample's messages and media, and of its answers if it has a pair of them."""
+def content_digest(sample: Sample, *, with_pair: bool = True) -> str:
+    """A short digest of a sample's messages and media and, `with_pair`, of its answers if it has a pair of them."""
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
-    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if side in sample.extras]
+    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if with_pair and side in sample.extras]
     return hashlib.blake2b(json.dumps([turns, media, *pair]).encode(), digest_size=4).hexdigest()
 
 
