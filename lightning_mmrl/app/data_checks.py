@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.gold_checks import check_golds
+from lightning_mmrl.app.gold_checks import gold_check, task_check
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
-from lightning_mmrl.data.answer_columns import RowError, with_targets
+from lightning_mmrl.data.answer_columns import RowError
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.exchanges import turns_check
 from lightning_mmrl.data.label_findings import label_findings
@@ -18,8 +18,10 @@ from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
 from lightning_mmrl.data.samples import RowCheck, samples_of
 from lightning_mmrl.data.schema import LoadedManifest
 from lightning_mmrl.data.sources import load_source, place_of
+from lightning_mmrl.data.written_targets import of_targets, with_targets
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -146,9 +148,14 @@ def _checked(found: Sequence[Use], indexing: Indexing) -> list[str]:
     for use in found:
         labeled |= {use.key: use.source.manifest} if use.by_label else {}
         if use.key not in read:
-            whole = [each for each in found if each.key == use.key and each.num_samples is None and each.target is None]
-            checks = [check for each in whole for check in each.checks if isinstance(check, RowCheck)]
-            read[use.key] = load_source(*use.key, indexing=indexing, checks=checks)
+            whole = [each for each in found if each.key == use.key and each.num_samples is None]
+            at_once = [
+                of_targets(check, each.target)
+                for each in whole
+                for check in each.checks
+                if isinstance(check, RowCheck) and not check.slow
+            ]
+            read[use.key] = load_source(*use.key, indexing=indexing, checks=at_once)
         try:
             samples = with_targets(read[use.key].samples[: use.num_samples], use.target)
             for check in use.checks:
@@ -225,7 +232,7 @@ def _uses_of_stage(
     checks += [
         labels_check(reward.matcher)
         if isinstance(reward, LabelAnswer)
-        else partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
+        else gold_check(f"{path}.rewards.components.{name}", reward, settings)
         for name, reward in zip(nodes, rewards, strict=True)
         if isinstance(reward, GoldReader) and settings is not None
     ]
@@ -266,7 +273,9 @@ def labels_check(matcher: LabelMatcher) -> RowCheck:
 
 
 def _task_checks(task: Task) -> list[Callable[[str, Sequence[Sample]], object]]:
-    """The checks of a task. Only closed labels say what their outcome depends on, so only theirs is kept."""
+    """The checks of a task. Of closed labels and mathematics it is known what decides the outcome, so it is kept."""
+    if type(task) is Mathematics:
+        return [task_check(task)]
     if type(task) is not ClosedLabels:
         return [task.check]
     return [lambda manifest, samples: task.lexicon, labels_check(task.matcher)]

@@ -1,9 +1,11 @@
 """Shared code of stage kinds that make data: a kind that keeps some of its samples, checks, and a writer of samples."""
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,24 +133,45 @@ class SelectingJob:
         """Writes the samples that are kept, and the reasons of the others."""
         if not self.leads:
             return {}
-        kept = [sample for sample in self.samples if sample.id not in self.dropped]
+        kept = (sample for sample in self.samples if sample.id not in self.dropped)
         write_dropped(directory, ({"id": name, "reason": reason} for name, reason in self.dropped.items()))
         return write_samples(directory, artifact, kept, self.media_folder, Counter(self.dropped.values()))
 
 
-def read_samples(sources: Mapping[str, SourceSettings]) -> list[Sample]:
+class Joined(Sequence[Sample]):
+    """The samples of several sources, one source after the other; those of manifests are read when they are asked for.
+
+    Args:
+        parts: The samples of each source.
+    """
+
+    def __init__(self, parts: Iterable[Sequence[Sample]]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        row = range(len(self))[place]
+        number = bisect_right(self._ends, row)
+        return self._parts[number][row - self._ends[number]]
+
+
+def read_samples(sources: Mapping[str, SourceSettings]) -> Sequence[Sample]:
     """Returns the samples of all sources, in their order.
 
     Raises:
         DataError: A manifest is wrong.
     """
-    from lightning_mmrl.data.sources import read_source
+    from lightning_mmrl.data.sources import load_source
 
-    return [
-        sample
+    return Joined(
+        load_source(source.path, source.media_folder, source.format).samples[: source.limit]
         for source in sources.values()
-        for sample in read_source(source.path, source.media_folder, source.format)[: source.limit]
-    ]
+    )
 
 
 def write_samples(

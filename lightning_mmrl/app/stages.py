@@ -73,6 +73,7 @@ def training_job(
     config, start_from = parts.config, inputs[WEIGHTS]
     sources = data_sources(spec, inputs, config)
     if not sources and located_sources(spec, inputs, config):
+        run.log_params(flattened(asdict(spec.settings)))
         return IdleJob(write=lambda artifact, directory: hand_on(start_from, directory, parts))
     stage = with_steps(config, spec.name, sources.values())
     prepare_process(stage.trainer, spec.seed)

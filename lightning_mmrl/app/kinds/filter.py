@@ -116,11 +116,13 @@ class FilterKind:
 class Candidate:
     """One row: its id, the sample that it would become, and why it is left out, if it is.
 
-    `value` is the row's value in the column that is made even.
+    A row of a manifest has the `place` of its sample among all, which is read again once it is kept. `value` is the
+    row's value in the column that is made even.
     """
 
     id: str
     sample: Sample | None = None
+    place: int | None = None
     reason: str | None = None
     value: Any = None
     pass_rate: float | None = None
@@ -138,6 +140,7 @@ class FilterJob:
         files: The files of the table, none if it is empty; None for a stage without a table.
         sources: Where the samples are, if it has no table.
         rows: All rows, after `run`.
+        samples: The samples of the sources, after `run`.
     """
 
     spec: StageSpec
@@ -147,6 +150,7 @@ class FilterJob:
     files: Sequence[Path] | None = None
     sources: Mapping[str, SourceSettings] = field(default_factory=dict)
     rows: Sequence[Candidate] = ()
+    samples: Sequence[Sample] = ()
 
     @property
     def stage(self) -> FilterSettings:
@@ -177,12 +181,20 @@ class FilterJob:
         dropped = [row for row in self.rows if row.reason is not None]
         lines = ({"id": row.id, "reason": row.reason, "pass_rate": row.pass_rate} for row in dropped)
         write_dropped(directory, lines)
-        kept = [row.sample for row in self.rows if row.reason is None and row.sample is not None]
-        if len(kept) + len(dropped) != len(self.rows):
+        num_kept = sum(row.reason is None and (row.sample, row.place) != (None, None) for row in self.rows)
+        if num_kept + len(dropped) != len(self.rows):
             raise StageError(
-                f"stages.{self.spec.name}: {len(kept)} kept and {len(dropped)} left out of {len(self.rows)}"
+                f"stages.{self.spec.name}: {num_kept} kept and {len(dropped)} left out of {len(self.rows)}"
             )
-        return write_samples(directory, artifact, kept, self.media_folder, Counter(str(row.reason) for row in dropped))
+        reasons = Counter(str(row.reason) for row in dropped)
+        return write_samples(directory, artifact, self._kept(), self.media_folder, reasons)
+
+    def _kept(self) -> Iterator[Sample]:
+        for row in self.rows:
+            if row.reason is None and row.sample is not None:
+                yield row.sample
+            elif row.reason is None and row.place is not None:
+                yield self.samples[row.place]
 
     def _filtered(self) -> dict[str, float]:
         self.rows = self._evened(list(self._of_manifests() if self.files is None else self._of_table(self.files)))
@@ -211,11 +223,11 @@ class FilterJob:
 
     def _of_manifests(self) -> list[Candidate]:
         """The samples; with `right`, those with a wrong target have a reason."""
-        samples = read_samples(self.sources)
-        reasons = self._verdicts(samples) if self.stage.right else [None] * len(samples)
+        self.samples = read_samples(self.sources)
+        reasons = self._verdicts(self.samples) if self.stage.right else [None] * len(self.samples)
         return [
-            Candidate(id=sample.id, sample=sample, reason=reason, value=self._value(sample))
-            for sample, reason in zip(samples, reasons, strict=True)
+            Candidate(id=sample.id, place=place, reason=reason, value=self._value(sample))
+            for place, (sample, reason) in enumerate(zip(self.samples, reasons, strict=True))
         ]
 
     def _verdicts(self, samples: Sequence[Sample]) -> list[str | None]:

@@ -97,9 +97,9 @@ class SampleKind:
         assert stage.rewards is not None
         prepare_process(stage.trainer, spec.seed)
         run.log_params(flattened(asdict(stage)))
-        sources, located = data_sources(spec, inputs, parts.config), located_sources(spec, inputs, parts.config)
-        root = media_root(path, located)
-        if located and not sources:
+        sources = data_sources(spec, inputs, parts.config)
+        root = media_root(path, located_sources(spec, inputs, parts.config))
+        if not sources:
             return IdleJob(write=partial(_write_nothing, media_root=root, leads=parts.group.leads))
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature, stage.trainer)
@@ -115,7 +115,6 @@ class SampleKind:
         sets = StreamedSets([(source.manifest, opened(source)) for source in sources.values()], parts.monitor)
         store = PartStore(directory=directory / STATES, before=parts.exclusions.flush)
         plan = SamplePlan(settings=stage, seed=spec.seed, places=_places(path, sets.ids), left_out=sets.left_out)
-        logger = RunLogger(run, directory)
         resources = ExitStack()
         engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
         resources.callback(engine.close)
@@ -147,7 +146,7 @@ class SampleKind:
             store=store,
             plan=plan,
             media_root=root,
-            log=lambda metrics: logger.log_metrics(
+            log=lambda metrics: RunLogger(run, directory).log_metrics(
                 {f"{spec.name}/{key}": metrics[key] for key in metrics}, plan.num_batches
             ),
             group=parts.group,
