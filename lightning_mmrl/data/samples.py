@@ -70,7 +70,7 @@ class RowCheck:
         row, reason = found
         if not self.by_place and not known.by_place:
             raise DataError(f"{manifest}: {reason}")
-        [name] = known[row : row + 1].ids()
+        [name] = samples_of(known[row : row + 1]).ids()
         raise RowError(f"{manifest}: {reason}", name)
 
     def reason(self, sample: Sample) -> str | None:

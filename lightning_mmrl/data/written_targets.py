@@ -48,7 +48,7 @@ class WrittenTargets(Samples):
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return WrittenTargets(self._samples[place], self._target)
+            return WrittenTargets(samples_of(self._samples[place]), self._target)
         return with_target(self._samples[place], self._target)
 
     def kinds(self) -> NDArray[np.uint8]:
