@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.gold_checks import check_golds
+from lightning_mmrl.app.gold_checks import gold_check, task_check
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.graph import SOURCES
-from lightning_mmrl.data.answer_columns import RowError, with_targets
+from lightning_mmrl.data.answer_columns import RowError
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.exchanges import turns_check
 from lightning_mmrl.data.label_findings import label_findings
@@ -18,8 +18,10 @@ from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
 from lightning_mmrl.data.samples import RowCheck, samples_of
 from lightning_mmrl.data.schema import LoadedManifest
 from lightning_mmrl.data.sources import load_source, place_of
+from lightning_mmrl.data.written_targets import of_targets, with_targets
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -118,7 +120,7 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
         folders: The folders of its artifacts.
 
     Raises:
-        DataError: An artifact that a stage reads holds no sample, or a sample does not serve its use.
+        DataError: A sample does not serve its use.
         StageError: The seal of an artifact lacks a fact.
     """
     for spec in specs:
@@ -132,17 +134,11 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
             for fact in lacking or ([] if "kept" in counts else ["counts.kept"]):
                 kind = made.settings.kind
                 raise StageError(f"{folder} does not say {fact!r}; its kind of stage, {kind}, must give this fact")
-            if not counts["kept"]:
-                reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-                raise DataError(
-                    f"stages.{spec.name}.{key}: artifact {folder.name} of stage {made.name} has no sample ({reasons}); "
-                    f"change stages.{made.name}, and run it again with --from-stage {made.name}"
-                )
-        names = [key.removeprefix(SOURCES) for key in read if key.startswith(SOURCES)]
-        if names:
+        sources = data_sources(spec, read, config)
+        filled = {name: sources[name] for name in sources if f"{SOURCES}{name}" in read}
+        if filled:
             path, stage = f"stages.{spec.name}", config.stages[spec.name]
-            sources = data_sources(spec, read, config)
-            own = _uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names})
+            own = _uses_of_stage(path, stage, config.of_stage(stage), filled)
             _checked(own, indexing_of(config))
 
 
@@ -152,9 +148,14 @@ def _checked(found: Sequence[Use], indexing: Indexing) -> list[str]:
     for use in found:
         labeled |= {use.key: use.source.manifest} if use.by_label else {}
         if use.key not in read:
-            whole = [each for each in found if each.key == use.key and each.num_samples is None and each.target is None]
-            checks = [check for each in whole for check in each.checks if isinstance(check, RowCheck)]
-            read[use.key] = load_source(*use.key, indexing=indexing, checks=checks)
+            whole = [each for each in found if each.key == use.key and each.num_samples is None]
+            at_once = [
+                of_targets(check, each.target)
+                for each in whole
+                for check in each.checks
+                if isinstance(check, RowCheck) and not check.slow
+            ]
+            read[use.key] = load_source(*use.key, indexing=indexing, checks=at_once)
         try:
             samples = with_targets(read[use.key].samples[: use.num_samples], use.target)
             for check in use.checks:
@@ -231,7 +232,7 @@ def _uses_of_stage(
     checks += [
         labels_check(reward.matcher)
         if isinstance(reward, LabelAnswer)
-        else partial(check_golds, path=f"{path}.rewards.components.{name}", judge=reward, settings=settings)
+        else gold_check(f"{path}.rewards.components.{name}", reward, settings)
         for name, reward in zip(nodes, rewards, strict=True)
         if isinstance(reward, GoldReader) and settings is not None
     ]
@@ -272,7 +273,9 @@ def labels_check(matcher: LabelMatcher) -> RowCheck:
 
 
 def _task_checks(task: Task) -> list[Callable[[str, Sequence[Sample]], object]]:
-    """The checks of a task. Only closed labels say what their outcome depends on, so only theirs is kept."""
+    """The checks of a task. Of closed labels and mathematics it is known what decides the outcome, so it is kept."""
+    if type(task) is Mathematics:
+        return [task_check(task)]
     if type(task) is not ClosedLabels:
         return [task.check]
     return [lambda manifest, samples: task.lexicon, labels_check(task.matcher)]

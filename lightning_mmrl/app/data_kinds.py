@@ -1,9 +1,11 @@
 """Shared code of stage kinds that make data: a kind that keeps some of its samples, checks, and a writer of samples."""
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +72,16 @@ class SelectingKind:
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
         """Returns a job that reads the samples and applies `select`."""
-        from lightning_mmrl.app.stages import data_sources
+        from lightning_mmrl.app.stages import data_sources, located_sources
 
-        sources = data_sources(spec, inputs, parts.config)
-        return SelectingJob(spec=spec, select=self.select, sources=sources, run_log=run, leads=parts.group.leads)
+        return SelectingJob(
+            spec=spec,
+            select=self.select,
+            sources=data_sources(spec, inputs, parts.config),
+            media_folder=media_root(f"stages.{spec.name}", located_sources(spec, inputs, parts.config)),
+            run_log=run,
+            leads=parts.group.leads,
+        )
 
 
 @dataclass(kw_only=True)
@@ -84,6 +92,7 @@ class SelectingJob:
         spec: The stage.
         select: As in `SelectingKind`.
         sources: Where the samples are.
+        media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         leads: Whether this process is rank 0, which alone reads and writes.
         samples: All samples, after `run`.
@@ -93,6 +102,7 @@ class SelectingJob:
     spec: StageSpec
     select: Select
     sources: Mapping[str, SourceSettings]
+    media_folder: str
     run_log: TrackedRun
     leads: bool
     samples: Sequence[Sample] = ()
@@ -108,7 +118,7 @@ class SelectingJob:
         if not self.leads:
             return Training(metrics={}, num_steps=1)
         self.samples = read_samples(self.sources)
-        reasons = self.select(self.spec.settings, self.samples)
+        reasons = self.select(self.spec.settings, self.samples) if self.samples else {}
         self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}
         for unknown in sorted(reasons.keys() - self.dropped.keys()):
             raise StageError(
@@ -123,25 +133,45 @@ class SelectingJob:
         """Writes the samples that are kept, and the reasons of the others."""
         if not self.leads:
             return {}
-        root = media_root(f"stages.{self.spec.name}", self.sources)
-        kept = [sample for sample in self.samples if sample.id not in self.dropped]
+        kept = (sample for sample in self.samples if sample.id not in self.dropped)
         write_dropped(directory, ({"id": name, "reason": reason} for name, reason in self.dropped.items()))
-        return write_samples(directory, artifact, kept, root, Counter(self.dropped.values()))
+        return write_samples(directory, artifact, kept, self.media_folder, Counter(self.dropped.values()))
 
 
-def read_samples(sources: Mapping[str, SourceSettings]) -> list[Sample]:
+class Joined(Sequence[Sample]):
+    """The samples of several sources, one source after the other; those of manifests are read when they are asked for.
+
+    Args:
+        parts: The samples of each source.
+    """
+
+    def __init__(self, parts: Iterable[Sequence[Sample]]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        row = range(len(self))[place]
+        number = bisect_right(self._ends, row)
+        return self._parts[number][row - self._ends[number]]
+
+
+def read_samples(sources: Mapping[str, SourceSettings]) -> Sequence[Sample]:
     """Returns the samples of all sources, in their order.
 
     Raises:
         DataError: A manifest is wrong.
     """
-    from lightning_mmrl.data.sources import read_source
+    from lightning_mmrl.data.sources import load_source
 
-    return [
-        sample
+    return Joined(
+        load_source(source.path, source.media_folder, source.format).samples[: source.limit]
         for source in sources.values()
-        for sample in read_source(source.path, source.media_folder, source.format)[: source.limit]
-    ]
+    )
 
 
 def write_samples(
@@ -194,7 +224,8 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
     for name, rate in asdict(data.modality_dropout).items():
         require(rate == 0, f"{key}.modality_dropout.{name}", rate, "0: samples keep their media")
     for name, source in data.sources.items():
-        require(source.weight == 1, f"{key}.sources.{name}.weight", source.weight, "1: each sample is read once")
+        once = source.weight in (None, 1)
+        require(once, f"{key}.sources.{name}.weight", source.weight, "null: each sample is read once")
 
 
 def check_no_model(path: str, stage: NodeSettings) -> None:

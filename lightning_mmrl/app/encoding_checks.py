@@ -8,10 +8,10 @@ from pathlib import Path
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import uses
 from lightning_mmrl.app.run import check_all_targets
-from lightning_mmrl.data.answer_columns import with_targets
 from lightning_mmrl.data.inspection import Inventory
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import Entry, Problem
+from lightning_mmrl.data.written_targets import with_targets
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import PromptSettings

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.idle import IdleJob, hand_on
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.artifacts import sealed
@@ -67,10 +68,13 @@ def training_job(
     run: TrackedRun,
     parts: Assembly,
     make_module: MakeModule,
-) -> LightningJob:
-    """Builds the job of a stage that trains."""
+) -> StageJob:
+    """Builds the job of a stage that trains; if all its data are empty, the job hands on the weights as they are."""
     config, start_from = parts.config, inputs[WEIGHTS]
     sources = data_sources(spec, inputs, config)
+    if not sources and located_sources(spec, inputs, config):
+        run.log_params(flattened(asdict(spec.settings)))
+        return IdleJob(write=lambda artifact, directory: hand_on(start_from, directory, parts))
     stage = with_steps(config, spec.name, sources.values())
     prepare_process(stage.trainer, spec.seed)
     encoder = parts.encoder(start_from)
@@ -114,6 +118,14 @@ def training_job(
 
 
 def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:
+    """Maps names to the sources of a stage's data, without those that another stage made and that hold no sample."""
+    found = located_sources(spec, inputs, config)
+    folders = {name: inputs[f"{SOURCES}{name}"] for name in found if f"{SOURCES}{name}" in inputs}
+    empty = {name for name, folder in folders.items() if is_empty(data_facts(folder, config))}
+    return {name: source for name, source in found.items() if name not in empty}
+
+
+def located_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:
     """Maps names to the sources of a stage's data; a source that another stage made is in that stage's artifact."""
     made = {}
     for name in spec.settings.data.sources:
@@ -143,14 +155,20 @@ def made_manifest(folder: Path, config: RunSettings) -> SourceSettings:
     return SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=facts["media_root"])
 
 
+def is_empty(facts: Mapping[str, Any]) -> bool:
+    """Whether data that a stage made hold no sample, by the facts in their seal."""
+    return facts["counts"]["kept"] == 0
+
+
 def made_table(folder: Path, config: RunSettings) -> tuple[list[Path], str]:
-    """Returns the files of a rollout table that a stage made, and the folder of its media.
+    """Returns the files of a rollout table that a stage made, none if it is empty, and the folder of its media.
 
     Raises:
         DataError: The folder holds no table.
         StageError: As `data_facts`.
     """
-    return table_files(folder), _checked_facts(folder, config, has_manifest=False)["media_root"]
+    facts = _checked_facts(folder, config, has_manifest=False)
+    return [] if is_empty(facts) else table_files(folder), facts["media_root"]
 
 
 def _checked_facts(folder: Path, config: RunSettings, *, has_manifest: bool) -> dict[str, Any]:

@@ -57,6 +57,10 @@ def _lines(stage: "Forebear") -> Iterator[str]:
         for name, value in values.items():
             maker, _, digest = value.rpartition(", ")
             yield f"  {title:<14} {name}: {f'{maker}, ' if maker else ''}{digest[:SHORT]}"
+    for name, reason in stage.empty.items():
+        yield f"  without        {name}: {reason}"
+    if stage.idle:
+        yield "  nothing to do"
     for name, counts in stage.counts.items():
         yield f"  counts         {name}: {_numbers(counts)}"
     for title, values in stage.routing.items():

@@ -110,17 +110,19 @@ def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
         return "finished, configured differently"
     if is_stale(spec, manifest):
         return "to run again: an input was replaced"
-    if not spec.trains:
-        return "finished"
-    return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
+    if spec.trains and finished.evaluation != spec.evaluation:
+        return "to evaluate"
+    return "finished, had nothing to do" if finished.result.idle else "finished"
 
 
 def data_names(stage: NodeSettings) -> str:
-    """The manifest of a stage, or its sources with their shares; empty without either."""
+    """The manifest of a stage, or its sources with their shares if they have weights; empty without either."""
     if stage.data.manifest:
         return stage.data.manifest
-    total = sum(source.weight for source in stage.data.sources.values())
-    return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
+    weights = {name: source.weight for name, source in stage.data.sources.items()}
+    total = sum(weight for weight in weights.values() if weight is not None)
+    shares = [name if weight is None else f"{name} {weight / total:.0%}" for name, weight in weights.items()]
+    return ", ".join(shares) + (" by size" if len(weights) > 1 and not total else "")
 
 
 def conditions(stage: StageSettings) -> list[str]:

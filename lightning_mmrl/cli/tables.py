@@ -24,7 +24,10 @@ def print_comparison(outcome: FinishedRun) -> None:
             console.print(gains_table(results[0].task, gains))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
-        console.print(f"{result.name}: {phases}")
+        idle = "nothing to do, " if result.idle else ""
+        console.print(f"{result.name}: {idle}{phases}")
+        for name, reason in result.empty_inputs.items():
+            console.print(f"    without {name}: {reason}", soft_wrap=True)
     kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     console.print(f"peak memory  {kibibytes / 2**20:.1f} GiB (this process and its largest worker)")
     console.print(f"run folder   {outcome.directory}")

@@ -29,6 +29,7 @@ NOT_DECISIVE = (
     "rollout_table_every",
     "start_from",
     "tokens_per_microbatch",
+    "when_empty",
 )
 """Keys of a stage that its outcome does not depend on."""
 
@@ -163,6 +164,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
             del data[key]
         if stage.get("rollout", config) is None:
             stage["rollout"] = config.rollout
+    _record_weights(stage["data"]["sources"], own)
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["known_sizes"]
@@ -170,6 +172,13 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     found = flattened(redacted_tree({**shared, "stage": stage}))
     known = {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
     return {first_name(key): value for key, value in known.items()}
+
+
+def _record_weights(sources: Mapping[str, dict[str, Any]], stage: NodeSettings) -> None:
+    """Writes the default of earlier versions where a weight has no effect, so that their runs continue."""
+    if len(sources) == 1 or not isinstance(stage, StageSettings):
+        for source in sources.values():
+            source["weight"] = 1.0 if source["weight"] is None else source["weight"]
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

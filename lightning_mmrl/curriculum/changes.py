@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_mmrl.settings.renamed import renamed
+from lightning_mmrl.settings.renamed import earlier_default, renamed
 from lightning_mmrl.types.records import StageSpec
 
 MOST_SHOWN = 12
@@ -33,7 +33,7 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         if finished.get(key) != now.get(key):
             texts = ["-" if value is _ABSENT else str(value) for value in sides]
             old, new = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
-            lines.append(f"{renamed(key) or key}: {old} -> {new}")
+            lines.append(f"{renamed(key) or key}: {old} -> {new}{earlier_default(key, *sides)}")
     return lines
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Forebear:
         outputs: Maps each artifact to its digest.
         counts: Maps each artifact of data to the numbers of samples that it has, and lacks by reason.
         routing: Prompts by standing, and answers of experts by verdict, of a stage that sorts prompts.
+        empty: Maps each input that held no sample to the reason.
+        idle: Whether the stage had nothing to do.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Forebear:
     outputs: Mapping[str, str]
     counts: Mapping[str, Mapping[str, int]]
     routing: Mapping[str, Mapping[str, Any]]
+    empty: Mapping[str, str]
+    idle: bool
 
 
 def forebears(artifact: Path) -> list[Forebear]:
@@ -67,17 +71,13 @@ def forebears(artifact: Path) -> list[Forebear]:
     recorded = _recorded(artifact)
     if recorded is not None:
         check_record(*recorded, facts, artifact)
-    stages = ancestry(run, facts["digest"])
-    made = {
-        each.digest: f"{name} of {stage.result.name}"
-        for stage in stages
-        for name, each in stage.result.artifacts.items()
-    }
+    stages = ancestry(run, facts["digest"], recorded[0] if recorded is not None else None)
     found: list[Forebear] = []
-    for stage in stages:
+    for place, stage in enumerate(stages):
         read = stage.result.inputs.get(WEIGHTS)
+        made = {each: _made_by(stages, each, place) for each in stage.result.inputs.values()}
         parent = Path(str(stage.content.get("starts_from") or ""))
-        outside = read is not None and read not in made and (parent / SEAL).is_file()
+        outside = read is not None and made[read] is None and (parent / SEAL).is_file()
         if outside and sealed(parent)["digest"] == read:
             known = [(each.run, each.name) for each in found]
             found += [each for each in forebears(parent) if (each.run, each.name) not in known]
@@ -85,7 +85,7 @@ def forebears(artifact: Path) -> list[Forebear]:
     return found
 
 
-def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str]) -> Forebear:
+def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str | None]) -> Forebear:
     result, content = stage.result, stage.content
     start = content.get("starts_from")
     folders = {name: run / each.path for name, each in result.artifacts.items() if name != HANDOFF}
@@ -100,10 +100,12 @@ def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str]) -> Foreb
         datasets={
             key.removeprefix(_DATA): value for key, value in files.items() if _BEGINNING_OF_HASH.fullmatch(value)
         },
-        inputs={key: f"{made[each]}, {each}" if each in made else each for key, each in result.inputs.items()},
+        inputs={key: f"{made[each]}, {each}" if made[each] else each for key, each in result.inputs.items()},
         outputs={name: each.digest for name, each in result.artifacts.items()},
         counts={name: each.get(COUNTS, {}) for name, each in facts.items()},
         routing=next((each[ROUTING] for each in facts.values() if ROUTING in each), {}),
+        empty=result.empty_inputs,
+        idle=result.idle,
     )
 
 
@@ -120,26 +122,49 @@ def tags_of(folder: Path, artifact: str) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in found.items()}
 
 
-def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
+def ancestry(directory: Path, digest: str, maker: str | None = None) -> list[FinishedStage]:
     """Returns the stages of a run that led to a handoff, in the order they ran; empty if the run has no such stage.
 
     Args:
         directory: The run directory.
         digest: Hash of the handoff.
+        maker: The stage that made it, if it is known; otherwise the last one that made such a handoff.
 
     Raises:
         StageError: The run's manifest is damaged.
     """
-    stages = Manifest.read(directory).stages
-    makers = {made.digest: name for name, stage in stages.items() for made in stage.result.artifacts.values()}
-    found: set[str] = set()
-    waiting = [digest]
+    stages = list(Manifest.read(directory).stages.values())
+    found: set[int] = set()
+    waiting = [(digest, next((n + 1 for n, each in enumerate(stages) if each.result.name == maker), len(stages)))]
     while waiting:
-        name = makers.get(waiting.pop())
-        if name is not None and name not in found:
-            found.add(name)
-            waiting += stages[name].result.inputs.values()
-    return [stage for name, stage in stages.items() if name in found]
+        place = _maker(stages, *waiting.pop())
+        if place is not None and place not in found:
+            found.add(place)
+            waiting += [(read, place) for read in stages[place].result.inputs.values()]
+    return [stage for place, stage in enumerate(stages) if place in found]
+
+
+def _maker(stages: Sequence[FinishedStage], digest: str, before: int) -> int | None:
+    """The place of the stage that made an artifact; of several alike, the last one before the reader.
+
+    A stage that had nothing to do hands on weights under the digest that they had, and empty tables are all alike.
+    """
+    makers = [
+        place
+        for place, stage in enumerate(stages)
+        if any(made.digest == digest for made in stage.result.artifacts.values())
+    ]
+    return next((place for place in reversed(makers) if place < before), makers[-1] if makers else None)
+
+
+def _made_by(stages: Sequence[FinishedStage], digest: str, before: int) -> str | None:
+    """`ARTIFACT of STAGE` for an artifact that a stage of the run made."""
+    place = _maker(stages, digest, before)
+    if place is None:
+        return None
+    result = stages[place].result
+    name = next(name for name, made in result.artifacts.items() if made.digest == digest)
+    return f"{name} of {result.name}"
 
 
 def checked_handoff(handoff: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning_mmrl.curriculum.artifacts import check_artifact, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
-from lightning_mmrl.curriculum.changes import describe_changes, same_content
+from lightning_mmrl.curriculum.changes import same_content
+from lightning_mmrl.curriculum.emptiness import empty_inputs, in_words, is_idle, refuse_idle
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.inputs import Input, base_input
@@ -22,11 +23,11 @@ from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Man
 from lightning_mmrl.curriculum.selection import (
     Action,
     Selection,
-    changed_stages,
     due_actions,
     is_stale,
+    refuse_changes,
 )
-from lightning_mmrl.errors import ConfigError, DiskError, GateError
+from lightning_mmrl.errors import DiskError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun, Tracker
 from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.tracking.status import status_of
@@ -85,6 +86,7 @@ class StageOrchestrator:
         self._stages = curriculum.stages
         self._manifest = Manifest()
         self._selection = Selection()
+        self._waiting: set[str] = set()
 
     def run(self, selection: Selection | None = None) -> list[StageResult]:
         """Runs the unfinished or the selected stages, and returns the results of all finished stages in order.
@@ -97,10 +99,10 @@ class StageOrchestrator:
         self._selection = selection = selection or Selection()
         self._manifest = Manifest.read(self._directory)
         due = due_actions(self._stages, self._manifest, selection)
-        again = {name for name, action in due.items() if action == "run"}
+        self._waiting = again = {name for name, action in due.items() if action == "run"}
         check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
         if not selection.allow_changes:
-            self._refuse_changes(due)
+            refuse_changes(self._stages, self._manifest, due, self._directory)
             named = (selection.only_stage, selection.from_stage)
             unfinished = [spec for spec in self._stages if spec.name in due and spec.name not in named]
             folders = {spec.name: stage_folder(self._directory, spec) for spec in unfinished}
@@ -180,12 +182,16 @@ class StageOrchestrator:
         return None if same else base
 
     def _run_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
-        inputs = self._inputs(spec)
+        inputs, empty = self._inputs(spec), self._empty_inputs(spec)
+        for line in in_words(spec, empty):
+            self._say(f"{self._title(spec)}: {line}")
         digests = {key: each.digest for key, each in inputs.items()}
         self._set_aside(spec)
         folder = stage_folder(self._directory, spec)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind, "mmrl.config_digest": spec.digest}
         tags |= {_tag("input", key): digest for key, digest in digests.items()}
+        tags |= {f"mmrl.empty.{key}": reason for key, reason in empty.items()}
+        tags |= {"mmrl.idle": "true"} if is_idle(spec, empty) else {}
         run_id = self._continued(spec, folder, digests)
         run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
         Attempt(content=spec.content, inputs=digests, tracking_id=run.id).write(folder)
@@ -208,10 +214,13 @@ class StageOrchestrator:
                 num_steps=training.num_steps,
                 num_skipped=training.num_skipped,
                 changed=training.changed,
+                empty_inputs=empty,
+                idle=is_idle(spec, empty),
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Saved before the evaluation, so that the stage is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})
+            self._waiting = self._waiting - {spec.name}
             shutil.rmtree(folder / STATES, ignore_errors=True)  # the artifacts replace them
             if spec.trains:
                 self._evaluate_stage(spec, run, parent)
@@ -245,6 +254,7 @@ class StageOrchestrator:
                 "input_seal": inputs[WEIGHTS].seal,
             }
         lineage |= {f"input.{key}": each.digest for key, each in inputs.items() if key != WEIGHTS}
+        lineage |= {f"empty.{key}": reason for key, reason in self._empty_inputs(spec).items()}
         made = {}
         for name in spec.outputs:
             folder = artifact_folder(stage_folder(self._directory, spec), name)
@@ -259,6 +269,16 @@ class StageOrchestrator:
         data = {name: self._directory / made.path for name, made in artifacts.items() if name != HANDOFF}
         if data:
             self._on_made(spec, data)
+        for reader in self._stages:
+            if reader.name in self._waiting and any(edge.stage == spec.name for edge in reader.inputs.values()):
+                self._empty_inputs(reader)  # raises now, and not only when its turn comes
+
+    def _empty_inputs(self, spec: StageSpec) -> dict[str, str]:
+        """The inputs of a stage that hold no sample, as far as they are made, and why; raises as `refuse_idle`."""
+        made = {name: stage for name, stage in self._manifest.stages.items() if name not in self._waiting}
+        empty = empty_inputs(spec, self._directory, made)
+        refuse_idle(spec, empty)
+        return empty
 
     def _continued(self, spec: StageSpec, folder: Path, inputs: Mapping[str, str]) -> str | None:
         """Returns the tracked run of the attempt that the stage resumes; if there is none to resume, clears the folder.
@@ -361,18 +381,6 @@ class StageOrchestrator:
             check_record(edge.stage, record, facts, folder)
             inputs[key] = Input(path=folder, digest=facts["digest"], seal=facts["seal"])
         return inputs
-
-    def _refuse_changes(self, due: Mapping[str, Action]) -> None:
-        kept = changed_stages(self._stages, self._manifest, due)
-        if not kept:
-            return
-        names = ", ".join(f"stages.{name}" for name in kept)
-        raise ConfigError(
-            f"{names}: finished in {self._directory} with another configuration:\n"
-            + "".join(f"    {line}\n" for line in describe_changes(kept, self._stages))
-            + "undo the change, set run_name to a new name, keep what is finished with --allow-changes, or run again "
-            f"with --from-stage {next(iter(kept))}"
-        )
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"

@@ -96,7 +96,8 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
     check_facts(facts, handoff / SEAL)
     if target.exists():
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
-    stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
+    maker = facts.get("lineage", {}).get("stage")
+    stages = ancestry(handoff.parents[2], facts["digest"], maker) if len(handoff.parents) > 2 else []
     config = part_of_text(read_json(handoff / "config.json", "restore it"))
     tasks = evaluated_tasks(handoff.with_name("evaluation"), facts["labels"]) if stages else {}
     card = model_card(name or target.name, facts, config, stages, tasks=tasks, license_id=license_id)
@@ -190,7 +191,9 @@ def _prompting(facts: Mapping[str, Any], *, with_labels: bool) -> str:
 def _stage_table(stages: Sequence[FinishedStage]) -> str:
     if not stages:
         return ""
-    by_steps = {stage.result.name: "stage.num_epochs" not in stage.content for stage in stages}
+    by_steps = {
+        stage.result.name: "stage.num_epochs" not in stage.content and not stage.result.idle for stage in stages
+    }
     rows = [
         f"| {stage.result.name} | {stage.content.get('stage.kind', '-')} | {stage.content.get('starts_from', '-')} | "
         f"{stage.content.get('stage.num_steps', '-') if by_steps[stage.result.name] else stage.result.num_steps} | "

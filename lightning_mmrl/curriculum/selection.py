@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from lightning_mmrl.curriculum.changes import same_content
+from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_descendants
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.errors import ConfigError
@@ -116,3 +117,21 @@ def changed_stages(
         for name, content in kept.items()
         if due.get(name) != "run" and not same_content(content, now[name])
     }
+
+
+def refuse_changes(stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action], directory: Path) -> None:
+    """Refuses finished stages that would be kept although their configuration changed.
+
+    Raises:
+        ConfigError: There are such stages; the message lists the changes.
+    """
+    kept = changed_stages(stages, manifest, due)
+    if not kept:
+        return
+    names = ", ".join(f"stages.{name}" for name in kept)
+    raise ConfigError(
+        f"{names}: finished in {directory} with another configuration:\n"
+        + "".join(f"    {line}\n" for line in describe_changes(kept, stages))
+        + "undo the change, set run_name to a new name, keep what is finished with --allow-changes, or run again "
+        f"with --from-stage {next(iter(kept))}"
+    )

@@ -1,6 +1,5 @@
 """Answers in the columns of a row: the two of a pair, and targets that are written from columns."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +22,6 @@ class RowError(DataError):
     def __init__(self, message: str, sample_id: str) -> None:
         super().__init__(message)
         self.sample_id = sample_id
-
-    def within(self, manifest: str) -> "RowError":
-        """The same error with the name of its manifest."""
-        return RowError(f"{manifest}: {self}", self.sample_id)
 
 
 def pair_of(sample: Sample) -> tuple[str, str]:
@@ -77,26 +72,12 @@ def _checked(sample: Sample, column: str, text: Any) -> str:
     return text
 
 
-def with_targets(samples: Sequence[Sample], target: str | None) -> Sequence[Sample]:
-    """The samples with another answer to learn, which is written from columns of their rows.
-
-    The answer takes the place of the last assistant turn, or follows the turns if the last one is the user's.
-
-    Args:
-        samples: The samples.
-        target: The text of the answer, in which `{NAME}` stands for a column; None: the answers are as they are.
+def with_target(sample: Sample, target: str) -> Sample:
+    """The sample with an answer that is written from columns of its row, see `written_targets.with_targets`.
 
     Raises:
-        RowError: A row lacks a column, or its value is no text.
-
-    >>> sample = Sample(id="a", messages=(Message(role="user", content="Which emotion?"),), solution="angry")
-    >>> with_targets([sample], "<answer>{solution}</answer>")[0].messages[-1].content
-    '<answer>angry</answer>'
+        RowError: The row lacks a column, or its value is no text.
     """
-    return samples if target is None else [_with_target(sample, target) for sample in samples]
-
-
-def _with_target(sample: Sample, target: str) -> Sample:
     own = {"id": sample.id, "solution": sample.solution, "speaker": sample.speaker, "split": sample.split}
     columns = {name: value for name, value in {**sample.extras, **own}.items() if value is not None}
     for name in COLUMN.findall(target):

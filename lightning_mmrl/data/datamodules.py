@@ -10,7 +10,6 @@ from typing import Any, ClassVar, get_args
 import lightning
 import numpy as np
 
-from lightning_mmrl.data.answer_columns import RowError, with_targets
 from lightning_mmrl.data.collate import EncodedSample, collate_pairs, collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.in_order import eval_loader
@@ -21,6 +20,7 @@ from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.data.samples import KIND_BITS, NO_SOLUTION, first_medium, samples_of
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader, next_share, read_now
+from lightning_mmrl.data.written_targets import with_targets
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -42,7 +42,7 @@ class Feed:
         settings: The stage's steps and data. Each step consumes one batch. If a batch is larger than the dataset, it
             contains samples of several passes.
         supervised: True for prompts with targets.
-        sources: Manifests to draw from, by weight; error messages use their names.
+        sources: Manifests to draw from, in proportion to their samples or by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
         matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
             With None, every distinct solution is a separate label.
@@ -74,7 +74,7 @@ class ValidationFeed:
 
 
 class OmniDataModule(lightning.LightningDataModule):
-    """Samples with any kind of media, mixed by weight, for SFT and RL stages.
+    """Samples with any kind of media, of one or several sources, for SFT and RL stages.
 
     A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below restrict `kinds`
     and change nothing else.
@@ -157,10 +157,7 @@ class OmniDataModule(lightning.LightningDataModule):
         """
         indexing = Indexing(folder=pipeline.cache.directory)
         samples = load_source(source.path, source.media_folder, source.format, indexing).samples[: source.limit]
-        try:
-            samples = samples_of(with_targets(samples, source.target))
-        except RowError as error:
-            raise error.within(source.manifest) from error
+        samples = with_targets(samples, source.target)
         cls.check_kinds(source.manifest, samples)
         found = PreparedSet(
             samples,

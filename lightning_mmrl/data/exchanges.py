@@ -1,6 +1,5 @@
 """The prompts and targets of a conversation."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -70,26 +69,15 @@ def _of_pair(sample: Sample, template: PromptTemplate) -> tuple[Exchange, ...]:
     return tuple(found)
 
 
-def turns_check(
-    template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns"
-) -> Callable[[str, Sequence[Sample]], None]:
+def turns_check(template: PromptTemplate, *, supervised: bool, lesson: Lesson = "turns") -> RowCheck:
     """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
 
-    It refuses a sample that has no user turn or no target, and a target that does not start with the prefill. For
-    pairs the error is a `RowError`, and its outcome is not kept.
+    It refuses a sample that has no user turn or no target, a target that does not start with the prefill, and a pair
+    that lacks an answer. For pairs the error is a `RowError`.
     """
-    if supervised and lesson == "pair":
-        return partial(_check_pairs, template=template)
     how = {"supervised": supervised, "lesson": lesson}
     return RowCheck(
         test=partial(exchanges, template=template, **how),
         inputs={"check": "turns", "prompt": asdict(template.settings), **how},
+        by_place=supervised and lesson == "pair",
     )
-
-
-def _check_pairs(manifest: str, samples: Sequence[Sample], template: PromptTemplate) -> None:
-    for sample in samples:
-        try:
-            _of_pair(sample, template)
-        except RowError as error:
-            raise error.within(manifest) from error

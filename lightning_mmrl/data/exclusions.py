@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.data.samples import content_digest, samples_of
+from lightning_mmrl.data.samples import Samples, content_digest, samples_of
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import sync, writing
 from lightning_mmrl.types.records import Sample
@@ -207,15 +207,23 @@ def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, An
     return entry if num else None
 
 
+def _contents(samples: Samples, row: int, use: Mapping[str, Any]) -> Iterator[str]:
+    """The digests that a decision about a sample may have; before stages learned pairs, they were no part of it."""
+    yield samples.content(row)
+    if "pairs" not in use:
+        yield content_digest(samples[row], with_pair=False)
+
+
 def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     known, used, left_out_before = samples_of(samples), entry["used"], entry["left_out"]
     few = len(samples) < len(used) + len(left_out_before)  # as when a batch asks, among all decisions so far
     for name, row in known.rows_of(known.ids() if few else {**used, **left_out_before}).items():
-        content = known.content(row)
-        left_out = left_out_before.get(name)
-        if left_out is not None and left_out["content"] == content:
-            found[name] = left_out["reason"]
-        elif used.get(name) == content:
-            found[name] = None
+        decided = {used[name]: None} if name in used else {}
+        if (left_out := left_out_before.get(name)) is not None:
+            decided[left_out["content"]] = left_out["reason"]
+        contents = _contents(known, row, entry["use"]) if decided else ()
+        content = next((each for each in contents if each in decided), None)
+        if content is not None:
+            found[name] = decided[content]
     return found

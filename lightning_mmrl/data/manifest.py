@@ -18,6 +18,7 @@ from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.media_files import MediaFolder
 from lightning_mmrl.data.row_index import (
     IndexFolder,
+    Outcomes,
     RowIndex,
     code_digest,
     file_key,
@@ -50,6 +51,7 @@ MOST_HELD = 20_000
 RACY_S = 2.0
 """A file that changed within so many seconds before it was read could change again without a new time of change."""
 _ROWS_AT_ONCE = 25_000
+_SLOW_ROWS_AT_ONCE = 500
 
 
 def _unseen(description: str, done: int, total: int) -> None:
@@ -111,8 +113,6 @@ class OpenManifest:
         self._root = media_root
         self._parse = parse
         self._indexing = indexing
-        self._passing: dict[str, int] = {}
-        self._failing: dict[str, str] = {}
         self._held: dict[int, Sample] = {}
         with reading(path):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -121,7 +121,9 @@ class OpenManifest:
         self._folder = IndexFolder(indexing.folder) if indexing.folder is not None and is_kept else None
         self._key = key_of("rows", file_key(path, self.state), path.stem, str(media_root.resolve()), code_digest())
         self.settled = self._settle(wait_s=RACY_S if is_kept else 0.0)
-        self.digest, self.index = self._kept() or self._read(_distinct(checks))
+        known = IndexFolder(indexing.folder) if indexing.folder is not None and self.settled else None
+        self._outcomes = Outcomes(self._key, self._folder and known, known)
+        self.digest, self.index = self._kept() or self._read(_distinct(check for check in checks if not check.slow))
         self.ensure(checks)
 
     def __del__(self) -> None:
@@ -149,25 +151,41 @@ class OpenManifest:
             self._held[row] = sample
         return sample
 
-    def first_failure(self, check: RowCheck, num_rows: int) -> str | None:
-        """Why the first of the first samples that fails a check does so; None if all of them pass."""
+    def first_failure(self, check: RowCheck, num_rows: int) -> tuple[int, str] | None:
+        """The first of the first samples that fails a check, and why; None if all of them pass."""
         self.ensure([check], num_rows)
-        return self._failing[check.key] if self._num_passing(check) < num_rows else None
+        return self._outcomes.first_failure(check, num_rows)
 
     def ensure(self, checks: Sequence[RowCheck], num_rows: int | None = None) -> None:
         """Makes checks of the first samples, all by default, unless their outcome is known; the lines are read once."""
         num_rows = len(self.index) if num_rows is None else num_rows
         starts: dict[int, list[RowCheck]] = {}
         for check in _distinct(checks):
-            if self._num_passing(check) < num_rows and check.key not in self._failing:
-                starts.setdefault(self._num_passing(check), []).append(check)
+            if (done := self._outcomes.num_passing(check)) < num_rows and self._outcomes.failure(check) is None:
+                if check.slow:
+                    self._make_slowly(check, done, num_rows)
+                else:
+                    starts.setdefault(done, []).append(check)
         for start, missing in starts.items():
             bounds = [*range(start, num_rows, _ROWS_AT_ONCE), num_rows]
-            pieces = [self._piece(first, end) for first, end in pairwise(bounds)]
-            found, problem = self._scanned(pieces, missing, int(self.index.lines[num_rows - 1]), fills=False)
-            if problem is not None:
-                raise problem
-            self._note(missing, found, start)
+            self._make(missing, bounds)
+
+    def _make_slowly(self, check: RowCheck, start: int, num_rows: int) -> None:
+        """Makes a slow check in this process, up to the first failure; what is done is kept as it goes."""
+        for first in range(start, num_rows, _SLOW_ROWS_AT_ONCE):
+            end = min(first + _SLOW_ROWS_AT_ONCE, num_rows)
+            self._make([check], [first, end])
+            self._indexing.on_progress(f"checking solutions of {self.path.name}", end, num_rows)
+            if self._outcomes.failure(check) is not None:
+                return
+
+    def _make(self, checks: Sequence[RowCheck], bounds: Sequence[int]) -> None:
+        """Makes checks of the samples between the first and the last bound, in a piece for each pair of bounds."""
+        pieces = [self._piece(first, end) for first, end in pairwise(bounds)]
+        found, problem = self._scanned(pieces, checks, int(self.index.lines[bounds[-1] - 1]), fills=False)
+        if problem is not None:
+            raise problem
+        self._note(checks, found, bounds[0])
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Maps each of the given ids that occurs to its sample."""
@@ -259,24 +277,13 @@ class OpenManifest:
     def _note(self, checks: Sequence[RowCheck], found: Sequence[Scanned], start: int) -> None:
         """Notes how many of the first samples pass checks, which the samples before `start` do."""
         for number, check in enumerate(checks):
-            row = start
+            row, reason = start, None
             for piece in found:
                 if (failure := piece.failures[number]) is not None:
-                    row, self._failing[check.key] = row + failure[0], failure[1]
+                    row, reason = row + failure[0], failure[1]
                     break
                 row += piece.num_samples
-            self._passing[check.key] = row
-            if self._folder is not None and self.settled:
-                self._folder.note(key_of(self._key, check.key), row)
-
-    def _num_passing(self, check: RowCheck) -> int:
-        """How many of the first samples are known to pass a check."""
-        if check.key not in self._passing:
-            noted = None
-            if self._folder is not None and self.settled:
-                noted = self._folder.recall(key_of(self._key, check.key))
-            self._passing[check.key] = noted if isinstance(noted, int) else 0
-        return self._passing[check.key]
+            self._outcomes.note(check, row, reason)
 
     def _piece(self, first: int, end: int) -> Piece:
         """The lines of some samples."""
@@ -286,7 +293,7 @@ class OpenManifest:
         )
 
 
-def _distinct(checks: Sequence[RowCheck]) -> list[RowCheck]:
+def _distinct(checks: Iterable[RowCheck]) -> list[RowCheck]:
     return list({check.key: check for check in checks}.values())
 
 
@@ -343,7 +350,7 @@ class ManifestSamples(Samples):
     def content(self, row: int) -> str:
         return f"{int(self.manifest.index.contents[self._rows[row]]):08x}"
 
-    def first_failure(self, check: RowCheck) -> str | None:
+    def first_failure(self, check: RowCheck) -> tuple[int, str] | None:
         if self._rows == range(len(self._rows)):
             return self.manifest.first_failure(check, len(self._rows))
         return ListedSamples(self).first_failure(check)

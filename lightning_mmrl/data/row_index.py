@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightning_mmrl.data.media.cache_folder import CHECKED_SUFFIX, INDEX_SUFFIX, entry_path
 from lightning_mmrl.data.row_scan import FileState, Scanned, state_of
-from lightning_mmrl.data.samples import NO_SOLUTION
+from lightning_mmrl.data.samples import NO_SOLUTION, RowCheck
 from lightning_mmrl.files import dispensable, write_pieces
 
 PACKAGES = ("data", "prompts", "types")
@@ -215,6 +215,47 @@ class IndexFolder:
             write_pieces(path, [content], shared=True, durable=False)
 
 
+class Outcomes:
+    """How many of the first samples of a source pass each check, in this process and, with a folder, in later ones.
+
+    Args:
+        key: Identifies the source, its content and the code that reads it.
+        folder: Where outcomes of all checks are kept; None keeps none beyond this process.
+        slow_folder: Where outcomes of slow checks are kept.
+    """
+
+    def __init__(self, key: str, folder: IndexFolder | None, slow_folder: IndexFolder | None) -> None:
+        self._key = key
+        self._folders = {False: folder, True: slow_folder}
+        self._passing: dict[str, int] = {}
+        self._failing: dict[str, str] = {}
+
+    def num_passing(self, check: RowCheck) -> int:
+        """How many of the first samples are known to pass a check."""
+        if check.key not in self._passing:
+            folder = self._folders[check.slow]
+            noted = None if folder is None else folder.recall(key_of(self._key, check.key))
+            self._passing[check.key] = noted if isinstance(noted, int) else 0
+        return self._passing[check.key]
+
+    def failure(self, check: RowCheck) -> str | None:
+        """Why the first of the other samples fails a check; None if that is not known."""
+        return self._failing.get(check.key)
+
+    def first_failure(self, check: RowCheck, num_samples: int) -> tuple[int, str] | None:
+        """The place of the first sample that fails a check, and why; None if the first `num_samples` pass."""
+        passing, reason = self.num_passing(check), self.failure(check)
+        return (passing, reason) if passing < num_samples and reason is not None else None
+
+    def note(self, check: RowCheck, num_passing: int, failure: str | None) -> None:
+        """Notes how many of the first samples pass a check and, in this process alone, why the next one does not."""
+        self._passing[check.key] = num_passing
+        if failure is not None:
+            self._failing[check.key] = failure
+        if (folder := self._folders[check.slow]) is not None:
+            folder.note(key_of(self._key, check.key), num_passing)
+
+
 def recalled_facts(folder: Path | None, path: Path) -> ManifestFacts | None:
     """What is kept of a manifest; None if nothing is, or if it has changed."""
     if folder is None or not path.is_file():
@@ -239,10 +280,10 @@ def key_of(*parts: Any) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """A hash of the code that reads and checks lines: what another version found is not used."""
+def code_digest(*packages: str) -> str:
+    """A hash of the code of packages, `PACKAGES` if none is given: what another version found is not used."""
     root = Path(__file__).parents[1]
-    files: Iterable[Path] = (file for name in PACKAGES for file in sorted((root / name).rglob("*.py")))
+    files: Iterable[Path] = (file for name in packages or PACKAGES for file in sorted((root / name).rglob("*.py")))
     found: Mapping[str, str] = {
         str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }

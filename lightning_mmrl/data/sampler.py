@@ -1,4 +1,4 @@
-"""Determines the order of samples: seeded permutations of one or several sources, mixed by weight, resumable."""
+"""Determines the order of samples: seeded permutations of one or several sources, mixed in shares, resumable."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from lightning_mmrl.errors import ConfigError, MmrlError, StageError
-from lightning_mmrl.settings.data import Ablation, DropoutSettings, SourceSettings, StageDataSettings
+from lightning_mmrl.settings.data import Ablation, DropoutSettings, SourceSettings, StageDataSettings, check_weights
 from lightning_mmrl.settings.rules import check_rules
 
 Row = TypeVar("Row")
@@ -55,7 +55,7 @@ class SourceRows:
 
     Attributes:
         num_samples: Number of samples, also of unusable ones.
-        settings: The weight of the source.
+        settings: The weight of the source; if no source has one, each counts by its samples.
         labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
 
@@ -224,7 +224,7 @@ class DrawSampler:
             "seed": self._seed,
             "batch_size": self.batch_size,
             "num_samples": [source.num_samples for source in self._sources],
-            "weights": [source.settings.weight for source in self._sources],
+            "weights": _recorded_weights(self._sources),
             "labels": [
                 source.labels and hashlib.blake2b(repr(source.labels).encode(), digest_size=8).hexdigest()
                 for source in self._sources
@@ -274,7 +274,7 @@ class Walks:
         self._seed = seed
         self._offsets = [0, *accumulate(source.num_samples for source in sources)]
         self._labeled = [_rows_by_label(source.labels) if source.labels else None for source in sources]
-        self._turns = SourceTurns([source.settings.weight for source in sources])
+        self._turns = SourceTurns(_weights(sources))
         self.rejected: set[int] = set()
         self._num_usable = [source.num_samples for source in sources]
         self._places: dict[tuple[int, ...], int] = {}
@@ -370,6 +370,22 @@ class SourceTurns:
         chosen = min(below, key=lambda each: Fraction(self.taken[each] + 1, self._shares[each]))
         self.taken[chosen] += 1
         return chosen
+
+
+def _weights(sources: Sequence[SourceRows]) -> list[float]:
+    """The weights of sources: their own, or else their numbers of samples.
+
+    Raises:
+        ConfigError: Only some sources have one.
+    """
+    check_weights({str(number): source.settings for number, source in enumerate(sources)}, "sources")
+    return [source.settings.weight or float(source.num_samples) for source in sources]
+
+
+def _recorded_weights(sources: Sequence[SourceRows]) -> list[float | None]:
+    """Weights as states hold them; that of a single source, which has no effect, as earlier versions wrote it."""
+    weights = [source.settings.weight for source in sources]
+    return [1.0] if weights == [None] else weights
 
 
 def _rows_by_label(labels: Sequence[str]) -> list[list[int]]:

@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED
+from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED, RowError
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaKind, Sample
 
 KIND_BITS: Mapping[MediaKind, int] = {"image": 1, "video": 2, "audio": 4}
 NO_SOLUTION = -1
+RowTest = Callable[[Sample], object]
+"""Raises a DataError for a sample that does not serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,23 +45,33 @@ class RowCheck:
     """A check of single samples; a set that keeps its outcome is checked once for all.
 
     Attributes:
-        test: Raises a DataError for a sample that does not serve. It can be pickled, and imports no torch, so that
-            workers start quickly.
-        inputs: All that decides the outcome besides the sample and the code of this package, as plain values.
+        test: Tests a sample. It can be pickled, and imports no torch, so that workers start quickly.
+        inputs: All that decides the outcome besides the sample and the code of `row_index.PACKAGES`, as plain values.
+        slow: Whether a test takes longer than reading its sample. It then runs in this process, since it may need a
+            process of its own, up to the first failure, and its outcome is kept for small sources as well.
+        by_place: Whether the error says which sample it is, so that its place in the file can be found.
     """
 
-    test: Callable[[Sample], object]
+    test: RowTest
     inputs: Mapping[str, Any]
+    slow: bool = False
+    by_place: bool = False
 
     def __call__(self, manifest: str, samples: Sequence[Sample]) -> None:
         """Checks samples.
 
         Raises:
-            DataError: A sample does not serve; the message names the manifest and the first such sample.
+            DataError: A sample does not serve; the message names the manifest and the first such sample. With
+                `by_place`, its own or the samples', it is a RowError.
         """
-        reason = samples_of(samples).first_failure(self)
-        if reason is not None:
+        known = samples_of(samples)
+        if (found := known.first_failure(self)) is None:
+            return
+        row, reason = found
+        if not self.by_place and not known.by_place:
             raise DataError(f"{manifest}: {reason}")
+        [name] = samples_of(known[row : row + 1]).ids()
+        raise RowError(f"{manifest}: {reason}", name)
 
     def reason(self, sample: Sample) -> str | None:
         """Why a sample does not serve; None if it does."""
@@ -77,6 +89,9 @@ class RowCheck:
 
 class Samples(Sequence[Sample]):
     """Samples whose ids differ."""
+
+    by_place: bool = False
+    """Whether errors about them say which sample it is, see `RowCheck`."""
 
     @abstractmethod
     def kinds(self) -> NDArray[np.uint8]:
@@ -99,8 +114,8 @@ class Samples(Sequence[Sample]):
         """The `content_digest` of a sample."""
 
     @abstractmethod
-    def first_failure(self, check: RowCheck) -> str | None:
-        """Why the first sample that fails a check does so; None if all pass."""
+    def first_failure(self, check: RowCheck) -> tuple[int, str] | None:
+        """The place of the first sample that fails a check, and why it does; None if all pass."""
 
 
 class ListedSamples(Samples):
@@ -140,12 +155,57 @@ class ListedSamples(Samples):
     def content(self, row: int) -> str:
         return content_digest(self._items[row])
 
-    def first_failure(self, check: RowCheck) -> str | None:
-        return next((reason for sample in self._items if (reason := check.reason(sample)) is not None), None)
+    def first_failure(self, check: RowCheck) -> tuple[int, str] | None:
+        return _first_failure(self._items, check, 0)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {sample.id: row for row, sample in enumerate(self._items)}
+
+
+class Passing(Protocol):
+    """Knows how many of the first samples of a source pass a check; see `row_index.Outcomes`."""
+
+    def num_passing(self, check: RowCheck) -> int: ...
+
+    def failure(self, check: RowCheck) -> str | None: ...
+
+    def first_failure(self, check: RowCheck, num_samples: int) -> tuple[int, str] | None: ...
+
+    def note(self, check: RowCheck, num_passing: int, failure: str | None) -> None: ...
+
+
+class CheckedSamples(ListedSamples):
+    """The first samples of a source, all in memory, with the outcomes of slow checks.
+
+    Args:
+        items: The samples.
+        outcomes: What is known of the source.
+    """
+
+    def __init__(self, items: Iterable[Sample], outcomes: Passing) -> None:
+        super().__init__(items)
+        self._outcomes = outcomes
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        is_beginning = isinstance(place, slice) and place.indices(len(self))[::2] == (0, 1)
+        return CheckedSamples(found, self._outcomes) if is_beginning else found
+
+    def first_failure(self, check: RowCheck) -> tuple[int, str] | None:
+        if not check.slow:
+            return super().first_failure(check)
+        known = self._outcomes
+        if (start := known.num_passing(check)) < len(self) and known.failure(check) is None:
+            row, reason = _first_failure(self._items, check, start) or (len(self), None)
+            known.note(check, row, reason)
+        return known.first_failure(check, len(self))
+
+
+def _first_failure(samples: Sequence[Sample], check: RowCheck, start: int) -> tuple[int, str] | None:
+    """The first of the samples from a place on that fails a check."""
+    reasons = ((row, check.reason(samples[row])) for row in range(start, len(samples)))
+    return next(((row, reason) for row, reason in reasons if reason is not None), None)
 
 
 def samples_of(samples: Sequence[Sample]) -> Samples:
@@ -161,11 +221,11 @@ def kinds_of(sample: Sample) -> int:
     return found
 
 
-def content_digest(sample: Sample) -> str:
-    """A short digest of a sample's messages and media, and of its answers if it has a pair of them."""
+def content_digest(sample: Sample, *, with_pair: bool = True) -> str:
+    """A short digest of a sample's messages and media and, `with_pair`, of its answers if it has a pair of them."""
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
-    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if side in sample.extras]
+    pair = [sample.extras[side] for side in (CHOSEN, REJECTED) if with_pair and side in sample.extras]
     return hashlib.blake2b(json.dumps([turns, media, *pair]).encode(), digest_size=4).hexdigest()
 
 

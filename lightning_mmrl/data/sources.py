@@ -13,8 +13,8 @@ from lightning_mmrl.data.formats.storage import CHOICE, Parts, num_file_rows, pa
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.manifest import NOT_KEPT, Indexing
 from lightning_mmrl.data.media_files import MediaFolder
-from lightning_mmrl.data.row_index import recalled_facts
-from lightning_mmrl.data.samples import ListedSamples, RowCheck
+from lightning_mmrl.data.row_index import IndexFolder, Outcomes, code_digest, key_of, recalled_facts
+from lightning_mmrl.data.samples import CheckedSamples, RowCheck
 from lightning_mmrl.data.schema import (
     Entry,
     LineError,
@@ -29,8 +29,8 @@ from lightning_mmrl.files import file_digest
 from lightning_mmrl.types.records import Sample
 
 _MAX_READ = 16
-_read: dict[tuple[Path, Path, str, str], LoadedManifest] = {}
-"""Sources that this process has read, by path, media root, format and digest."""
+_read: dict[tuple[Path, Path, str, str, Path | None], LoadedManifest] = {}
+"""Sources that this process has read, by path, media root, format, digest, and folder of outcomes of checks."""
 
 
 class Source:
@@ -122,7 +122,7 @@ def load_source(
         path: The source.
         media_root: Folder that paths of media are relative to.
         format: Name of the format; None or `auto` recognises it.
-        indexing: How a canonical manifest is indexed.
+        indexing: How a canonical manifest is indexed, and where the outcomes of slow checks are kept.
         checks: Checks of all samples that will be asked for, see `load_manifest`.
 
     Raises:
@@ -134,7 +134,7 @@ def load_source(
     if source.reader is CANONICAL and len(source.files) == 1:
         return load_manifest(source.files[0], media_root, indexing, checks)
     key = path.resolve(), media_root.resolve(), source.reader.name, source.digest
-    if (found := _read.get(key)) is not None:
+    if (found := _read.get((*key, indexing.folder))) is not None:
         return found
     samples = []
     for item in source.scan():
@@ -145,8 +145,11 @@ def load_source(
         raise DataError(f"manifest {path} holds no samples; add at least one row or choose another split")
     if len(_read) >= _MAX_READ:
         _read.clear()
-    _read[key] = LoadedManifest(samples=ListedSamples(samples), digest=key[-1], notes=tuple(source.notes))
-    return _read[key]
+    kept = None if indexing.folder is None else IndexFolder(indexing.folder)
+    outcomes = Outcomes(key_of("source", *map(str, key), code_digest()), kept, kept)
+    found = LoadedManifest(samples=CheckedSamples(samples, outcomes), digest=key[-1], notes=tuple(source.notes))
+    _read[(*key, indexing.folder)] = found
+    return found
 
 
 def read_source(path: Path, media_root: Path, format: str | None = None) -> list[Sample]:

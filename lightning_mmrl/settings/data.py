@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.setting import setting, target
 
 Ablation = Literal["silent", "blank"]
@@ -186,8 +187,9 @@ class SourceSettings:
     """An earlier stage that makes the data; null if there is a manifest."""
     artifact: str | None = setting(None, texts=False)
     """The artifact of that stage."""
-    weight: float = setting(1.0, above=0)
-    """Relative share of the draws; the weights of the sources need not sum to 1."""
+    weight: float | None = setting(None, above=0)
+    """Relative share of the draws; the weights of the sources need not sum to 1. Null for all sources: each is drawn in
+    proportion to its samples, so that all samples are drawn equally often."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples; null for the limit of the stage's data."""
     target: str | None = None
@@ -207,6 +209,20 @@ class SourceSettings:
     def media_folder(self) -> Path:
         """The folder that paths of media are relative to."""
         return Path(self.media_root or self.root or "")
+
+
+def check_weights(sources: Mapping[str, SourceSettings], key: str) -> None:
+    """Refuses weights of some sources only, whose relation to the sizes of the others nobody has stated.
+
+    Raises:
+        ConfigError: Some sources have a weight and others have none.
+    """
+    without = [name for name, source in sources.items() if source.weight is None]
+    if without and len(without) < len(sources):
+        raise ConfigError(
+            f"{key}.{without[0]}.weight is null, and other sources have a weight; give each source a weight (1 is what "
+            "null meant in earlier versions), or none of them, to draw in proportion to their samples"
+        )
 
 
 @dataclass
@@ -231,7 +247,7 @@ class MadeSettings:
 
 @dataclass
 class StageDataSettings:
-    """The training data of a stage: one manifest, or several sources by weight."""
+    """The training data of a stage: one manifest, or several sources in proportion to their samples or by weight."""
 
     dataset: str | None = setting(None, texts=False)
     """Name in `datasets` of the dataset that the stage reads and validates on; null for `data`."""

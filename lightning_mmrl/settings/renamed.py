@@ -48,6 +48,17 @@ def _replaced(key: str, names: Mapping[str, str]) -> str | None:
     return None
 
 
+def earlier_default(key: str, old: Any, new: Any) -> str:
+    """Returns the end of a line about a key whose default is another one than in earlier versions; empty for others.
+
+    >>> earlier_default("stage.data.sources.own.weight", 1.0, None)
+    ' (1 was the default of earlier versions; set weight: 1 for each source to go on as before)'
+    """
+    if (old, new) == (1.0, None) and key.startswith("stage.data.sources.") and key.endswith(".weight"):
+        return " (1 was the default of earlier versions; set weight: 1 for each source to go on as before)"
+    return ""
+
+
 def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
     """Returns the end of a message with the new name of a renamed key; for other keys, the hint of `unknown_key`."""
     name = renamed(key)

@@ -21,6 +21,8 @@ PRECISIONS = (AUTO, *SHARDED_PRECISIONS, "16-mixed")
 HALF_PASSES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 """Precisions that compute in half precision while weights that train are kept in float32, and what they compute in."""
 STRATEGIES = ("auto", "ddp", "fsdp2")
+END, SKIP = "end", "skip"
+"""Values of `when_empty`."""
 
 
 @dataclass
@@ -166,6 +168,9 @@ class StageSettings(NodeSettings):
     reflection_words: list[str] = setting(factory=list)
     """Words and phrases whose share of an rl stage's responses is a metric, apart for right and wrong answers, and with
     it the share of repeated n-grams; empty: no such metrics."""
+    when_empty: str = setting(END, choices=(END, SKIP))
+    """If other stages make all the stage's data and made no sample: `end` ends the run with the reasons; `skip` hands
+    on the weights that the stage starts from."""
     stop_when: Bound | None = None
     """The stage ends at the first validation that meets this bound; null: it runs all its steps."""
     cooldown_steps: int = 0

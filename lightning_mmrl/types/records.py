@@ -163,7 +163,8 @@ class StageResult:
 
     `artifacts` maps the name of each output to its folder. `inputs` maps each input to the digest of the files that
     were read. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to
-    wall time. `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
+    wall time. `num_steps`, `num_skipped` and `changed` are as in `Training`; one that a manifest lacks is None.
+    `empty_inputs` maps each input that held no sample to the reason; `idle` says that nothing was left to do.
     """
 
     name: str
@@ -175,6 +176,8 @@ class StageResult:
     num_steps: int | None = None
     num_skipped: int | None = None
     changed: bool | None = None
+    empty_inputs: Mapping[str, str] = field(default_factory=dict)
+    idle: bool = False
 
     @property
     def handoff(self) -> Artifact | None:

@@ -79,7 +79,7 @@ class Job:
         (directory / ("model.safetensors" if artifact == HANDOFF else f"{artifact}.jsonl")).write_text(text)
         self.lab.perhaps_fail("export", self.spec.name)
         self.lab.perhaps_fail(f"export {artifact}", self.spec.name)
-        return {"labels": ["sad"]}
+        return {"labels": ["sad"], **self.lab.facts.get((self.spec.name, artifact), {})}
 
 
 class Lab:
@@ -94,6 +94,7 @@ class Lab:
         (self.base / "model.safetensors").write_text("base")
         self.failures, self.happened, self.said, self.reads, self.shown = {}, [], [], {}, []
         self.salt, self.saves_states, self.changed = "", False, True
+        self.facts, self.when_empty = {}, "end"  # facts maps a stage and its artifact to facts for the seal
         self.tracker = FakeTracker(0)
 
     def perhaps_fail(self, place, stage):
@@ -114,7 +115,8 @@ class Lab:
         own = {each: SourceSettings(stage=each, artifact="own") for each in self.reads.get(name, ())}
         if name.startswith("draw"):
             return SampleSettings(kind="sample", start_from=start, data=StageDataSettings(sources=own))
-        return StageSettings(kind="sft", start_from=start, gate=gate, data=StageDataSettings(sources=own))
+        data = StageDataSettings(sources=own)
+        return StageSettings(kind="sft", start_from=start, gate=gate, data=data, when_empty=self.when_empty)
 
     def run(self, order=NAMES, changed=(), gates=None, selection=None, evaluation="", **starts):
         stages = {name: self.settings(name, starts.get(name, "previous"), (gates or {}).get(name)) for name in order}

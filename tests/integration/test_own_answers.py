@@ -219,7 +219,7 @@ def test_no_right_answer_ends_the_run_with_one_sentence_each_time(workplace, cap
         assert workplace.train("none", *none) == 2
         sentences.append(capsys.readouterr().err.strip().splitlines()[-1])
     assert sentences[0] == sentences[1]
-    assert "stages.again.data.sources.own: artifact own of stage draw has no sample (0 kept" in sentences[0]
+    assert "stages.again has nothing to learn from: artifact own of stage draw has no sample (0 kept" in sentences[0]
     assert list(Manifest.read(workplace.run("none")).stages) == ["cold_start", "draw"]
 
 

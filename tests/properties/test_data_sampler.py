@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -213,7 +214,10 @@ def base(**changes):
 
 
 BASE = {
-    "sources": (SourceRows(num_samples=3, labels=("a", "b", "a")), SourceRows(num_samples=2, labels=("a", "a"))),
+    "sources": (
+        SourceRows(num_samples=3, settings=SourceSettings(weight=1.0), labels=("a", "b", "a")),
+        SourceRows(num_samples=2, settings=SourceSettings(weight=1.0), labels=("a", "a")),
+    ),
     "batch_size": 2,
     "num_batches": 5,
     "seed": 1,
@@ -236,8 +240,15 @@ BASE = {
             },
             r"weights was \[1.0, 1.0\] and is \[1.0, 2.0\]",
         ),
-        ({"sources": (BASE["sources"][0], SourceRows(num_samples=2, labels=("a", "b")))}, "labels was"),
-        ({"sources": (SourceRows(num_samples=3), SourceRows(num_samples=2))}, r"labels was .* is \[None, None\]"),
+        (
+            {"sources": tuple(replace(each, settings=SourceSettings()) for each in BASE["sources"])},
+            r"weights was \[1.0, 1.0\] and is \[None, None\]",
+        ),
+        ({"sources": (BASE["sources"][0], replace(BASE["sources"][1], labels=("a", "b")))}, "labels was"),
+        (
+            {"sources": tuple(replace(each, labels=None) for each in BASE["sources"])},
+            r"labels was .* is \[None, None\]",
+        ),
         ({"dropout": DropoutSettings(blank=0.5)}, r"dropout was \[0.0, 0.0\] and is \[0.0, 0.5\]"),
         ({"num_batches": 2}, "after 3 batches: the stage has 2"),
     ],
@@ -250,6 +261,32 @@ def test_the_state_of_another_configuration_is_refused(change, named):
     with pytest.raises(StageError, match=f"cannot resume the order of the data.*{named}.*start the stage anew"):
         new.load_state_dict(old.state_dict())
     assert list(new) == before
+
+
+def test_a_single_source_goes_on_from_a_state_of_an_earlier_version():
+    """Its weight, by default 1 then, has no effect."""
+    source = SourceRows(num_samples=5)
+    old, new = (sampler_of([source], batch_size=2, num_batches=5, seed=1) for _ in range(2))
+    old.advance(3)
+    state = old.state_dict()
+    assert state["configuration"]["weights"] == [1.0]
+    new.load_state_dict(state)
+    assert list(new) == list(sampler_of([source], batch_size=2, num_batches=5, seed=1))[3:]
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=seeds, epochs=st.integers(1, 3))
+def test_without_weights_an_epoch_is_one_pass_over_the_union(sizes, seed, epochs):
+    rows = [SourceRows(num_samples=size) for size in sizes]
+    total = sum(sizes)
+    found = [draw.index for draw in flat(sampler_of(rows, batch_size=1, num_batches=epochs * total, seed=seed))]
+    for start in range(0, epochs * total, total):
+        assert sorted(found[start : start + total]) == list(range(total))
+
+
+def test_a_weight_beside_none_is_refused():
+    rows = [SourceRows(num_samples=2), SourceRows(num_samples=2, settings=SourceSettings(weight=2.0))]
+    with pytest.raises(ConfigError, match=r"^sources\.0\.weight is null, and other sources have a weight"):
+        sampler_of(rows, batch_size=1, num_batches=1, seed=0)
 
 
 def test_a_longer_stage_goes_on_where_the_shorter_one_stopped():
@@ -319,7 +356,10 @@ def test_ranks_draw_together_what_one_process_draws(world_size, per_rank, consum
 
     def sampler(share=None):
         return sampler_of(
-            [SourceRows(num_samples=7), SourceRows(num_samples=3, settings=SourceSettings(weight=0.5))],
+            [
+                SourceRows(num_samples=7, settings=SourceSettings(weight=1.0)),
+                SourceRows(num_samples=3, settings=SourceSettings(weight=0.5)),
+            ],
             batch_size=12 * per_rank,
             num_batches=6,
             seed=3,

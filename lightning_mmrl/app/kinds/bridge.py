@@ -87,7 +87,7 @@ class BridgeKind:
         from lightning_mmrl.app.stages import made_table
 
         described, root = made_table(inputs[DESCRIPTIONS], parts.config)
-        answered = made_table(inputs[ANSWERS], parts.config)[0] if ANSWERS in inputs else []
+        answered = made_table(inputs[ANSWERS], parts.config)[0] if ANSWERS in inputs else None
         return BridgeJob(spec=spec, described=described, answered=answered, media_folder=root, run_log=run, parts=parts)
 
 
@@ -97,8 +97,8 @@ class BridgeJob:
 
     Attributes:
         spec: The stage.
-        described: The files of the table of descriptions.
-        answered: The files of the table of answers; empty if the stage makes questions.
+        described: The files of the table of descriptions; none if it is empty.
+        answered: The files of the table of answers, none if it is empty; None if the stage makes questions.
         media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         parts: The parts of the run.
@@ -108,7 +108,7 @@ class BridgeJob:
 
     spec: StageSpec
     described: Sequence[Path]
-    answered: Sequence[Path]
+    answered: Sequence[Path] | None
     media_folder: str
     run_log: TrackedRun
     parts: "Assembly"
@@ -131,7 +131,7 @@ class BridgeJob:
         group, metrics = self.parts.group, {}
         with group.first():
             if group.leads:
-                self._make_traces() if self.answered else self._make_questions()
+                self._make_questions() if self.answered is None else self._make_traces(self.answered)
                 metrics = {"data/kept": float(len(self.made)), "data/dropped": float(len(self.dropped))}
                 self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
         return Training(metrics=metrics, num_steps=1)
@@ -155,11 +155,11 @@ class BridgeJob:
             found = text_question(row, self.stage)
             self._take(row.sample.id, found)
 
-    def _make_traces(self) -> None:
+    def _make_traces(self, answered: Sequence[Path]) -> None:
         """Takes the first right answer of each question that makes a right trace."""
         prompts = {row.sample.id: row.sample for row in self._rows(self.described)}
         candidates: dict[str, list[Sample]] = {}
-        for row in self._rows(self.answered):
+        for row in self._rows(answered):
             prompt = prompts.get(row.sample.id)
             if prompt is None or prompt.solution != row.sample.solution:
                 raise DataError(
@@ -196,6 +196,8 @@ class BridgeJob:
 
         assert self.stage.rewards is not None
         pairs = [(name, trace) for name, traces in candidates.items() for trace in traces]
+        if not pairs:
+            return
         texts = [trace.messages[-1].content for _, trace in pairs]
         answers = [Completion(text=text, num_tokens=len(text.split()), truncated=False) for text in texts]
         with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards") as judge:

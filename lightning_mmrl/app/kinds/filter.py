@@ -105,13 +105,13 @@ class FilterKind:
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
         """Returns the job; it reads nothing yet."""
-        from lightning_mmrl.app.stages import data_sources, made_table
+        from lightning_mmrl.app.stages import data_sources, located_sources, made_table
 
         if TABLE in inputs:
             files, root = made_table(inputs[TABLE], parts.config)
             return FilterJob(spec=spec, files=files, media_folder=root, run_log=run, parts=parts)
         sources = data_sources(spec, inputs, parts.config)
-        root = media_root(f"stages.{spec.name}", sources)
+        root = media_root(f"stages.{spec.name}", located_sources(spec, inputs, parts.config))
         return FilterJob(spec=spec, sources=sources, media_folder=root, run_log=run, parts=parts)
 
 
@@ -119,11 +119,13 @@ class FilterKind:
 class Candidate:
     """One row: its id, the sample that it would become, and why it is left out, if it is.
 
-    `value` is the row's value in the column that is made even.
+    A row of a manifest has the `place` of its sample among all, which is read again once it is kept. `value` is the
+    row's value in the column that is made even.
     """
 
     id: str
     sample: Sample | None = None
+    place: int | None = None
     reason: str | None = None
     value: Any = None
     pass_rate: float | None = None
@@ -138,18 +140,20 @@ class FilterJob:
         media_folder: Folder that paths of media are relative to.
         run_log: Gets the counts.
         parts: The parts of the run.
-        files: The files of the table, if the stage has one.
-        sources: Where the samples are, if it has none.
+        files: The files of the table, none if it is empty; None for a stage without a table.
+        sources: Where the samples are, if it has no table.
         rows: All rows, after `run`.
+        samples: The samples of the sources, after `run`.
     """
 
     spec: StageSpec
     media_folder: str
     run_log: TrackedRun
     parts: "Assembly"
-    files: Sequence[Path] = ()
+    files: Sequence[Path] | None = None
     sources: Mapping[str, SourceSettings] = field(default_factory=dict)
     rows: Sequence[Candidate] = ()
+    samples: Sequence[Sample] = ()
 
     @property
     def stage(self) -> FilterSettings:
@@ -180,27 +184,35 @@ class FilterJob:
         dropped = [row for row in self.rows if row.reason is not None]
         lines = ({"id": row.id, "reason": row.reason, "pass_rate": row.pass_rate} for row in dropped)
         write_dropped(directory, lines)
-        kept = [row.sample for row in self.rows if row.reason is None and row.sample is not None]
-        if len(kept) + len(dropped) != len(self.rows):
+        num_kept = sum(row.reason is None and (row.sample, row.place) != (None, None) for row in self.rows)
+        if num_kept + len(dropped) != len(self.rows):
             raise StageError(
-                f"stages.{self.spec.name}: {len(kept)} kept and {len(dropped)} left out of {len(self.rows)}"
+                f"stages.{self.spec.name}: {num_kept} kept and {len(dropped)} left out of {len(self.rows)}"
             )
-        return write_samples(directory, artifact, kept, self.media_folder, Counter(str(row.reason) for row in dropped))
+        reasons = Counter(str(row.reason) for row in dropped)
+        return write_samples(directory, artifact, self._kept(), self.media_folder, reasons)
+
+    def _kept(self) -> Iterator[Sample]:
+        for row in self.rows:
+            if row.reason is None and row.sample is not None:
+                yield row.sample
+            elif row.reason is None and row.place is not None:
+                yield self.samples[row.place]
 
     def _filtered(self) -> dict[str, float]:
-        self.rows = self._evened(list(self._of_table() if self.files else self._of_manifests()))
+        self.rows = self._evened(list(self._of_manifests() if self.files is None else self._of_table(self.files)))
         kept = sum(row.reason is None for row in self.rows)
         metrics = {"data/kept": float(kept), "data/dropped": float(len(self.rows) - kept)}
         self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
         return metrics
 
-    def _of_table(self) -> Iterator[Candidate]:
+    def _of_table(self, files: Sequence[Path]) -> Iterator[Candidate]:
         """The prompts of the table, or with `right` its answers."""
         from lightning_mmrl.data.answer_selection import select_answers
         from lightning_mmrl.data.filtering import prompt_reason
         from lightning_mmrl.data.rollout_table import iter_table
 
-        rows = (row for path in self.files for row in iter_table(path))
+        rows = (row for path in files for row in iter_table(path))
         for selection in select_answers(rows, self.stage.keep):
             row, reason = selection.row, prompt_reason(selection.row, self.stage)
             common = {"value": self._value(row.sample, row), "pass_rate": row.pass_rate}
@@ -214,11 +226,11 @@ class FilterJob:
 
     def _of_manifests(self) -> list[Candidate]:
         """The samples; with `right`, those with a wrong target have a reason."""
-        samples = read_samples(self.sources)
-        reasons = self._verdicts(samples) if self.stage.right else [None] * len(samples)
+        self.samples = read_samples(self.sources)
+        reasons = self._verdicts(self.samples) if self.stage.right else [None] * len(self.samples)
         return [
-            Candidate(id=sample.id, sample=sample, reason=reason, value=self._value(sample))
-            for sample, reason in zip(samples, reasons, strict=True)
+            Candidate(id=sample.id, place=place, reason=reason, value=self._value(sample))
+            for place, (sample, reason) in enumerate(zip(self.samples, reasons, strict=True))
         ]
 
     def _verdicts(self, samples: Sequence[Sample]) -> list[str | None]:
@@ -231,6 +243,8 @@ class FilterJob:
             Completion(text=text, num_tokens=len(text.split()), truncated=False)
             for text in (sample.messages[-1].content for sample in targets)
         ]
+        if not targets:
+            return ["no_target"] * len(samples)
         with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards") as judge:
             verdicts = [judge.verdict(score) for score in judge.scores(targets, answers)]
         found = dict(zip((sample.id for sample in targets), verdicts, strict=True))

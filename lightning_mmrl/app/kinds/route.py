@@ -104,14 +104,22 @@ class RouteKind:
     ) -> StageJob:
         """Returns the job; it reads nothing yet."""
         from lightning_mmrl.app.data_kinds import TABLE
-        from lightning_mmrl.app.stages import data_sources, made_manifest, made_table
+        from lightning_mmrl.app.stages import (
+            data_facts,
+            data_sources,
+            is_empty,
+            located_sources,
+            made_manifest,
+            made_table,
+        )
 
-        prompts = {PROMPTS: made_manifest(inputs[PROMPTS], parts.config)} if PROMPTS in inputs else {}
-        files, root = made_table(inputs[TABLE], parts.config) if TABLE in inputs else ([], media_root("", prompts))
-        traces = data_sources(spec, inputs, parts.config)
-        if traces and Path(media_root(f"stages.{spec.name}", traces)).resolve() != Path(root).resolve():
+        made = {PROMPTS: made_manifest(inputs[PROMPTS], parts.config)} if PROMPTS in inputs else {}
+        prompts = {} if made and is_empty(data_facts(inputs[PROMPTS], parts.config)) else made
+        files, root = made_table(inputs[TABLE], parts.config) if TABLE in inputs else ([], media_root("", made))
+        traces, located = data_sources(spec, inputs, parts.config), located_sources(spec, inputs, parts.config)
+        if located and Path(media_root(f"stages.{spec.name}", located)).resolve() != Path(root).resolve():
             raise ConfigError(
-                f"stages.{spec.name}.data: the traces have media below {media_root('', traces)}, and the prompts "
+                f"stages.{spec.name}.data: the traces have media below {media_root('', located)}, and the prompts "
                 f"below {root}; take the traces of this dataset"
             )
         return RouteJob(
@@ -139,8 +147,8 @@ class RouteJob:
 
     Attributes:
         spec: The stage.
-        files: The files of the table, if the stage has one.
-        prompts: Where the prompts are, if it has none.
+        files: The files of the table, none if it is empty or the stage has prompts.
+        prompts: Where the prompts are, if the stage has no table and there are any.
         media_folder: Folder that paths of media are relative to.
         traces: Where known answers are.
         run_log: Gets the counts.
@@ -276,7 +284,8 @@ class RouteJob:
         from lightning_mmrl.curriculum.experts.traces import Traces
 
         stage, path, cost = self.stage, f"stages.{self.spec.name}", {}
-        if stage.debugging or stage.rewards is None or not (self.traces or stage.expert):
+        asked = bool(self.files or self.prompts) and bool(self.traces or stage.expert)
+        if stage.debugging or stage.rewards is None or not asked:
             return cost
         with Judge.of(stage.rewards, f"{path}.rewards") as judge:
             self.consultation = asking = Consultation(

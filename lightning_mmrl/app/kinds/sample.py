@@ -78,8 +78,9 @@ class SampleKind:
     ) -> StageJob:
         """Builds the job: a LightningModule that samples, its prompts and its Trainer."""
         # Imported here, since configurations are checked without torch.
+        from lightning_mmrl.app.idle import IdleJob
         from lightning_mmrl.app.rewards import training_rewards
-        from lightning_mmrl.app.stages import data_module, data_sources
+        from lightning_mmrl.app.stages import data_module, data_sources, located_sources
         from lightning_mmrl.curriculum.attempt import STATES
         from lightning_mmrl.data.collate import collate_prompts
         from lightning_mmrl.data.in_order import eval_loader
@@ -96,9 +97,12 @@ class SampleKind:
         assert stage.rewards is not None
         prepare_process(stage.trainer, spec.seed)
         run.log_params(flattened(asdict(stage)))
+        sources = data_sources(spec, inputs, parts.config)
+        root = media_root(path, located_sources(spec, inputs, parts.config))
+        if not sources:
+            return IdleJob(write=partial(_write_nothing, media_root=root, leads=parts.group.leads))
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature, stage.trainer)
-        sources = data_sources(spec, inputs, parts.config)
         pipeline = parts.pipeline(encoder)
         kinds = data_module(path, stage, parts.config)
         opened = partial(
@@ -111,7 +115,6 @@ class SampleKind:
         sets = StreamedSets([(source.manifest, opened(source)) for source in sources.values()], parts.monitor)
         store = PartStore(directory=directory / STATES, before=parts.exclusions.flush)
         plan = SamplePlan(settings=stage, seed=spec.seed, places=_places(path, sets.ids), left_out=sets.left_out)
-        logger = RunLogger(run, directory)
         resources = ExitStack()
         engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
         resources.callback(engine.close)
@@ -142,14 +145,23 @@ class SampleKind:
             loader=loader,
             store=store,
             plan=plan,
-            media_root=media_root(path, sources),
-            log=lambda metrics: logger.log_metrics(
+            media_root=root,
+            log=lambda metrics: RunLogger(run, directory).log_metrics(
                 {f"{spec.name}/{key}": metrics[key] for key in metrics}, plan.num_batches
             ),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
             resources=resources,
         )
+
+
+def _write_nothing(artifact: str, directory: Path, *, media_root: str, leads: bool) -> Mapping[str, Any]:
+    """Writes an artifact of a stage without a prompt, and returns the facts for its seal."""
+    if not leads:
+        return {}
+    if artifact == OWN:
+        return write_samples(directory, OWN, [], media_root, {})
+    return {"artifact": artifact, "media_root": media_root, "counts": {"kept": 0, "completions": 0}}
 
 
 def _places(path: str, ids: Sequence[str]) -> dict[str, int]:

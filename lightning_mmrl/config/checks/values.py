@@ -18,7 +18,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
-from lightning_mmrl.settings.data import ABLATIONS, DataSettings
+from lightning_mmrl.settings.data import ABLATIONS, DataSettings, check_weights
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings, data_key
@@ -259,6 +259,7 @@ def _check_stage_data(path: str, spec: StageSpec) -> None:
     if bool(data.manifest) == bool(data.sources):
         given = "both" if data.manifest else "neither"
         raise ConfigError(f"{path} has {given} of manifest and sources; give a manifest, or sources and manifest=null")
+    check_weights(data.sources, f"{path}.sources")
     for name, source in data.sources.items():
         check_name(f"{path}.sources", name)
         key = f"{path}.sources.{name}"

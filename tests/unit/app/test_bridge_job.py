@@ -39,11 +39,11 @@ def step(tmp_path):
     (tmp_path / "1.png").write_bytes(b"picture")
 
     def run(described, answered=None, **changes):
-        files = {"described": described, "answered": answered or []}
+        files = {"described": described, "answered": answered}
         for name, rows in files.items():
             if rows:
                 write_table(tmp_path / f"{name}.jsonl", rows)
-        paths = {name: [tmp_path / f"{name}.jsonl"] if rows else [] for name, rows in files.items()}
+        paths = {name: [tmp_path / f"{name}.jsonl"] if rows else rows for name, rows in files.items()}
         settings = BridgeSettings(kind="bridge", rewards=REWARDS, **changes)
         spec = StageSpec(name="teach", index=0, settings=settings, reads_weights=False)
         parts = SimpleNamespace(group=RankGroup())
@@ -57,6 +57,13 @@ def step(tmp_path):
         return samples, {line["id"]: line["reason"] for line in lines}, facts["counts"]
 
     return run
+
+
+def test_empty_tables_make_empty_artifacts(step):
+    assert step([]) == ([], {}, {"kept": 0})
+    assert step([], []) == ([], {}, {"kept": 0})
+    described = [row(number, ("seen", False)) for number in range(2)]
+    assert step(described, []) == ([], {"d0": "no_question", "d1": "no_question"}, {"kept": 0, "no_question": 2})
 
 
 def test_descriptions_become_questions(step):

@@ -92,8 +92,9 @@ class Place:
         samples = read_manifest(path, self.folder) if path.read_text() else []
         return samples, {each["id"]: each["reason"] for each in dropped}, facts
 
-    def filtered(self, **changes):
-        job = self.job(FilterJob, FilterSettings(kind="filter", **changes), files=[self.table])
+    def filtered(self, files=None, **changes):
+        files = [self.table] if files is None else files
+        job = self.job(FilterJob, FilterSettings(kind="filter", **changes), files=files)
         job.run()
         return self.made(job, "kept")
 

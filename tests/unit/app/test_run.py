@@ -48,7 +48,8 @@ def test_every_manifest_of_the_run_is_known(root):
 
 
 def test_the_sources_of_a_stage_may_lie_in_other_folders(root, tmp_path):
-    sources = f"{{mine: {{manifest: train.jsonl}}, other: {{manifest: more.jsonl, root: {tmp_path}/b, weight: 3}}}}"
+    other = f"{{manifest: more.jsonl, root: {tmp_path}/b, weight: 3}}"
+    sources = f"{{mine: {{manifest: train.jsonl, weight: 1}}, other: {other}}}"
     stage = "stages.cold_start.data"
     found = manifests(config(root, f"{stage}.manifest=null", f"+{stage}.sources={sources}"))
     assert found["cold_start/mine"] == (root, "train.jsonl", None)

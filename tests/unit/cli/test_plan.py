@@ -109,7 +109,8 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
 def test_a_stage_that_samples_has_prompts_and_parts_in_the_place_of_steps(folder, capsys):
     (folder / "set").mkdir()
     (folder / "set" / "train.jsonl").write_text("{}\n" * 5)
-    sources = "+stages.again.data.sources={own: {stage: draw, artifact: own}, more: {manifest: train.jsonl, weight: 3}}"
+    own, more = "{stage: draw, artifact: own, weight: 1}", "{manifest: train.jsonl, weight: 3}"
+    sources = f"+stages.again.data.sources={{own: {own}, more: {more}}}"
     arguments = ["data.root=set", "order=[draw,again]", "+stage@stages.draw=sample", "stages.draw.data.batch_size=2"]
     arguments += ["+stage@stages.again=sft", "stages.again.data.manifest=null", sources]
     lines = shown(capsys, "plan", *arguments)
@@ -180,10 +181,13 @@ def test_passes_are_of_what_the_limits_leave(tmp_path):
     assert num_samples(stage.data.located(config.data).values()) == 100
     assert passes(stage, 100) == "8.00"
     assert passes(stage, None) == passes(stage, 0) == "?"
-    two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl}}"
+    two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl, weight: 1}}"
     config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={two}"])
     assert num_samples(config.stages["reason"].data.located(config.data).values()) == 80
     assert data_names(config.stages["reason"]) == "a 75%, b 25%"
+    by_size = "{a: {manifest: train.jsonl, limit: 50}, b: {manifest: more.jsonl}}"
+    config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={by_size}"])
+    assert data_names(config.stages["reason"]) == "a, b by size"
 
 
 def test_conditions_are_said_in_words():

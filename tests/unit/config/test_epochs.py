@@ -56,7 +56,8 @@ def test_a_pass_over_sources_is_all_their_samples_within_their_limits(tmp_path):
     write(tmp_path)
     write(tmp_path, "a.jsonl", 10)
     write(tmp_path / "other", "b.jsonl", 100)
-    sources = f"a: {{manifest: a.jsonl, weight: 9}}, b: {{manifest: b.jsonl, root: {tmp_path / 'other'}, limit: 30}}"
+    other = f"{{manifest: b.jsonl, root: {tmp_path / 'other'}, limit: 30, weight: 1}}"
+    sources = f"a: {{manifest: a.jsonl, weight: 9}}, b: {other}"
     both = [f"{REASON}.data.manifest=null", f"+{REASON}.data.sources={{{sources}}}", f"{REASON}.num_epochs=2"]
     assert steps_of(tmp_path, *both) == 20  # 2 x (10 + 30) / 4
     assert steps_of(tmp_path, *both, f"{REASON}.data.limit=5") == 18  # 2 x (5 + 30) / 4 is 17.5

@@ -32,7 +32,11 @@ def specs(*overrides):
         (["stages.draw.data.modality_dropout.blank=0.5"], "modality_dropout.blank is 0.5; it must be 0"),
         (
             [OTHERS, "+stages.draw.data.sources.a={manifest: a.jsonl, weight: 2}"],
-            "sources.a.weight is 2.0; it must be 1",
+            "sources.a.weight is 2.0; it must be null",
+        ),
+        (
+            [OTHERS, "+stages.draw.data.sources={a: {manifest: a.jsonl, weight: 1}, b: {manifest: b.jsonl}}"],
+            "stages.draw.data.sources.b.weight is null, and other sources have a weight; give each source a weight",
         ),
         (
             [OTHERS, "+stages.draw.data.sources={a: {manifest: a.jsonl, root: x}, b: {manifest: b.jsonl, root: y}}"],

@@ -115,6 +115,32 @@ def test_the_name_of_a_built_base_changes_no_stage_that_was_run_before(tmp_path)
     assert describe_changes({"cold_start": content}, other) == ["model.build.hidden_size: - -> 64"]
 
 
+def test_a_run_of_the_earlier_weight_goes_on_only_where_it_has_no_effect_or_is_given(tmp_path):
+    """Sources had the weight 1 by default, so that small ones were drawn as often as large ones."""
+    key, own, hint = (
+        "stages.reason.data",
+        "stage.data.sources",
+        " (1 was the default of earlier versions; set weight: 1",
+    )
+
+    def reason(*sources):
+        given = ", ".join(f"{name}: {{manifest: {name}.jsonl{more}}}" for name, more in sources)
+        return specs(tmp_path, f"{key}.manifest=null", f"+{key}.sources={{{given}}}")[1]
+
+    assert reason(("a", "")).content[f"{own}.a.weight"] == 1.0
+    both = reason(("a", ""), ("b", ""))
+    before = {**both.content, f"{own}.a.weight": 1.0, f"{own}.b.weight": 1.0}
+    assert not same_content(before, both.content)
+    assert [line.partition(hint)[0] for line in describe_changes({"reason": before}, [both])] == [
+        f"stages.reason.data.sources.{name}.weight: 1.0 -> None" for name in "ab"
+    ]
+    assert same_content(before, reason(("a", ", weight: 1"), ("b", ", weight: 1")).content)
+    files = "+stages.draw.data.sources={a: {manifest: a.jsonl}, b: {manifest: b.jsonl}}"
+    draw = compose(["order=[draw]", "+stage@stages.draw=sample", "stages.draw.data.manifest=null", files])
+    content = stage_specs(draw)[0].content  # each of its samples is read once
+    assert [content[f"{own}.{name}.weight"] for name in "ab"] == [1.0, 1.0]
+
+
 def test_a_source_names_a_known_format_and_null_is_no_change(tmp_path):
     key = "stages.reason.data"
     source = f"+{key}.sources={{one: {{manifest: a.parquet%s}}}}"

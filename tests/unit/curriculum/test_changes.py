@@ -14,6 +14,14 @@ def test_keys_that_came_and_went_are_shown_with_a_dash():
     assert changed_keys({"a": 1, "b": None}, {"b": None, "c": [1]}) == ["a: 1 -> -", "c: - -> [1]"]
 
 
+def test_a_default_that_changed_is_said_with_the_way_to_go_on():
+    key = "stage.data.sources.own.weight"
+    assert changed_keys({key: 1.0}, {key: None}) == [
+        f"{key}: 1.0 -> None (1 was the default of earlier versions; set weight: 1 for each source to go on as before)"
+    ]
+    assert changed_keys({key: 2.0}, {key: None}) == [f"{key}: 2.0 -> None"]
+
+
 def test_a_change_of_several_stages_is_said_once():
     finished = {name: {"seed": 0, "stage.num_steps": 1, "index": 0} for name in ("warm", "reason")}
     now = [spec("warm", seed=1, stage__num_steps=1, index=0), spec("reason", seed=1, stage__num_steps=2, index=1)]

@@ -20,20 +20,22 @@ ROUTING = {
 }
 
 
-def finished(run, name, kind, inputs, outputs, content=None):
+def finished(run, name, kind, inputs, outputs, content=None, texts=None, **more):
     """A stage with the artifacts `outputs` (name to facts), on disk and in the record of the run."""
     made = {}
     for artifact, facts in outputs.items():
         folder = "handoff" if artifact == "handoff" else f"artifacts/{artifact}"
         place = run / "stages" / f"00-{name}" / folder
 
-        def write(folder, text=f"{run.name}/{name}/{artifact}"):
+        own = (texts or {}).get(artifact, f"{run.name}/{name}/{artifact}")
+
+        def write(folder, text=own):
             (folder / "content.txt").write_text(text)
 
         write_artifact(place, write, {**facts, "lineage": {"stage": name}})
         seal = json.loads((place / "mmrl.json").read_text())
         made[artifact] = Artifact(path=str(place.relative_to(run)), digest=seal["digest"], seal=seal["seal"])
-    result = StageResult(name=name, artifacts=made, inputs=inputs, metrics={}, seconds={})
+    result = StageResult(name=name, artifacts=made, inputs=inputs, metrics={}, seconds={}, **more)
     full = {"stage.kind": kind, "data.root": "/data/sums", "data.train.jsonl": "0123456789abcdef", **(content or {})}
     return FinishedStage(digest=f"config-of-{name}", content=full, result=result, training_metrics={})
 
@@ -139,3 +141,31 @@ def test_counts_and_routing_are_tags_of_a_tracked_run(runs):
         "mmrl.routing": ROUTING,
     }
     assert tags_of(runs, "handoff") == {}
+
+
+def test_a_stage_that_hands_on_the_weights_of_another_leads_to_it(tmp_path, capsys):
+    """Both handoffs have one digest."""
+    first = finished(tmp_path, "warm", "sft", {"weights": "base"}, {"handoff": {}}, texts={"handoff": "same"})
+    digest = first.result.artifacts["handoff"].digest
+    why = {"data.sources.own": "artifact own of stage draw has no sample (0 kept, 3 wrong)"}
+    read = {"weights": digest}
+    idle = finished(
+        tmp_path, "again", "sft", read, {"handoff": {}}, texts={"handoff": "same"}, idle=True, empty_inputs=why
+    )
+    last = finished(tmp_path, "last", "rl", read, {"handoff": {}})
+    stages = {"warm": first, "again": idle, "last": last}
+    assert idle.result.artifacts["handoff"].digest == digest
+    Manifest(stages=stages).write(tmp_path)
+    for stage, led in (("warm", ["warm"]), ("again", ["warm", "again"]), ("last", ["warm", "again", "last"])):
+        handoff = tmp_path / stages[stage].result.artifacts["handoff"].path
+        found = forebears(handoff)
+        assert [each.name for each in found][-len(led) :] == led
+    assert [each.inputs["weights"].partition(",")[0] for each in found] == [
+        "base",
+        "handoff of warm",
+        "handoff of again",
+    ]
+    assert main(["lineage", str(handoff)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  without        data.sources.own: artifact own of stage draw has no sample (0 kept, 3 wrong)" in lines
+    assert lines.count("  nothing to do") == 1

@@ -6,12 +6,13 @@ import re
 import pytest
 import words
 
-from lightning_mmrl.data.answer_columns import RowError, pair_of, with_targets
+from lightning_mmrl.data.answer_columns import RowError, pair_of
 from lightning_mmrl.data.collate import collate_pairs, collate_targets
 from lightning_mmrl.data.exchanges import exchanges
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sources import Source, load_source, place_of
+from lightning_mmrl.data.written_targets import with_targets
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import PromptSettings
@@ -132,7 +133,7 @@ def test_without_a_target_the_answers_stay_as_they_are():
 )
 def test_a_row_that_lacks_a_column_is_refused_with_the_fix(columns, message):
     with pytest.raises(RowError, match=f"^sample one: .*{message}"):
-        with_targets([sample(**columns)], "{rationale} {solution}")
+        with_targets([sample(**columns)], "{rationale} {solution}")[0]
 
 
 def written(folder, name, *rows):

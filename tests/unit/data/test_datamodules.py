@@ -130,6 +130,26 @@ def test_sources_have_roots_of_their_own_and_shares_by_weight(root, pipeline, tm
     assert {counts[f"b{index}"] for index in range(3)} == {2}
 
 
+def test_without_weights_every_sample_is_drawn_equally_often(root, pipeline):
+    texts(*"abcdefg", root=root)
+    texts(*"xyz", root=root, manifest="more.jsonl")
+    data = module(pipeline, source(root), source(root, "more.jsonl"), batch_size=2, num_batches=10)
+    drawn = ids_of(data)
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted("abcdefgxyz")  # an epoch is one pass over the union
+    assert drawn[:10] != drawn[10:]
+    weighted = ids_of(module(pipeline, source(root, weight=7), source(root, "more.jsonl", weight=3), num_batches=10))
+    assert weighted == drawn[: len(weighted)]
+
+
+def test_a_weight_beside_none_is_refused(root, pipeline):
+    texts(*"ab", root=root)
+    data = module(pipeline, source(root, weight=3), source(root))
+    with pytest.raises(
+        ConfigError, match=r"weight is null, and other sources have a weight; give each source a weight"
+    ):
+        data.setup("fit")
+
+
 def test_balanced_labels_come_equally_often_whatever_their_number(root, pipeline):
     write(root, *[row(f"s{index}", solution="sad") for index in range(9)], row("a", solution="angry"))
     data = module(pipeline, source(root), balance="label", num_batches=9)
@@ -371,7 +391,7 @@ def test_lightning_resumes_with_the_batch_after_the_last_one(cut, root, pipeline
 
     def data():
         validation = validated_on(root)
-        sources = source(root, weight=2), source(root, "more.jsonl")
+        sources = source(root, weight=2), source(root, "more.jsonl", weight=1)
         return module(pipeline, *sources, num_batches=6, seed=3, validation=validation)
 
     whole = fit(data(), Listener(), tmp_path)

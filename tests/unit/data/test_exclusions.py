@@ -6,14 +6,17 @@ import os
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 
 import pytest
 from words import Monitor, Session, Settled, row, write
 
+from lightning_mmrl.data import exclusions
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.samples import content_digest
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -301,3 +304,19 @@ def test_a_flush_that_fails_is_tried_again(root, path, monkeypatch):
                 exclusions.flush()
     assert len(tried) == 2
     exclusions.flush()
+
+
+def test_decisions_that_were_made_before_stages_learned_pairs_still_hold(path, root, pipeline, monkeypatch):
+    """Then the columns of a pair were no part of a sample's content; the file that was left out is repaired since."""
+    rows = [{**each, "chosen": "yes", "rejected": "no"} for each in ROWS]
+    with monkeypatch.context() as patch:
+        patch.setattr(exclusions, "content_digest", partial(content_digest, with_pair=False))
+        first, _ = prepare(root, pipeline, Exclusions(path), rows)
+        assert ids(first) == ["a", "c"]
+    again, _ = prepare(root, pipeline, Exclusions(path), rows, failing=())
+    assert ids(again) == ["a", "c"]
+    changed = [
+        {**each, "messages": [{"role": "user", "content": "<video>Now?"}]} if each["id"] == "bad" else each
+        for each in rows
+    ]
+    assert ids(prepare(root, pipeline, Exclusions(path), changed, failing=())[0]) == ["a", "bad", "c"]
