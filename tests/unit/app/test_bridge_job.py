@@ -63,7 +63,7 @@ def test_empty_tables_make_empty_artifacts(step):
     assert step([]) == ([], {}, {"kept": 0})
     assert step([], []) == ([], {}, {"kept": 0})
     described = [row(number, ("seen", False)) for number in range(2)]
-    assert step(described, []) == ([], {"d0": "no_question", "d1": "no_question"}, {"kept": 0, "no_question": 2})
+    assert step(described, []) == ([], {"d0": "not_answered", "d1": "not_answered"}, {"kept": 0, "not_answered": 2})
 
 
 def test_descriptions_become_questions(step):
