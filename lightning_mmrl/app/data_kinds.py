@@ -59,7 +59,7 @@ class SelectingKind:
 
     def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
         """Refuses sources with several media roots, and keys that the stage would ignore."""
-        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+        check_no_model(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 
@@ -181,6 +181,16 @@ def write_dropped(directory: Path, dropped: Iterable[Mapping[str, Any]]) -> None
 def table_inputs(table: TableSettings | None, name: str = TABLE) -> dict[str, Edge]:
     """Returns the input of a stage that reads the rollout table of another one; `name` is the key of the table."""
     return {} if table is None else {name: Edge(table.stage, table.artifact, "table")}
+
+
+def check_no_model(path: str, stage: NodeSettings) -> None:
+    """Refuses keys that only a stage with a model uses: the texts around its prompts, and how it samples.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+    require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
 
 
 def check_each_once(path: str, stage: NodeSettings) -> None:

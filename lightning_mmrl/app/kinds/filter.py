@@ -11,6 +11,7 @@ from lightning_mmrl.app.data_kinds import (
     TABLE,
     check_each_once,
     check_media_root,
+    check_no_model,
     media_root,
     read_samples,
     table_inputs,
@@ -87,7 +88,7 @@ class FilterKind:
         if stage.rewards is not None:
             require(judged, f"{path}.rewards", "set", f"null: only {path}.right without a table judges anything")
             check_rewards(f"{path}.rewards", stage.rewards)
-        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+        check_no_model(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 
