@@ -56,6 +56,9 @@ RECIPES: Mapping[str, Recipe] = {
         ),
     ),
     "lmm_r1": Recipe(start="pretrain", pairs=(("pictures", "pretrain"), ("text", "pretrain"), ("pictures", "text"))),
+    "vision_r1": Recipe(
+        start="pretrain", pairs=(("reason", "pretrain"), ("cold_start", "pretrain"), ("reason", "cold_start"))
+    ),
     "r1_omni": Recipe(start="pretrain", pairs=(("reason", "pretrain"), ("reason", "cold_start"), ("reason", "labels"))),
 }
 
