@@ -213,6 +213,16 @@ def table_inputs(table: TableSettings | None, name: str = TABLE) -> dict[str, Ed
     return {} if table is None else {name: Edge(table.stage, table.artifact, "table")}
 
 
+def check_no_model(path: str, stage: NodeSettings) -> None:
+    """Refuses keys that only a stage with a model uses: the texts around its prompts, and how it samples.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+    require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
+
+
 def check_each_once(path: str, stage: NodeSettings) -> None:
     """Refuses keys that draw samples or leave media out: a stage that makes data reads each sample once and whole.
 
@@ -226,16 +236,6 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
     for name, source in data.sources.items():
         once = source.weight in (None, 1)
         require(once, f"{key}.sources.{name}.weight", source.weight, "null: each sample is read once")
-
-
-def check_no_model(path: str, stage: NodeSettings) -> None:
-    """Refuses keys that only a stage with a model uses: the texts around its prompts, and how it samples.
-
-    Raises:
-        ConfigError: Such a key is set.
-    """
-    require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
-    require(stage.sampling is None, f"{path}.sampling", "set", "null: nothing is sampled")
 
 
 def check_unread(path: str, stage: NodeSettings) -> None:

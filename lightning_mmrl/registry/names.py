@@ -50,6 +50,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         f"{SYNTHETIC}.arithmetic.ARITHMETIC",
         *_of(f"{SYNTHETIC}.bars", "BARS", "BARS_TEXT"),
         f"{SYNTHETIC}.counting.COUNTING",
+        f"{SYNTHETIC}.described.DESCRIBED",
         f"{SYNTHETIC}.geometry.GEOMETRY",
         f"{SYNTHETIC}.motion.MOTION",
         f"{SYNTHETIC}.numbers.NUMBERS",

@@ -19,13 +19,15 @@ MODULES = {
     "motion": "VideoDataModule",
     "arithmetic": "TextDataModule",
     "numbers": "ImageDataModule",
+    "described": "ImageDataModule",
     "relations": "ImageDataModule",
     "relations_text": "ImageDataModule",
     "bars": "ImageDataModule",
     "bars_text": "ImageDataModule",
     "sokoban": "ImageDataModule",
 }
-MODELS = dict.fromkeys(("numbers", "relations", "relations_text", "bars", "bars_text", "sokoban"), "tiny_omni_tiles")
+TILES = ("numbers", "relations", "relations_text", "bars", "bars_text", "sokoban")
+MODELS = dict.fromkeys(TILES, "tiny_omni_tiles") | {"described": "tiny_omni_described"}
 """The model preset of a task; of all others, tiny_omni_tasks."""
 
 
@@ -58,7 +60,7 @@ def test_the_tiny_models_tokenizer_learns_every_word_of_a_task(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tokenizer_of_the_tiny_model_has_a_token_for_every_word_of_a_task(name):
-    tokenizer = train_tokenizer(list(OmegaConf.load(CONFIGS / "model/tiny_omni_tiles.yaml").build.text))
+    tokenizer = train_tokenizer(list(OmegaConf.load(CONFIGS / f"model/{MODELS[name]}.yaml").build.text))
     task = generator(name)
     for plan in task.plan("cold_start", scale=0.05):
         problem = task.compose(plan)

@@ -39,6 +39,13 @@ def number_in(question: str, pixels: np.ndarray | None) -> str:
     return result_of(question) if pixels is None else str(sum(dots_in(pixels)))
 
 
+def described_dots(question: str, pixels: np.ndarray | None) -> tuple[int, ...]:
+    """The red and the blue dots of a picture, or those of a description."""
+    if pixels is not None:
+        return dots_in(pixels)
+    return tuple(int(number) for number in re.match(r"(\d) red and (\d) blue dots", question).groups())
+
+
 def relation_in(question: str, pixels: np.ndarray) -> str:
     """The text that answers a question about shapes."""
     masks = masks_of(pixels)

@@ -8,11 +8,11 @@ teach  (bridge)  makes `traces`: right answers that break no rule, reworded and 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_mmrl.app.data_kinds import table_inputs, write_dropped, write_samples
+from lightning_mmrl.app.data_kinds import check_no_model, table_inputs, write_dropped, write_samples
 from lightning_mmrl.config.checks.values import check_rewards
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 QUESTIONS, TRACES = "questions", "traces"
 DESCRIPTIONS, ANSWERS = "descriptions", "answers"
 """Names of the inputs."""
+OF_QUESTIONS = ("wording",)
+"""Keys of a stage that makes questions, which one that makes traces would ignore."""
+OF_TRACES = ("fewest_characters", "most_characters", "forbid", "reword", "rewards")
+"""Keys of a stage that makes traces, which one that makes questions would ignore."""
 
 
 class BridgeKind:
@@ -49,9 +53,11 @@ class BridgeKind:
         return "questions of descriptions" if stage.answers is None else "traces of right answers, with their media"
 
     def check(self, path: str, stage: BridgeSettings, config: RunSettings) -> None:
-        """Refuses a step without its tables, a wording without its parts, and traces that nothing judges."""
+        """Refuses a step without its tables, keys of the other step, a wording without its parts, and blank phrases."""
         if stage.descriptions is None:
             raise ConfigError(f"{path}.descriptions: is missing; name the stage that described, such as {{stage: see}}")
+        check_no_model(path, stage)
+        _check_keys_of_the_step(path, stage)
         for part in (DESCRIPTION, QUESTION):
             require(stage.wording.count(part) == 1, f"{path}.wording", repr(stage.wording), f"a text with one {part}")
         ordered = stage.wording.index(DESCRIPTION) < stage.wording.index(QUESTION)
@@ -65,9 +71,6 @@ class BridgeKind:
         )
         empty = [phrase for phrase in (*stage.forbid, *stage.reword) if not phrase.strip()]
         require(not empty, f"{path}.forbid or {path}.reword", "''", "phrases that are not blank")
-        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
-        data = stage.data.manifest or stage.data.sources
-        require(not data, f"{path}.data", data, "without manifest and sources: the tables have the prompts")
         if stage.answers is not None and stage.rewards is None:
             raise ConfigError(f"{path}.rewards: is missing; they judge each trace once it is reworded")
         if stage.rewards is not None:
@@ -89,6 +92,20 @@ class BridgeKind:
         described, root = made_table(inputs[DESCRIPTIONS], parts.config)
         answered = made_table(inputs[ANSWERS], parts.config)[0] if ANSWERS in inputs else None
         return BridgeJob(spec=spec, described=described, answered=answered, media_folder=root, run_log=run, parts=parts)
+
+
+def _check_keys_of_the_step(path: str, stage: BridgeSettings) -> None:
+    """Refuses keys of the other step, and all keys of data, since the tables have the prompts."""
+    unset = BridgeSettings(kind=stage.kind)
+    makes, keys = ("questions", OF_TRACES) if stage.answers is None else ("traces", OF_QUESTIONS)
+    for key in keys:
+        value = getattr(stage, key)
+        rule = f"as in stage/bridge {'without' if stage.answers is None else 'with'} {path}.answers: it makes {makes}"
+        require(value == getattr(unset, key), f"{path}.{key}", "set" if key == "rewards" else value, rule)
+    for each in fields(stage.data):
+        value = getattr(stage.data, each.name)
+        fits = each.name == "batch_size" or value == getattr(unset.data, each.name)
+        require(fits, f"{path}.data.{each.name}", value, "left out: the tables have the prompts")
 
 
 @dataclass(kw_only=True)

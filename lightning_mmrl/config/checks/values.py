@@ -80,12 +80,12 @@ def check_values(config: RunSettings) -> None:
         require(
             alone, f"{path}.start_from", stage.start_from, f"left out beside {path}.checkpoint, which takes its place"
         )
-        _check_stage_data(f"{path}.data", spec)
         _check_trainer(f"{path}.trainer", stage.trainer, config)
         if isinstance(stage, StageSettings):
             _check_length(path, stage)
         check_targets(path, stage)
         kind_of(stage, path).check(path, stage, config)
+        _check_stage_data(f"{path}.data", spec)  # last, since a kind knows which tables take the place of data
         _check_share(path, spec, config.trainer)
     check_feature_cache(config)
     _check_rollout(config)

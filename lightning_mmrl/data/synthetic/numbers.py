@@ -17,10 +17,11 @@ PER_SIDE = 3
 
 def compose(plan: Plan) -> Problem:
     """Pose a sum as text, or draw dots."""
-    return arithmetic.compose(plan) if plan.question_type == TEXT else _compose_dots(plan)
+    return arithmetic.compose(plan) if plan.question_type == TEXT else compose_dots(plan)
 
 
-def _compose_dots(plan: Plan) -> Problem:
+def compose_dots(plan: Plan) -> Problem:
+    """Draw as many dots as the label says, in an arrangement that the split may have."""
     rng = plan.generator()
     total = int(plan.label)
     while True:

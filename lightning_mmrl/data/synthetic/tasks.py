@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning_mmrl.data.synthetic.arithmetic import ARITHMETIC
 from lightning_mmrl.data.synthetic.bars import BARS, BARS_TEXT
 from lightning_mmrl.data.synthetic.counting import COUNTING
+from lightning_mmrl.data.synthetic.described import DESCRIBED
 from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
 from lightning_mmrl.data.synthetic.extremes import synthesize_extremes
 from lightning_mmrl.data.synthetic.folder import Progress
@@ -43,6 +44,7 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "arithmetic": ARITHMETIC,
     "extremes": synthesize_extremes,
     "numbers": NUMBERS,
+    "described": DESCRIBED,
     "relations": RELATIONS,
     "relations_text": RELATIONS_TEXT,
     "bars": BARS,

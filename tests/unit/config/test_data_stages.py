@@ -1,4 +1,4 @@
-"""What stages that filter and route refuse, and which of their keys decide what they make."""
+"""What stages that filter, route and bridge refuse, and which of their keys decide what they make."""
 
 import pytest
 
@@ -11,6 +11,8 @@ from lightning_mmrl.types.records import Edge
 
 ORDER = ("order=[draw,sort]", "+stage@stages.draw=sample")
 ROUTE, FILTER = (*ORDER, "+stage@stages.sort=route"), (*ORDER, "+stage@stages.sort=filter")
+ASK = (*ORDER, "+stage@stages.sort=bridge")
+TEACH = (*ASK, "+stages.sort.answers={stage: draw, artifact: rollouts}", "stages.sort.rewards=${stages.draw.rewards}")
 EXPERT = ("stages.sort.expert={model: adder}", "stages.sort.endpoint={base_url: http://127.0.0.1:8000/v1}")
 ASKS = ("stages.sort.table=null", "stages.sort.prompts={stage: draw, artifact: own}")
 ALONE = ("stages.sort.table=null", "stages.sort.data.manifest=train.jsonl")
@@ -24,6 +26,7 @@ REWARDS = "stages.sort.rewards=${stages.draw.rewards}"
             ["stages.sort.table=null", "stages.sort.data.manifest=a.jsonl"],
             "stages.sort.table: is missing; name the stage",
         ),
+        (["stages.sort.table=null"], "stages.sort.table: is missing; name the stage"),
         (["stages.sort.table.stage=drow"], "stages.sort.table.stage is 'drow', which is no stage of the order; choose"),
         (["stages.sort.table.artifact=own"], "artifact is 'own', which is no table but manifest; known are rollouts"),
         (["stages.sort.table.artefact=own"], "stages.sort.table.artefact: unknown key; did you mean 'artifact'?"),
@@ -160,6 +163,48 @@ def test_keys_of_experts_count_where_one_is_asked():
 
 def test_the_sampling_of_a_route_is_that_of_its_config():
     assert compose([*ROUTE, *EXPERT]).stages["sort"].sampling == SAMPLING
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "sentence"),
+    [
+        (ASK, ["stages.sort.descriptions=null"], "stages.sort.descriptions: is missing; name the stage that described"),
+        (ASK, ["stages.sort.fewest_characters=4"], "fewest_characters is 4; it must be as in stage/bridge without"),
+        (ASK, ["stages.sort.most_characters=4"], "stages.sort.most_characters is 4; it must be as in stage/bridge"),
+        (ASK, ["stages.sort.forbid=[a]"], r"stages.sort.forbid is \['a'\]; it must be as in stage/bridge without"),
+        (
+            ASK,
+            ["+stages.sort.reword={a: b}"],
+            "stages.sort.reword is .* without stages.sort.answers: it makes questions",
+        ),
+        (ASK, [REWARDS], "stages.sort.rewards is set; it must be as in stage/bridge without stages.sort.answers"),
+        (ASK, ["stages.sort.wording='{description}'"], "stages.sort.wording is .* must be a text with one {question}"),
+        (
+            TEACH,
+            ["stages.sort.wording='{description} {question}'"],
+            "stages.sort.wording is .* as in stage/bridge with",
+        ),
+        (TEACH, ["stages.sort.rewards=null"], "stages.sort.rewards: is missing; they judge each trace"),
+        (TEACH, ["stages.sort.forbid=[' ']"], "stages.sort.reword is ''; it must be phrases that are not blank"),
+        (TEACH, ["+stages.sort.data.limit=4"], "stages.sort.data.limit is 4; it must be left out: the tables have"),
+        (TEACH, ["+stages.sort.data.balance=label"], "stages.sort.data.balance is label; it must be left out"),
+        (TEACH, ["+stages.sort.data.modality_dropout.blank=0.5"], "stages.sort.data.modality_dropout is .* left out"),
+        (TEACH, ["+stages.sort.prompt={suffix: x}"], "stages.sort.prompt is set; it must be null: no prompt is built"),
+        (TEACH, ["+stages.sort.sampling={temperature: 0.5}"], "stages.sort.sampling is set; it must be null"),
+        (TEACH, ["+stages.sort.checkpoint=a/b"], "stages of kind bridge read no weights"),
+    ],
+)
+def test_a_bridge_that_would_ignore_a_key_or_cannot_work_is_refused_in_one_sentence(stage, overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        compose([*stage, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [(), ("debug=fast",)])
+def test_each_step_of_a_bridge_has_its_own_keys(more):
+    assert compose([*ASK, "stages.sort.wording='Seen: {description} {question}'", *more]).stages["sort"].answers is None
+    found = compose([*TEACH, "stages.sort.forbid=[a]", "stages.sort.fewest_characters=2", *more]).stages["sort"]
+    assert (found.forbid, found.fewest_characters) == (["a"], 2)
 
 
 def content(*overrides):

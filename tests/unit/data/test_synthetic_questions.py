@@ -1,4 +1,4 @@
-"""Numbers, relations and bars: balanced plans, answers that an own reader finds, and no answer without looking."""
+"""Numbers, dots, relations and bars: balanced plans, answers that an own reader finds, and none without looking."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -9,6 +9,7 @@ import picture_readers as readers
 import pytest
 
 from lightning_mmrl.data.synthetic.bars import BARS, BARS_TEXT
+from lightning_mmrl.data.synthetic.described import DESCRIBED, THOUGHTS
 from lightning_mmrl.data.synthetic.numbers import DOTS, NUMBERS, TEXT
 from lightning_mmrl.data.synthetic.relations import RELATIONS, RELATIONS_TEXT
 from lightning_mmrl.data.synthetic.task import SPLITS, Plan, Problem, Task, belongs
@@ -20,7 +21,7 @@ from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 CHOICES = (RELATIONS, RELATIONS_TEXT, BARS, BARS_TEXT)
-GENERATED = (NUMBERS, *CHOICES)
+GENERATED = (NUMBERS, DESCRIBED, *CHOICES)
 CHANCE = {"side": 0.25, "count": 0.25, "larger": 0.5, "nearer": 0.5, "tallest": 0.25, "value": 0.25}
 """Accuracy of an answer by chance; it is also the best without the picture, as tested below."""
 
@@ -45,6 +46,8 @@ def read(task: Task, problem: Problem) -> str:
     match task.name:
         case "numbers":
             return readers.number_in(problem.question, problem.signal)
+        case "described":
+            return str(sum(readers.described_dots(problem.question, problem.signal)))
         case "bars" | "bars_text":
             return readers.chart_answer(problem.question, problem.signal)
     return readers.relation_in(problem.question, problem.signal)
@@ -101,17 +104,22 @@ def test_every_text_is_equally_often_right_for_each_kind_and_letter(task):
         assert len(counts) >= 4
 
 
-@pytest.mark.parametrize("task", [NUMBERS, RELATIONS, BARS], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [NUMBERS, DESCRIBED, RELATIONS, BARS], ids=lambda task: task.name)
 def test_held_out_problems_are_posed_in_no_other_split(task):
-    """A picture without dots is the one exception, since there is only one."""
+    """A picture without dots is the one exception, since there is only one; so are all descriptions in text."""
     scales = {"cold_start": 0.1, "train": 0.3, "validation": 1.0, "test": 1.0}
     scenes = {
-        split: {scene_of(problem) for _, problem in posed(task.name, split, scale)} for split, scale in scales.items()
+        split: {
+            scene_of(problem)
+            for plan, problem in posed(task.name, split, scale)
+            if task is not DESCRIBED or plan.question_type == DOTS
+        }
+        for split, scale in scales.items()
     }
     for split in ("validation", "test"):
         others = set().union(*(scenes[other] for other in SPLITS if other != split))
         assert scenes[split] & others - {"---------"} == set()
-        assert len(scenes[split]) > 250
+        assert len(scenes[split]) > (100 if task is DESCRIBED and split == "validation" else 250)
     assert task is BARS or scenes["train"] & scenes["cold_start"], "a set without any common problem proves nothing"
 
 
@@ -175,6 +183,21 @@ def test_numbers_share_their_answers_and_the_last_step_of_their_thoughts():
         assert media_tags(problem.question) == (() if kind == TEXT else ("image",))
         if kind == DOTS:
             assert readers.dots_in(problem.signal) == (int(first), int(second))
+
+
+def test_descriptions_say_what_pictures_show_and_thoughts_what_descriptions_say():
+    styles = Counter()
+    for plan, problem in posed("described", "test", 0.5):
+        red, blue = readers.described_dots(problem.question, problem.signal)
+        assert problem.facts["description"] == f"{red} red and {blue} blue dots."
+        assert (problem.signal is None) == (plan.question_type == TEXT)
+        if plan.question_type == DOTS:
+            assert problem.thought == f"{red} + {blue}"
+            continue
+        assert problem.question == f"{problem.facts['description']}\n\nHow many dots?"
+        styles.update(style for style in THOUGHTS if problem.thought == style.format(sum=f"{red} + {blue}"))
+    assert set(styles.values()) == {60}
+    assert len(styles) == 3
 
 
 def test_every_number_of_dots_has_arrangements_in_every_split():

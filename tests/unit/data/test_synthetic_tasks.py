@@ -124,6 +124,7 @@ def test_every_generator_is_called_alike() -> None:
     assert list(TASKS) == [
         *first,
         "numbers",
+        "described",
         "relations",
         "relations_text",
         "bars",
