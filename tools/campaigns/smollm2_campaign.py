@@ -12,13 +12,13 @@ not above 0.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from seed_runs import gain_line, percentages, pooled, pooled_gain, train
+
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
 from lightning_mmrl.rewards.math_answer import MathAnswer
@@ -44,40 +44,16 @@ def main() -> int:
     options = parser.parse_args()
     folders = {seed: options.output_dir / f"smollm2-seed{seed}" for seed in options.seeds}
     for seed, folder in folders.items():
-        _train(seed, folder, options.overrides)
-    answers = {order: _pooled(folders, stage) for order, stage in ORDERS.items()}
-    gains = {pair: pooled_gain(answers[pair[0]], answers[pair[1]]) for pair in GAINS}
-    report = "\n".join([*_accuracies(answers, options.seeds), "", *_gains(gains)])
+        train("smollm2_orders", seed, folder, options.overrides)
+    answers = {order: pooled(folders, stage) for order, stage in ORDERS.items()}
+    gains = {pair: pooled_gain(answers[pair[0]], answers[pair[1]], TASK) for pair in GAINS}
+    lines = [gain_line(*pair, gain.estimate, gain.low, gain.high) for pair, gain in gains.items()]
+    report = "\n".join([*_accuracies(answers, options.seeds), "", *lines])
     print(report)
     content = [{"order": order, "over": over, **asdict(gain)} for (order, over), gain in gains.items()]
     (options.output_dir / "smollm2-campaign.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (options.output_dir / "smollm2-campaign.md").write_text(report + "\n", encoding="utf-8")
     return 0 if all(gains[pair].low > 0 for pair in GAINS[:2]) else 1
-
-
-def pooled_gain(own: Sequence[Judgement], before: Sequence[Judgement]) -> Interval:
-    """Accuracy of an order minus that of another, on the same questions and seeds; questions are resampled."""
-    return ClusterBootstrap().paired_difference(own, before, TASK)
-
-
-def _train(seed: int, folder: Path, overrides: Sequence[str]) -> None:
-    where = [f"output_dir={folder.parent}", f"run_name={folder.name}", f"seed={seed}"]
-    command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", "experiment=smollm2_orders"]
-    code = subprocess.run([*command, *where, *overrides], check=False).returncode
-    if code:
-        sys.exit(f"smollm2_campaign: {folder.name} ended with exit code {code}; run the same command to continue")
-
-
-def _pooled(folders: Mapping[int, Path], stage: str) -> list[Judgement]:
-    """The judged test answers of a stage of all runs; the seed joins a question's id, which is its speaker."""
-    found = []
-    for seed, folder in folders.items():
-        pattern = "base" if stage == "base" else f"stages/*-{stage}"
-        [file] = folder.glob(f"{pattern}/evaluation/test.jsonl")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        judged = [Judgement.from_json(line) for line in lines]
-        found += [replace(each, sample_id=f"{seed}/{each.sample_id}", speaker=each.sample_id) for each in judged]
-    return found
 
 
 def _accuracies(answers: Mapping[str, Sequence[Judgement]], seeds: Sequence[int]) -> list[str]:
@@ -86,19 +62,11 @@ def _accuracies(answers: Mapping[str, Sequence[Judgement]], seeds: Sequence[int]
         "|---" * (len(seeds) + 3) + "|",
     ]
     for order, judged in answers.items():
-        parts = [[each for each in judged if each.sample_id.startswith(f"{seed}/")] for seed in seeds]
-        values = [100 * TASK.metrics(part)["accuracy"] for part in parts]
+        values = percentages(judged, seeds, TASK, "accuracy")
         cells = " | ".join(f"{value:.1f}" for value in values)
         stated = 100 * TASK.metrics(judged)["valid_format"]
         lines.append(f"| {order} | {cells} | {sum(values) / len(values):.1f} | {stated:.1f} |")
     return lines
-
-
-def _gains(gains: Mapping[tuple[str, str], Interval]) -> list[str]:
-    return [
-        f"- {order} over {over}: {100 * gain.estimate:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-        for (order, over), gain in gains.items()
-    ]
 
 
 if __name__ == "__main__":
