@@ -47,6 +47,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     ),
     "generator": (
         f"{SYNTHETIC}.emotions.synthesize_emotions",
+        f"{SYNTHETIC}.emotion_trees.synthesize_emotion_trees",
         f"{SYNTHETIC}.arithmetic.ARITHMETIC",
         *_of(f"{SYNTHETIC}.bars", "BARS", "BARS_TEXT"),
         f"{SYNTHETIC}.counting.COUNTING",
