@@ -192,8 +192,9 @@ def _conversation(clip: TreeClip, seed: int) -> dict[str, Any]:
         others = [label for label in TRAINED if label != clip.label]
         label = clip.label if rng.random() < accuracy else others[rng.integers(len(others))]
         answers[task] = trace(WEAK_THOUGHT, label)
-    question = QUESTIONS[task].removeprefix("<video><audio>")
-    turns = (("human", f"<video>\n<audio>\n{question}"), ("gpt", answers[task]))
+    # Tags and question as in the prepared sets: a line break between them is another prompt, of which a model that has
+    # learned one alone answers the other in no valid format.
+    turns = (("human", QUESTIONS[task]), ("gpt", answers[task]))
     return {"video": clip.path, "conversations": [{"from": who, "value": text} for who, text in turns]}
 
 
