@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,7 @@ class Assembly:
                     f"{key}.build",
                     directory=Path(data.root),
                     workers=self.config.data.media.decode_workers,
-                    on_progress=lambda done, total: self.console.update("generating samples", done, total),
+                    on_progress=partial(self.console.update, f"making {key}"),
                 )
             elif not Path(data.root).is_dir():
                 raise DataError(f"{key}.root {data.root} does not exist; point it at the folder of your manifests")

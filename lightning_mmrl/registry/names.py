@@ -47,6 +47,8 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     ),
     "generator": (
         f"{SYNTHETIC}.emotions.synthesize_emotions",
+        f"{SYNTHETIC}.emotion_trees.synthesize_emotion_trees",
+        "lightning_mmrl.data.prepare.build.prepare_originals",
         f"{SYNTHETIC}.arithmetic.ARITHMETIC",
         *_of(f"{SYNTHETIC}.bars", "BARS", "BARS_TEXT"),
         f"{SYNTHETIC}.counting.COUNTING",
@@ -63,6 +65,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         *_of(f"{SYNTHETIC}.settings", "EmotionSetSettings", "SplitSizes", "BaseTaskWeights", "Style"),
         f"{SYNTHETIC}.faces.FaceStyle",
         f"{SYNTHETIC}.voices.VoiceStyle",
+        "lightning_mmrl.data.prepare.writer.PrepareSettings",
     ),
     "stage module": (
         "lightning_mmrl.stages.sft.SFTModule",

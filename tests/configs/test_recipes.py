@@ -1,8 +1,12 @@
 """Recipes of published systems: each scale composes, and the published files serve it."""
 
 import json
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+from emotion_trees import write_dfew, write_mafw, write_ravdess
 from published_files import GEOMETRY3K, LMM_R1, MM_EUREKA, MMK12, SAT, VISION_R1_COLD
 from published_layout import write_array, write_lines, write_parquet
 
@@ -10,7 +14,9 @@ from lightning_mmrl.app.data_checks import check_data
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.registry import targets
 
 RECIPES = sorted(folder.name for folder in (configs_dir() / "experiment").iterdir() if folder.is_dir())
 TEXT = {"messages": [{"role": "user", "content": "1 + 2?"}], "solution": "3"}
@@ -28,6 +34,30 @@ def trl(name, *rows):
     return name, write_parquet, rows
 
 
+def write_emer(path, rows):
+    """R1-Omni's JSON file in a folder with its clips."""
+    (path / "MER24").mkdir(parents=True)
+    (path / "MER24" / "sample_00000967.mp4").write_bytes(b"clip")
+    write_array(path / "emer.json", rows)
+
+
+def originals(name, write):
+    """The folder of a set as its owners lay it out, with clips that can be opened."""
+
+    def written(path, _):
+        write_clip(path.with_suffix(".mp4"), np.zeros((4, 32, 32, 3), np.uint8), 5, np.zeros(8000, np.float32), 8000)
+        write(path, content=path.with_suffix(".mp4").read_bytes())
+
+    return name, written, ()
+
+
+EMER = {
+    "video": "MER24/sample_00000967.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\n<audio>\nWhich emotion? Output <think> </think> and <answer> </answer>."},
+        {"from": "gpt", "value": "<think>A furrowed brow.</think>\n<answer>anxious</answer>"},
+    ],
+}
 FILES = {
     "visualthinker_r1_zero/paper": [problems(SAT, "SAT_train.parquet")],
     "mm_eureka/paper": [problems(MMK12, "mmk12.parquet"), ("geometry.jsonl", write_lines, [TEXT])],
@@ -49,6 +79,12 @@ FILES = {
         ("vision_r1_mulberry_sharegpt_full.json", write_array, VISION_R1_COLD.rows[1:]),
         problems(GEOMETRY3K, "rl.parquet"),
     ],
+    "r1_omni/paper": [
+        ("EMER", write_emer, [EMER]),
+        originals("DFEW", write_dfew),
+        originals("MAFW", write_mafw),
+        originals("RAVDESS", partial(write_ravdess, actors=(1, 2))),
+    ],
     "metis_rise/paper": [("rl.jsonl", write_lines, [TEXT]), ("expert.jsonl", write_lines, [TAUGHT])],
 }
 """Small files in the layouts that the publishers document, by recipe."""
@@ -65,7 +101,12 @@ def published(tmp_path):
         (tmp_path / "test.jsonl").write_text(json.dumps(TEXT) + "\n")
         for name, write, rows in FILES[recipe]:
             write(tmp_path / name, list(rows))
-        return chosen(recipe, tmp_path)
+        config = chosen(recipe, tmp_path)
+        for key, data in config.all_data.items():
+            if data.build is not None:  # the sets of a test are smaller than the published ones
+                settings = data.build["settings"] | {"allow_missing": True}
+                targets.build(data.build | {"settings": settings}, key, directory=Path(data.root), workers=1)
+        return config
 
     return written
 
@@ -89,6 +130,21 @@ def test_a_published_file_of_another_kind_would_show(published, tmp_path):
     write_parquet(tmp_path / "cold_start.parquet", [TEXT])
     with pytest.raises(DataError, match=r"cold_start.parquet: .* has no assistant turn to learn from"):
         check_data(config)
+
+
+def test_originals_that_are_not_complete_end_a_published_run(published):
+    config = published("r1_omni/paper")
+    data = config.datasets["mafw"]
+    with pytest.raises(DataError, match=r"protocol of mafw is not met in .*: 20, published 9,172 .*--out"):
+        targets.build(data.build, "datasets.mafw.build", directory=Path(data.root).parent / "again", workers=1)
+
+
+def test_r1_omni_asks_for_tags_once_in_every_stage(published):
+    config = published("r1_omni/paper")
+    suffix = "Output the thinking process"
+    assert suffix not in config.of_stage(config.stages["cold_start"]).prompt.suffix  # the file's questions have it
+    assert suffix in config.of_stage(config.stages["reason"]).prompt.suffix
+    assert all(suffix in config.prompt_of(each).suffix for each in config.sets().values())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,17 +1,19 @@
 """Stand-in trees of published emotion sets: the original names and lists, with empty or tiny files."""
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 from lightning_mmrl.data.prepare.card import read_card
 from lightning_mmrl.data.prepare.writer import PrepareSettings, prepare_set
+from lightning_mmrl.data.synthetic.emotion_layouts import Layout, dfew_layout, mafw_layout, ravdess_names
 from lightning_mmrl.workers.pool import CallResult
 
 NOUNS = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
     *("contempt", "anxiety", "helplessness", "disappointment"),
 )
+NUMBERED = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+"""The labels of DFEW, 1 to 7."""
 NUM_CLIPS = 20
 
 
@@ -53,60 +55,32 @@ def prepare(name, root, out, *, guard=None, counts=None, also=None, **settings):
     )
 
 
-def ravdess_names(channel="speech", actors=range(1, 25)):
-    """The six fields after the modality of every recording, from the design of the set."""
-    emotions = range(1, 9) if channel == "speech" else range(1, 7)
-    for actor, emotion, intensity, statement, repetition in product(actors, emotions, (1, 2), (1, 2), (1, 2)):
-        if (emotion == 1 and intensity == 2) or (channel == "song" and actor == 18):
-            continue
-        fields = (1 if channel == "speech" else 2, emotion, intensity, statement, repetition, actor)
-        yield "-".join(f"{field:02d}" for field in fields)
-
-
 def write_ravdess(root: Path, channel="speech", modality="01", suffix=".mp4", content=b"", actors=range(1, 25)) -> Path:
     """Folders such as Actor_01 with the recordings of one channel and one modality."""
-    for name in ravdess_names(channel, actors):
+    for name in ravdess_names(channel, list(actors)):
         folder = root / f"Actor_{name[-2:]}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{modality}-{name}{suffix}").write_bytes(content)
     return root
 
 
-def fold_of(clip: int) -> int:
-    """The fold that tests a clip of the stand-ins of DFEW and MAFW."""
-    return clip % 5 + 1
-
-
 def write_dfew(root: Path, content=b"clip") -> Path:
     """Clips 1.mp4 to 20.mp4 with the labels 1 to 7 in turn, and the lists of five folds."""
-    clips = root / "Clip" / "original" / "part_1"
-    clips.mkdir(parents=True)
-    for clip in range(1, NUM_CLIPS + 1):
-        (clips / f"{clip}.mp4").write_bytes(content)
-    for split, fold in product(("train", "test"), range(1, 6)):
-        folder = root / "EmoLabel_DataSplit" / f"{split}(single-labeled)"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [f"{clip},{clip % 7 + 1}" for clip in _clips(split, fold)]
-        (folder / f"set_{fold}.csv").write_text("\n".join(["video_name,label", *rows]) + "\n")
-    return root
+    return _write(root, dfew_layout([NUMBERED[clip % 7] for clip in range(1, NUM_CLIPS + 1)]), content)
 
 
 def write_mafw(root: Path, content=b"clip") -> Path:
     """Clips 00001.mp4 to 00020.mp4 with the eleven nouns in turn, and the lists of five folds."""
-    clips = root / "data" / "clips"
-    clips.mkdir(parents=True)
-    for clip in range(1, NUM_CLIPS + 1):
-        (clips / f"{clip:05d}.mp4").write_bytes(content)
-    for split, fold in product(("train", "test"), range(1, 6)):
-        folder = root / "Train & Test Set" / "single" / "no_caption" / f"set_{fold}"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [f"{clip:05d}.mp4 {NOUNS[clip % 11]}\n" for clip in _clips(split, fold)]
-        (folder / f"{split}.txt").write_text("".join(rows))
+    labels = read_card("mafw").subsets["single"].labels
+    return _write(root, mafw_layout([labels[NOUNS[clip % 11]] for clip in range(1, NUM_CLIPS + 1)]), content)
+
+
+def _write(root: Path, layout: Layout, content: bytes) -> Path:
+    files = dict.fromkeys(layout.clips, content) | {path: text.encode() for path, text in layout.lists.items()}
+    for path, held in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(held)
     return root
-
-
-def _clips(split: str, fold: int) -> list[int]:
-    return [clip for clip in range(1, NUM_CLIPS + 1) if (fold_of(clip) == fold) == (split == "test")]
 
 
 def write_mer2025(root: Path, content=b"clip") -> Path:

@@ -28,12 +28,15 @@ class Recipe:
     Attributes:
         start: The stage that stands for the published system's base model.
         pairs: Stages whose gain over another is reported; the first is the recipe's end over its start.
+        experiment: The experiment, where the recipe's name is none.
     """
 
     start: str
     pairs: Sequence[tuple[str, str]]
+    experiment: str | None = None
 
 
+R1_OMNI = (("reason", "pretrain"), ("reason", "cold_start"), ("reason", "labels"), ("cold_start", "pretrain"))
 RECIPES: Mapping[str, Recipe] = {
     "visualthinker_r1_zero": Recipe(
         start="pretrain", pairs=(("reason", "pretrain"), ("labels", "pretrain"), ("reason", "labels"))
@@ -59,7 +62,8 @@ RECIPES: Mapping[str, Recipe] = {
     "vision_r1": Recipe(
         start="pretrain", pairs=(("reason", "pretrain"), ("cold_start", "pretrain"), ("reason", "cold_start"))
     ),
-    "r1_omni": Recipe(start="pretrain", pairs=(("reason", "pretrain"), ("reason", "cold_start"), ("reason", "labels"))),
+    "r1_omni": Recipe(start="pretrain", pairs=R1_OMNI),
+    "r1_omni_files": Recipe(start="pretrain", pairs=R1_OMNI, experiment="r1_omni/files"),
 }
 
 
@@ -76,7 +80,7 @@ def main() -> int:
     for name in options.recipes:
         folders = {seed: options.output_dir / f"{name}-seed{seed}" for seed in options.seeds}
         for seed, folder in folders.items():
-            train(name, seed, folder, options.overrides)
+            train(RECIPES[name].experiment or name, seed, folder, options.overrides)
         content = figures(RECIPES[name], folders)
         report = "\n".join([f"## {name}", "", *report_lines(content)])
         print(report, flush=True)

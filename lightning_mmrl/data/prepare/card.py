@@ -83,6 +83,23 @@ class SetCard:
         """The function that reads the originals."""
         return importlib.import_module(f"{__package__}.{self.name}").read
 
+    def chosen(self, given: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The values of all options, given or by default.
+
+        Raises:
+            ConfigError: An option is none of the set's, has another value than its choices, or is missing.
+        """
+        for key in given:
+            if key not in self.options:
+                raise ConfigError(f"set {self.name} has no option {key!r}{did_you_mean(key, list(self.options))}")
+        values = {key: given.get(key, option.default) for key, option in self.options.items()}
+        for key, option in self.options.items():
+            if (values[key] is None and option.required) or (option.choices and values[key] not in option.choices):
+                raise ConfigError(
+                    f"option {key} of set {self.name} is {values[key]}; give one of {', '.join(option.choices)}"
+                )
+        return values
+
 
 def card_names() -> list[str]:
     """The sets that have a card."""

@@ -16,8 +16,9 @@ from lightning_mmrl.data.prepare.kinds import AUDIO_ONLY, VIDEO_ONLY, MediaKinds
 from lightning_mmrl.data.prepare.manifests import manifest_rows, with_validation
 from lightning_mmrl.data.prepare.rows import HARMLESS, Originals, Parts, PrepareRequest, Row
 from lightning_mmrl.data.schema import Problem
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.template import question_about
+from lightning_mmrl.suggestions import did_you_mean
 
 FOLDERS = ("configs", AUDIO_ONLY, VIDEO_ONLY, *(f"fold_{number}" for number in range(6)))
 """Folders that a prepared set may have; an earlier one's are removed with it."""
@@ -37,6 +38,9 @@ class PrepareSettings:
         question: The question of every sample; None for the set's own.
         allow_missing: True to write the set even if its published protocol cannot be met.
         overwrite: True to replace an earlier preparation.
+
+    Raises:
+        ConfigError: `validation` is no share.
     """
 
     subsets: Sequence[str] = ()
@@ -48,6 +52,10 @@ class PrepareSettings:
     question: str | None = None
     allow_missing: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation is {self.validation}; it must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +137,7 @@ def prepare_set(
             labels=labels,
             problems=problems,
             clips={},
-            record=_record(card, request, counts, notes, met=met),
+            record={**asked_for(card, request.root, settings), **_found(card, counts, notes, met=met)},
             texts=config_texts(card, request, directory, sizes, originals.labels),
         )
     return Preparation(
@@ -152,8 +160,7 @@ def _request(card: SetCard, root: Path, settings: PrepareSettings) -> PrepareReq
     clips = (settings.clips or root).resolve()
     if not clips.is_relative_to(root.resolve()):
         raise DataError(f"--clips {settings.clips} is not within {root}; name a folder in it")
-    names = list(settings.subsets) or [next(iter(card.subsets))]
-    subsets = {name: card.subsets[name].labels for name in names}
+    subsets = {name: card.subsets[name].labels for name in _subsets(card, settings)}
     return PrepareRequest(
         root=root.resolve(), clips=clips, subsets=subsets, options=settings.options, seed=settings.seed
     )
@@ -187,18 +194,33 @@ def without_repetitions(parts: Parts, by_speaker: bool, problems: list[Problem])
     return kept
 
 
-def _record(
-    card: SetCard, request: PrepareRequest, counts: Sequence[Compared], notes: Sequence[str], *, met: bool
-) -> dict[str, Any]:
+def asked_for(card: SetCard, root: Path, settings: PrepareSettings) -> dict[str, Any]:
+    """What a preparation is made from and how, for its record."""
     return {
         "source": card.name,
+        "originals": str(root),
+        "subsets": list(_subsets(card, settings)),
+        "options": dict(settings.options),
+        "clips": None if settings.clips is None else str(settings.clips.resolve()),
+        "copies": list(settings.copies),
+        "validation": settings.validation,
+        "seed": settings.seed,
+        "question": settings.question,
+    }
+
+
+def _found(card: SetCard, counts: Sequence[Compared], notes: Sequence[str], *, met: bool) -> dict[str, Any]:
+    return {
         "citation": card.citation,
         "license": card.license,
-        "originals": str(request.root),
-        "subsets": list(request.subsets),
-        "options": dict(request.options),
-        "seed": request.seed,
         "published_protocol_met": met,
         "counts": {each.name: {"found": each.found, "published": each.published} for each in counts},
         "warnings": list(notes),
     }
+
+
+def _subsets(card: SetCard, settings: PrepareSettings) -> Sequence[str]:
+    for name in settings.subsets:
+        if name not in card.subsets:
+            raise ConfigError(f"set {card.name} has no subset {name!r}{did_you_mean(name, list(card.subsets))}")
+    return settings.subsets or [next(iter(card.subsets))]

@@ -1,6 +1,6 @@
 """Plans every clip of a generated emotion set before drawing: label, speaker, task, words, manifest row."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,12 +88,32 @@ def render_signals(plan: ClipPlan, style: Style) -> tuple[np.ndarray, np.ndarray
 
     The face depends only on the label's face group, and the voice only on the label's voice group.
     """
+    cues = group_of(plan.label, FACE_GROUPS), group_of(plan.label, VOICE_GROUPS)
     generator = partial(_generator, plan.seed, plan.split)
-    face = faces.draw_identity(style.face, generator(_FACE_OF_SPEAKER, plan.speaker))
-    voice = voices.draw_identity(style.voice, generator(_VOICE_OF_SPEAKER, plan.speaker))
-    face_group, voice_group = group_of(plan.label, FACE_GROUPS), group_of(plan.label, VOICE_GROUPS)
-    frames = faces.render_face(face_group, face, style.face, generator(_FACE_OF_CLIP, plan.index))
-    waveform = voices.render_voice(voice_group, voice, style.voice, generator(_VOICE_OF_CLIP, plan.index))
+    return draw_signals(cues, style, generator, speaker=plan.speaker, clip=plan.index)
+
+
+def draw_signals(
+    cues: tuple[str, str],
+    style: Style,
+    generator: Callable[[int, int], np.random.Generator],
+    *,
+    speaker: int,
+    clip: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a clip, see `render_signals`.
+
+    Args:
+        cues: The face group and the voice group.
+        style: The look and the sound.
+        generator: Returns the random stream of a purpose and of a speaker's or a clip's number.
+        speaker: The speaker's number.
+        clip: The clip's number.
+    """
+    face = faces.draw_identity(style.face, generator(_FACE_OF_SPEAKER, speaker))
+    voice = voices.draw_identity(style.voice, generator(_VOICE_OF_SPEAKER, speaker))
+    frames = faces.render_face(cues[0], face, style.face, generator(_FACE_OF_CLIP, clip))
+    waveform = voices.render_voice(cues[1], voice, style.voice, generator(_VOICE_OF_CLIP, clip))
     return frames, waveform
 
 

@@ -7,6 +7,7 @@ from lightning_mmrl.data.synthetic.arithmetic import ARITHMETIC
 from lightning_mmrl.data.synthetic.bars import BARS, BARS_TEXT
 from lightning_mmrl.data.synthetic.counting import COUNTING
 from lightning_mmrl.data.synthetic.described import DESCRIBED
+from lightning_mmrl.data.synthetic.emotion_trees import synthesize_emotion_trees
 from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
 from lightning_mmrl.data.synthetic.extremes import synthesize_extremes
 from lightning_mmrl.data.synthetic.folder import Progress
@@ -37,6 +38,7 @@ def _emotions(
 
 TASKS: Mapping[str, Callable[..., Path]] = {
     "emotions": _emotions,
+    "emotion_trees": synthesize_emotion_trees,
     "geometry": GEOMETRY,
     "counting": COUNTING,
     "tones": TONES,

@@ -7,9 +7,9 @@ import pytest
 from emotion_trees import (
     NOUNS,
     NUM_CLIPS,
+    NUMBERED,
     SaidKinds,
     counts_of,
-    fold_of,
     groups_of,
     prepare,
     write_dfew,
@@ -18,11 +18,11 @@ from emotion_trees import (
 
 from lightning_mmrl.data.prepare.rows import Row
 from lightning_mmrl.data.prepare.writer import without_repetitions
+from lightning_mmrl.data.synthetic.emotion_layouts import fold_of
 from lightning_mmrl.errors import DataError
 
 COUNTS = {**{f"single clips of fold {fold}": NUM_CLIPS for fold in range(1, 6)}, "single tested": NUM_CLIPS}
 """What the stand-ins have, in the place of the published counts."""
-NUMBERED = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 ADJECTIVES = {
     "anger": "angry",
     "happiness": "happy",

@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from clips import write_wav
-from emotion_trees import SaidKinds, counts_of, groups_of, prepare, ravdess_names, write_ravdess
+from emotion_trees import SaidKinds, counts_of, groups_of, prepare, write_ravdess
 
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.prepare.card import read_card
 from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.synthetic.emotion_layouts import ravdess_names
 from lightning_mmrl.data.synthetic.video_file import write_clip, write_silent_clip
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.settings.data import MediaSettings

@@ -6,6 +6,8 @@ import pytest
 import recipe_campaign as campaign
 from judged_runs import judged, write_answers
 
+from lightning_mmrl.config.compose import compose
+
 RECIPE = campaign.Recipe(start="pretrain", pairs=(("reason", "pretrain"),))
 
 
@@ -49,3 +51,9 @@ def test_a_gain_is_of_the_sets_that_both_stages_have(folders):
     for folder in folders.values():
         write_answers(folder, "stages/02-reason", [judged("test-0", True)], "more")
     assert [gain["set"] for gain in campaign.figures(RECIPE, folders)["gains"]] == ["test"]
+
+
+def test_each_recipe_is_an_experiment_with_the_stages_that_are_compared():
+    for name, recipe in campaign.RECIPES.items():
+        order = compose([f"experiment={recipe.experiment or name}"]).order
+        assert {recipe.start, *(stage for pair in recipe.pairs for stage in pair)} <= set(order)
