@@ -14,6 +14,7 @@ from typing import Any
 from lightning_mmrl.curriculum.artifacts import check_artifact, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
+from lightning_mmrl.curriculum.costs import note_costs
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.inputs import Input, base_input
@@ -208,7 +209,10 @@ class StageOrchestrator:
                 num_steps=training.num_steps,
                 num_skipped=training.num_skipped,
                 changed=training.changed,
+                costs=training.costs,
             )
+            if training.costs is not None:
+                note_costs(spec.name, training.costs, folder, run, training.num_steps)
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Saved before the evaluation, so that the stage is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})

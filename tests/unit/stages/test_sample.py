@@ -105,7 +105,7 @@ class Stage:
 
     @property
     def files(self):
-        return {path.name: path.read_bytes() for path in sorted(self.parts.directory.iterdir())}
+        return {path.name: path.read_bytes() for path in sorted(self.parts.directory.glob("part-*"))}
 
     @property
     def rows(self):
