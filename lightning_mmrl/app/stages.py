@@ -95,7 +95,7 @@ def training_job(
         stage.trainer,
         directory=directory,
         logger=[RunLogger(run, directory), *file_loggers(config.tracking.loggers, directory)],
-        callbacks=[StageProgress(parts.console, title), saver],
+        callbacks=[StageProgress(parts.console, title), saver, *parts.callbacks(spec.name)],
         validate_every=stage.validate_every if config.data.validation else None,
         gradient_clip_val=stage.max_grad_norm if module.automatic_optimization else None,
         checkpoint_io=io,

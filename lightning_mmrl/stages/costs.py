@@ -134,9 +134,16 @@ class CostMeter:
         """The last step."""
         self.total = StageCosts()
         """All steps and the time after the last one."""
+        self._before = StageCosts()  # the total before the last step
 
-    def start(self, device: torch.device, ranks: Ranks) -> None:
-        """Begins to measure; the costs so far, of an earlier process, stay in the totals."""
+    def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
+        """Begins to measure after so many steps; the totals are those of an earlier process up to there.
+
+        That process may have closed one more step, which is computed again. If a state has no costs of the steps before
+        it, they stay uncounted.
+        """
+        known = next((each for each in (self.total, self._before) if each.num_steps <= num_steps), StageCosts())
+        self.total, self._before, self.step = known, known, StageCosts()
         if device.type == "cuda":
             self._timer = DeviceTimer()
         self._ranks = ranks
@@ -214,7 +221,7 @@ class CostMeter:
     def took(self, ranks: Sequence[RankCosts]) -> dict[str, float]:
         """Adds the costs of all ranks in a step, and returns the step's metrics."""
         self.step = replace(self._costs(ranks), num_steps=1)
-        self.total = self.total + self.step
+        self._before, self.total = self.total, self.total + self.step
         return step_metrics(self.step)
 
     def finish(self) -> None:
@@ -222,13 +229,13 @@ class CostMeter:
         self.total = self.total + self._costs(self._ranks.gather(self.taken()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The totals, in primitives."""
-        plain = asdict(self.total)
-        return plain | {"ranks": list(plain["ranks"])}
+        """The totals with and without the last step, in primitives."""
+        plain = {"total": asdict(self.total), "before": asdict(self._before)}
+        return {name: each | {"ranks": list(each["ranks"])} for name, each in plain.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the totals of an earlier process."""
-        self.total = StageCosts.read(state)
+        """Takes the totals of an earlier process; `start` chooses between them."""
+        self.total, self._before = (StageCosts.read(state[name]) for name in ("total", "before"))
 
     def _costs(self, ranks: Sequence[RankCosts]) -> StageCosts:
         return StageCosts(ranks=tuple(ranks), peak=self.rates.peak, samples_here=self.rates.samples_here)

@@ -98,7 +98,7 @@ class StageModule(lightning.LightningModule):
         if not self._num_steps:
             self._start_digest = weight_digest(self.policy, self._ranks)
         self._ending.apply(self.trainer, self._num_steps)
-        self.costs.start(self.device, self._ranks)
+        self.costs.start(self.device, self._ranks, self._num_steps)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Counts the wait for the batch, which was in no phase."""

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 
@@ -24,7 +25,6 @@ from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.rollout_table import rows_of
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout
-from lightning_mmrl.types.costs import StageCosts
 from lightning_mmrl.types.records import Sample
 
 COSTS = "costs.json"
@@ -54,19 +54,16 @@ class PartStore:
         self.before()
         write_table(self.path(number), rows)
 
-    def write_costs(self, number: int, before: StageCosts, last: StageCosts) -> None:
-        """Writes the costs of all parts up to one that is about to be written, and of that part."""
+    def write_costs(self, state: Mapping[str, Any]) -> None:
+        """Writes the costs of all parts up to one that is about to be written, with and without that part."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / COSTS, {"parts": number + 1, "before": asdict(before), "last": asdict(last)})
+        write_json(self.directory / COSTS, state)
 
-    def costs(self, num_parts: int) -> StageCosts:
-        """The costs of so many parts; none if they are unknown, as after parts were removed by hand."""
+    def read_costs(self) -> dict[str, Any] | None:
+        """The costs as they were written; None if there are none."""
         path = self.directory / COSTS
-        if not num_parts or not path.is_file():
-            return StageCosts()
-        found = read_json(path, f"remove {path}, and the costs of the first {num_parts} batches are not counted")
-        before, last = StageCosts.read(found["before"]), StageCosts.read(found["last"])
-        return {found["parts"]: before + last, found["parts"] - 1: before}.get(num_parts, StageCosts())
+        remedy = f"remove {path}, and the batches up to here are not counted in the costs"
+        return read_json(path, remedy) if path.is_file() else None
 
     def num_parts(self) -> int:
         """How many parts exist, counted from the first one up to the first gap."""
@@ -161,7 +158,9 @@ class SampleModule(lightning.LightningModule):
             report: Takes the number of a batch, from 1, and its metrics.
         """
         self.costs.rates = rates
-        self.costs.total = self._parts.costs(self.num_parts)
+        known = self._parts.read_costs()
+        if known is not None:
+            self.costs.load_state_dict(known)
         self._waited_s, self._report = waited_s, report
 
     def configure_model(self) -> None:
@@ -170,7 +169,7 @@ class SampleModule(lightning.LightningModule):
 
     def on_test_start(self) -> None:
         """Gives the engine the weights."""
-        self.costs.start(self.device, self._ranks)
+        self.costs.start(self.device, self._ranks, self.num_parts)
         with self.costs.phase("push"):
             self._engine.load_weights(self.policy, 0)
 
@@ -206,13 +205,13 @@ class SampleModule(lightning.LightningModule):
         self.costs.take_counters(self.policy, updates=False)
         own = rows_of(batch.samples, rollout, scores, rewards.pass_component), self.costs.taken()
         shares, costs = zip(*self._ranks.gather(own), strict=True)
-        before, metrics = self.costs.total, self.costs.took(costs)
+        metrics = self.costs.took(costs)
         if self._ranks.rank == 0:
             # A rank whose share of a batch would be empty repeats a prompt of another.
             found = {row.sample.id: row for share in shares for row in share}
             ordered = sorted(found.values(), key=lambda row: self._plan.places[row.sample.id])
             with self.costs.phase("state"):
-                self._parts.write_costs(self.num_parts, before, self.costs.step)
+                self._parts.write_costs(self.costs.state_dict())
                 self._parts.write(self.num_parts, ordered)
         self.num_parts += 1
         self._report(self.num_parts, metrics)

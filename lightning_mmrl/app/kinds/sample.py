@@ -136,8 +136,8 @@ class SampleKind:
             decoder=pipeline.decoder,
             settings=parts.config.data.media,
         )
-        progress = EvaluationProgress(parts.console, parts.title(spec))
-        trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=[progress])
+        callbacks = [EvaluationProgress(parts.console, parts.title(spec)), *parts.callbacks(spec.name)]
+        trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=callbacks)
         return SampleJob(
             trainer=trainer,
             module=module,
