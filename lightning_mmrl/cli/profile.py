@@ -1,5 +1,6 @@
 """`mmrl profile`: trains a few steps of each stage, and shows where their time goes and which key would change it."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ def profile(config: RunSettings, num_steps: int, out: Path | None, only: str | N
     from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # lines of the profiler's library about itself
     names = profiled_stages(config, only)
     folder = out or Path(config.output_dir) / "profiles" / config.run_name
     with Interruption() as interruption, joined(config.trainer, interruption) as group:

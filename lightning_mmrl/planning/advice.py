@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lightning_mmrl.rollout.vllm.readiness import is_vllm
-from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.settings.sft import microbatches_of
@@ -107,8 +106,9 @@ def _encode(case: Case) -> Iterator[Advice]:
     if share < LARGE:
         return
     text = "runs the media towers: lower data.media.num_frames or the pixels of a picture (data.media.max_*_pixels)"
-    if model.feature_cache is None:
-        text += f"; with frozen towers, set model.feature_cache, so that a later pass reads {case.path}'s features"
+    frozen = isinstance(case.stage, StageSettings) and {"vision", "audio"} & set(case.stage.freeze)
+    if frozen and model.feature_cache is None:
+        text += "; set model.feature_cache, so that later passes read the features of the frozen towers"
     yield Advice(share=share, text=text)
 
 
@@ -140,6 +140,18 @@ def _microbatches(case: Case) -> Iterator[Advice]:
             yield Advice(share=case.share(OPTIMIZE), text=text)
 
 
+def _precision(case: Case) -> Iterator[Advice]:
+    share, stage = case.share(OPTIMIZE), case.stage
+    if share < LARGEST or case.profile.memory_share is None:
+        return
+    if stage.trainer.computes(case.config.model.dtype) in ("float32", "float64"):
+        now = f"{case.path}.trainer.precision (now {stage.trainer.precision})"
+        yield Advice(
+            share=share,
+            text=f"updates in {stage.trainer.computes(case.config.model.dtype)} on a GPU: set {now} to bf16-mixed",
+        )
+
+
 def _padding(case: Case) -> Iterator[Advice]:
     ranks, stage = case.profile.costs.ranks, case.stage
     positions, logical = sum(rank.positions for rank in ranks), sum(rank.logical for rank in ranks)
@@ -149,17 +161,16 @@ def _padding(case: Case) -> Iterator[Advice]:
     share = padded * case.share(OPTIMIZE)
     if padded < PADDED or case.share(OPTIMIZE) < LARGE:
         return
-    key = _sharing(case.config.model)
     path = f"{case.path}.algorithm.update" if stage.algorithm is not None else case.path
     tokens = microbatches_of(stage).tokens_per_microbatch
-    key = key or f"raise {path}.tokens_per_microbatch (now {tokens}), which splits groups, so that fewer read it again"
+    key = (
+        f"raise {path}.tokens_per_microbatch (now {tokens}), so that fewer groups are split and read their prompt again"
+    )
+    if not case.config.model.sharing:
+        key = "set model.sharing=true, so that the completions of a prompt share it"
     yield Advice(
         share=share, text=f"computes padding or copies of prompts, {padded:.0%} of all positions of an update: {key}"
     )
-
-
-def _sharing(model: ModelSettings) -> str:
-    return "" if model.sharing else "set model.sharing=true, so that the completions of a prompt share it"
 
 
 def _push(case: Case) -> Iterator[Advice]:
@@ -217,5 +228,5 @@ def _waits(case: Case) -> Iterator[Advice]:
 
 RULES: tuple[Callable[[Case], Iterator[Advice]], ...] = (
     *(_data, _generate, _score, _encode, _reference),
-    *(_microbatches, _padding, _push, _states, _waits),
+    *(_microbatches, _precision, _padding, _push, _states, _waits),
 )

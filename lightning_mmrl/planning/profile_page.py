@@ -53,7 +53,7 @@ def _part(profile: StageProfile, config: RunSettings) -> Iterator[str]:
     told = advice(profile, stage, config)[:MOST_ADVICE]
     yield from (f"- {each.share:.0%} of a step {each.text}" for each in told)
     if not told:
-        yield "- no rule applies: no phase that a key changes is large"
+        yield "- none: no phase that a key shortens is large; the operators above say what the time is spent on"
 
 
 def _operators(title: str, operators: Sequence[Operator]) -> Iterator[str]:
