@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning_mmrl.files import write_json, write_whole
+from lightning_mmrl.files import dispensable, write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.types.costs import StageCosts
 
@@ -17,11 +17,12 @@ SMALL = 0.005
 
 def note_costs(stage: str, costs: StageCosts, folder: Path, run: TrackedRun, step: int) -> None:
     """Writes the costs of a stage into its folder, and gives table and numbers to its tracked run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, asdict(costs))
-    write_whole(folder / TABLE, markdown(costs))
-    for name in (FILE, TABLE):
-        run.log_artifact(folder / name)
+    with dispensable(f"tables of costs ({FILE}, {TABLE})", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, asdict(costs))
+        write_whole(folder / TABLE, markdown(costs))
+        for name in (FILE, TABLE):
+            run.log_artifact(folder / name)
     run.log_metrics({f"{stage}/cost/{name}": value for name, value in cost_metrics(costs).items()}, step)
 
 

@@ -11,7 +11,7 @@ import lightning
 
 from lightning_mmrl.data.rollout_table import RolloutRow, write_table
 from lightning_mmrl.errors import RolloutError, StageError
-from lightning_mmrl.files import read_json, write_json
+from lightning_mmrl.files import dispensable, read_json, write_json
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
@@ -56,8 +56,9 @@ class PartStore:
 
     def write_costs(self, state: Mapping[str, Any]) -> None:
         """Writes the costs of all parts up to one that is about to be written, with and without that part."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / COSTS, state)
+        with dispensable(f"costs of batches ({COSTS})", self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_json(self.directory / COSTS, state)
 
     def read_costs(self) -> dict[str, Any] | None:
         """The costs as they were written; None if there are none."""
