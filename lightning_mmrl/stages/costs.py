@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.batches import PromptBatch, Rollout
-from lightning_mmrl.types.costs import OTHER, SAMPLE, UPDATE, WAIT, Counts, RankCosts, StageCosts, Work
+from lightning_mmrl.types.costs import NO_COSTS, OTHER, SAMPLE, UPDATE, WAIT, Counts, RankCosts, StageCosts, Work
 
 T = TypeVar("T")
 
@@ -130,11 +130,11 @@ class CostMeter:
         self._last: Any = None
         self._moved: dict[str, float] = {}
         self._open = _Open()
-        self.step = StageCosts()
+        self.step = NO_COSTS
         """The last step."""
-        self.total = StageCosts()
+        self.total = NO_COSTS
         """All steps and the time after the last one."""
-        self._before = StageCosts()  # the total before the last step
+        self._before = NO_COSTS  # the total before the last step
 
     def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
         """Begins to measure after so many steps; the totals are those of an earlier process up to there.
@@ -142,8 +142,8 @@ class CostMeter:
         That process may have closed one more step, which is computed again. If a state has no costs of the steps before
         it, they stay uncounted.
         """
-        known = next((each for each in (self.total, self._before) if each.num_steps <= num_steps), StageCosts())
-        self.total, self._before, self.step = known, known, StageCosts()
+        known = next((each for each in (self.total, self._before) if each.num_steps <= num_steps), NO_COSTS)
+        self.total, self._before, self.step = known, known, NO_COSTS
         if device.type == "cuda":
             self._timer = DeviceTimer()
         self._ranks = ranks

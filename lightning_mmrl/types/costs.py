@@ -190,6 +190,10 @@ class StageCosts:
         return cls(**{**plain, "ranks": tuple(RankCosts(**rank) for rank in plain["ranks"])})
 
 
+NO_COSTS = StageCosts()
+"""Before the first step."""
+
+
 def _sum(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, T]:
     return _total((first, second))
 
