@@ -137,7 +137,7 @@ class AccumulatingModule(StageModule):
         numbers = {"loss": [step.loss], "gradient norm": [] if 0 < self._scalings <= SCALINGS else [norm]}
         self._skips = self._bad_steps.found(step.number, numbers, step.samples)  # with the same norm on all ranks
         skipped = self._bad_steps.reported(step.number) if self._skips else {}
-        self._report(self._noted | self.costs.close() | skipped, step.number)
+        self._report({**self._noted, **self.costs.close(), **skipped}, step.number)
         if self._skips or not math.isfinite(norm):
             optimizer.zero_grad()
         else:
