@@ -63,7 +63,8 @@ def test_operations_follow_the_sizes_of_the_checkpoint(tmp_path):
     assert found.operations(counts) == {"training": 3 * once, "sampling": 0}
     assert (found.peak, found.samples_here) == (None, True)
     assert rates(config, stage, str(tmp_path / "none")).operations is None
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"model_type": "mixtral", "num_local_experts": 8}), encoding="utf-8")
+    experts = LLAMA | {"model_type": "mixtral", "num_local_experts": 8}
+    (tmp_path / "config.json").write_text(json.dumps(experts), encoding="utf-8")
     assert rates(config, stage, str(tmp_path)).operations is None
 
 
