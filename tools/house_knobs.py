@@ -38,8 +38,10 @@ COINCIDENCES: Mapping[str, str] = {
             "Order.artifact",
             "Order.stage",
             "OutOfMemoryError.stage",
+            "ProfileSteps.stage",
             "Request.stage",
             "SetResult.stage",
+            "StageProfile.stage",
         ),
         "the name of any stage or artifact, not the one that a source reads",
     ),
@@ -88,7 +90,7 @@ COINCIDENCES: Mapping[str, str] = {
         "completions in this call, which may be fewer than a group",
     ),
     **dict.fromkeys(
-        ("StageResult.num_steps", "Training.num_steps"),
+        ("StageCosts.num_steps", "StageResult.num_steps", "Training.num_steps"),
         "steps that were taken",
     ),
     **dict.fromkeys(

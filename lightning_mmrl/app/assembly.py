@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -54,6 +55,8 @@ class Assembly:
     config: RunSettings
     console: ConsoleProgress
     group: RankGroup = field(default_factory=RankGroup)
+    callbacks: Callable[[str], Sequence[Any]] = lambda stage: ()
+    """Further callbacks of the Trainer of each stage that trains or samples, by the stage's name."""
 
     def of_stage(self, stage: NodeSettings) -> "Assembly":
         """Returns the parts for one stage, with its own dataset and prompt."""

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -61,11 +61,16 @@ class FinishedRun:
 
 
 def run_curriculum(
-    config: RunSettings, console: ConsoleProgress, selection: Selection | None = None, group: RankGroup | None = None
+    config: RunSettings,
+    console: ConsoleProgress,
+    selection: Selection | None = None,
+    group: RankGroup | None = None,
+    callbacks: Callable[[str], Sequence[Any]] = lambda stage: (),
 ) -> FinishedRun | None:
     """Runs or continues the configured curriculum.
 
-    Every rank of `group` must call this function; without a group, this process runs alone.
+    Every rank of `group` must call this function; without a group, this process runs alone. `callbacks` gives further
+    callbacks for the Trainer of each stage that trains or samples.
 
     Returns:
         The finished run on rank 0; None on the others.
@@ -77,7 +82,7 @@ def run_curriculum(
     quiet_libraries()
     check_all_targets(config)
     require_engine(config)
-    parts = Assembly(config=config, console=console, group=group or RankGroup())
+    parts = Assembly(config=config, console=console, group=group or RankGroup(), callbacks=callbacks)
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name
         parts.ensure_data()

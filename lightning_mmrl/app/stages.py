@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.costs import rates
 from lightning_mmrl.app.idle import IdleJob, hand_on
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import flattened
@@ -28,6 +29,7 @@ from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import RunSettings, data_key
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.costs import CostMeter
 from lightning_mmrl.suggestions import shown
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState
@@ -85,18 +87,19 @@ def training_job(
     def say(message: str) -> None:
         parts.console.say(f"{title}: {message}")
 
-    common = _common(spec, stage, policy, encoder, directory, datamodule, parts)
+    costs = CostMeter(rates(parts.config, stage, str(start_from)))
+    common = _common(spec, stage, policy, encoder, directory, datamodule, parts, costs)
     module = make_module(policy, encoder, common, resources)
     run.log_params(flattened(asdict(stage)))
     flush = parts.exclusions.flush
     states = StateStore(directory / STATES, settings=config.state, check=check_finite, before=flush)
     io = SnapshotIO(copies=config.state.in_background)
-    saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say)
+    saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say, timed=costs.phase)
     trainer = training_trainer(
         stage.trainer,
         directory=directory,
         logger=[RunLogger(run, directory), *file_loggers(config.tracking.loggers, directory)],
-        callbacks=[StageProgress(parts.console, title), saver],
+        callbacks=[StageProgress(parts.console, title), saver, *parts.callbacks(spec.name)],
         validate_every=stage.validate_every if config.data.validation else None,
         gradient_clip_val=stage.max_grad_norm if module.automatic_optimization else None,
         checkpoint_io=io,
@@ -256,6 +259,7 @@ def _common(
     directory: Path,
     datamodule: OmniDataModule,
     parts: Assembly,
+    costs: CostMeter,
 ) -> dict[str, Any]:
     """Returns the arguments that the LightningModules of all stages take."""
     path, title = f"stages.{spec.name}", parts.title(spec)
@@ -276,6 +280,7 @@ def _common(
             refill=datamodule.refill_batch,
             num_validated=datamodule.num_validated,
             waited_s=datamodule.waited_s,
+            costs=costs,
             say=lambda message: parts.console.say(f"{title}: {message}"),
         ),
         "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,

@@ -19,6 +19,7 @@ from lightning_mmrl.types.text import printable
 COMMANDS = {
     "train": "run a curriculum, or continue or report one",
     "serve": "start a vLLM server for a run with rollout=vllm_server",
+    "profile": "train a few steps of each stage, and show where their time goes",
     "plan": "show the stages, batches and memory of a run without training",
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer one question about files or text: the reasoning and the answer",

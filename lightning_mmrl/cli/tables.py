@@ -1,17 +1,19 @@
 """The tables of results that commands print."""
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
+from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.training.console import format_seconds, report_console
+from lightning_mmrl.types.costs import StageCosts
 from lightning_mmrl.types.redaction import redact
 
 
@@ -22,6 +24,9 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(results_table(results))
         if gains:
             console.print(gains_table(results[0].task, gains))
+    costs = {result.name: result.costs for result in outcome.results if result.costs is not None}
+    if costs:
+        console.print(costs_table(costs))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
         idle = "nothing to do, " if result.idle else ""
@@ -84,6 +89,17 @@ def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
     for gain in gains:
         unlike = f", {gain.num_unpaired} unlike samples aside" if gain.num_unpaired else ""
         table.add_row(gain.stage, gain.over, f"{gain.name}{unlike}", _percent(gain.difference, sign="+"))
+    return table
+
+
+def costs_table(costs: Mapping[str, StageCosts]) -> Table:
+    """Returns what each stage that trains or samples cost: tokens, seconds by phase, waiting, and MFU."""
+    table = Table(title="Cost by stage")
+    for name in ("stage", *COLUMNS):
+        table.add_column(name, justify="right" if name in ("time", "share", "MFU") else "left")
+    for stage, each in costs.items():
+        for number, row in enumerate(cost_rows(each)):
+            table.add_row("" if number else stage, *row)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.protocols.plain import RunStatus
+from lightning_mmrl.types.costs import StageCosts
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult
 
 FILE = "manifest.json"
@@ -117,7 +118,8 @@ def _result(entry: Mapping[str, Any], version: int) -> StageResult:
         made, read = {HANDOFF: {"path": path, "digest": digest, "seal": seal}}, {WEIGHTS: values.pop("input_digest")}
         values |= {"artifacts": made, "inputs": read}
     artifacts = {name: Artifact(**artifact) for name, artifact in values.pop("artifacts").items()}
-    return StageResult(artifacts=artifacts, **values)
+    costs = values.pop("costs", None)
+    return StageResult(artifacts=artifacts, costs=None if costs is None else StageCosts.read(costs), **values)
 
 
 def tracked_runs(directory: Path) -> set[str]:

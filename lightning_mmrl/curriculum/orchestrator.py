@@ -14,6 +14,7 @@ from typing import Any
 from lightning_mmrl.curriculum.artifacts import check_artifact, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import same_content
+from lightning_mmrl.curriculum.costs import note_costs
 from lightning_mmrl.curriculum.emptiness import empty_inputs, in_words, is_idle, refuse_idle
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
@@ -199,9 +200,8 @@ class StageOrchestrator:
         with self._in_progress(run, folder.name), status_of(run):
             training, artifacts = self._made(spec, inputs, folder, run, seconds)
             metrics = {f"{spec.name}/{key}": value for key, value in training.metrics.items()}
-            run.set_tags({_tag("output", name): made.digest for name, made in artifacts.items()})
             for name, made in artifacts.items():
-                run.set_tags(tags_of(self._directory / made.path, name))
+                run.set_tags({_tag("output", name): made.digest, **tags_of(self._directory / made.path, name)})
             if HANDOFF in artifacts:
                 run.set_tags({"mmrl.output_seal": str(artifacts[HANDOFF].seal)})
             result = StageResult(
@@ -216,7 +216,9 @@ class StageOrchestrator:
                 changed=training.changed,
                 empty_inputs=empty,
                 idle=is_idle(spec, empty),
+                costs=training.costs,
             )
+            note_costs(spec.name, training.costs, folder, run, training.num_steps)
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Saved before the evaluation, so that the stage is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from lightning_mmrl.models.feature_cache import FeatureCache, digest
 from lightning_mmrl.models.integrity import MediaCounter, Rows, check_features, checked_rows
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
+from lightning_mmrl.types.costs import GRADIENT
 from lightning_mmrl.types.records import MediaKind
 
 TOWER_ROWS = 8_192
@@ -64,6 +66,7 @@ class MediaEncoder:
         self.cache = cache
         self.tower_prompts = 0
         self.cache_hits = 0
+        self._rows: Counter[str] = Counter()
         self.gathered: torch.dtype | None = None
         self.ranks: Ranks = ALONE
 
@@ -107,6 +110,12 @@ class MediaEncoder:
         counters = {"tower_prompts": self.tower_prompts, "cache_hits": self.cache_hits}
         self.tower_prompts = self.cache_hits = 0
         return counters
+
+    def take_rows(self) -> dict[str, int]:
+        """Feature rows that the towers returned since the last call, by the names of `types.costs.Counts`."""
+        rows = dict(self._rows)
+        self._rows.clear()
+        return rows
 
     @torch.no_grad()
     def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
@@ -163,6 +172,8 @@ class MediaEncoder:
         if not rows and not lacking:
             return _owned({}, rows, prompts)
         self.tower_prompts += sum(map(any, zip(*rows.values(), strict=True)))
+        ending = GRADIENT if torch.is_grad_enabled() and self.towers_train else ""
+        self._rows.update({f"{kind}{ending}": sum(counts) for kind, counts in rows.items()})
         device = prompts.input_ids.device
         extra = {
             key: tensor.to(device) for kind in lacking for key, tensor in self.backbone.minimal_media(kind).items()

@@ -70,6 +70,7 @@ class Policy(nn.Module):
         sharing_refusal: The reason why completions do not share their prompt, or None if they do.
         adapter: LoRA layers, or None.
         rounded: The type of each weight that `keep_masters` keeps in a wider one, by its names in the model.
+        num_positions: Positions that scoring passes computed so far, with padding and copies of prompts.
     """
 
     banned: Tensor
@@ -91,6 +92,7 @@ class Policy(nn.Module):
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
         self.adapter: Adapter | None = None
         self.rounded: dict[str, torch.dtype] = {}
+        self.num_positions = 0
         self.compute_dtype = compute_dtype or cast(Tensor, backbone.head.weight).dtype
         self.media = MediaEncoder(backbone)
         self._backbone = backbone
@@ -152,6 +154,7 @@ class Policy(nn.Module):
                 numbers = slots.cumsum(0) - 1  # for each True slot, how many come before it
                 features = {**features, kind: rows[numbers[row.source][slots[row.source]]]}
             tokens, in_prompt = tokens[row.source], in_prompt[row.source]
+        self.num_positions += len(tokens)
         hidden = self.text_states(
             tokens[None],
             row.position_ids[:, None],
@@ -177,6 +180,7 @@ class Policy(nn.Module):
         widths = prompts.prompt_mask.sum(-1)[owners]
         mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
         ids = pad_sequence(tokens, batch_first=True)
+        self.num_positions += ids.numel()
         hidden = self.text_states(
             ids,
             pad_sequence(positions, batch_first=True).permute(2, 0, 1),

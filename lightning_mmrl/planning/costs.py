@@ -18,7 +18,8 @@ from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.planning.stacks import Stack
 from lightning_mmrl.settings.lessons import answers_of, compares
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
+from lightning_mmrl.types.costs import GRADIENT, SAMPLE, SCORE, UPDATE, Counts, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,31 +58,59 @@ class Disk:
 
 
 def operations(shape: ModelShape, stage: StageSettings, lengths: Lengths) -> Operations:
-    """Counts the operations of a step; a prompt counts once for its group."""
+    """Counts the operations of a step in which all answers are as long as they may get."""
     algorithm, prompts, group = stage.algorithm, stage.data.batch_size, answers_of(stage)
     answer = lengths.answer if stage.sampling is None else stage.sampling.max_new_tokens
-    text, prompt = shape.text, lengths.prompt
-    head = 2 * shape.vocabulary * text.width
-    read = prompts * (_linear(text) * prompt + _attention(text, prompt * prompt // 2))
-    written = prompts * group * answer * (_linear(text) + head + _attention(text, prompt + answer // 2))
-    trains = "text" not in stage.freeze
-    backward = (1 if stage.adapter is not None else 2) if trains else 0
-    passes = 1 + backward + (stage.trainer.activation_checkpointing and backward > 0)
-    towers = sum(
-        (1 if stage.adapter is not None or name in stage.freeze else 3)
-        * prompts
+    work = Work.of([lengths.prompt] * prompts, [[answer] * group] * prompts)
+    towers = {
+        ("audio" if name == "audio" else "video") + (GRADIENT if trains_tower(stage, name) else ""): prompts
         * lengths.media(name)
-        * each.rows_per_token
-        * _linear(each)
-        for name, each in shape.stacks.items()
+        for name in shape.stacks
         if name != "text"
-    )
-    if algorithm is None:
-        return Operations(training=(passes + compares(stage)) * (read + written) + towers, sampling=0)
-    models = 1 if algorithm.critic is None else 2
-    fixed = (not algorithm.update.on_policy) + compares(stage)
-    scored = (models * algorithm.update.num_epochs * passes + fixed) * (read + written)
-    return Operations(training=scored + read + towers, sampling=written)
+    }
+    models = 1 if algorithm is None or algorithm.critic is None else 2
+    updates = models * (1 if algorithm is None else algorithm.update.num_epochs)
+    fixed = compares(stage) + (algorithm is not None and not algorithm.update.on_policy)
+    passes = {UPDATE: [work] * updates, SCORE: [work] * fixed, SAMPLE: [] if algorithm is None else [work]}
+    counts = Counts(passes={name: sum(each, Work()) for name, each in passes.items()}, rows=towers)
+    return counted_operations(shape, stage, counts, recomputed=stage.trainer.activation_checkpointing)
+
+
+def counted_operations(
+    shape: ModelShape, stage: NodeSettings, counts: Counts, *, recomputed: bool = False
+) -> Operations:
+    """The operations of counted work; reading the prompts that are sampled from counts as training.
+
+    Args:
+        shape: The model.
+        stage: What trains, and so has a backward pass.
+        counts: The tokens, each prompt once for its completions, and the feature rows of towers.
+        recomputed: Whether the forward pass is done once more for the backward pass.
+    """
+    text = shape.text
+    head = 2 * shape.vocabulary * text.width
+    frozen, adapter = (stage.freeze, stage.adapter) if isinstance(stage, StageSettings) else (["text"], None)
+    backward = 0 if "text" in frozen else 1 if adapter is not None else 2
+    times = {SAMPLE: 1, SCORE: 1, UPDATE: 1 + backward + (recomputed and backward > 0)}
+
+    def read(work: Work) -> int:
+        return _linear(text) * work.prompt_tokens + _attention(text, work.prompt_pairs)
+
+    def written(work: Work) -> int:
+        return (_linear(text) + head) * work.completion_tokens + _attention(text, work.completion_pairs)
+
+    scored = sum(times[name] * (read(work) + written(work)) for name, work in counts.passes.items() if name != SAMPLE)
+    sampled = counts.passes.get(SAMPLE, Work())
+    towers = 0
+    for name, rows in counts.rows.items():
+        tower = shape.stacks.get("audio" if name.startswith("audio") else "vision")
+        towers += 0 if tower is None else (3 if GRADIENT in name else 1) * rows * tower.rows_per_token * _linear(tower)
+    return Operations(training=scored + read(sampled) + towers, sampling=written(sampled))
+
+
+def trains_tower(stage: StageSettings, name: str) -> bool:
+    """Whether the tower of a parameter group has a backward pass of its own."""
+    return stage.adapter is None and name not in stage.freeze
 
 
 def disk(config: RunSettings, name: str, shape: ModelShape) -> Disk:

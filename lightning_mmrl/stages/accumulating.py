@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_mmrl.stages.context import clip_gradients
 from lightning_mmrl.stages.microbatches import budget_of, microbatches
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.types.batches import ScoringBatch
+from lightning_mmrl.types.costs import OPTIMIZE, UPDATE
 from lightning_mmrl.types.records import Sample
 
 LossOf = Callable[[ScoringBatch, Int[Tensor, " n"] | None], Tensor]
@@ -55,6 +57,19 @@ class AccumulatingModule(StageModule):
     _scalings = 0
     """Steps in a row whose scaled gradient was not finite."""
 
+    _noted: Mapping[str, float] = MappingProxyType({})
+    """The metrics of the current step that are known before its gradient."""
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Counts the wait for the batch, and begins the phase that lasts until the optimizer's step."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.costs.begin(OPTIMIZE)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Computes loss and gradient, steps, and ends the phase; the step's own time is part of the next record."""
+        super().optimizer_step(*args, **kwargs)
+        self.costs.end()
+
     def add_up(
         self, batch: ScoringBatch, loss_of: LossOf, samples: Sequence[Sample], number: int, *, whole: bool = False
     ) -> Tensor:
@@ -69,22 +84,26 @@ class AccumulatingModule(StageModule):
         """
         live, budget = range(len(batch.prompts.samples)), budget_of(microbatches_of(self._context.settings))
         losses: list[Tensor] = []
-        for part, rows in microbatches(batch, live, budget=budget, ranks=self._ranks, whole=whole):
+        count = self.costs.counting(UPDATE)
+        for part, rows in microbatches(batch, live, budget=budget, ranks=self._ranks, whole=whole, count=count):
             if losses:
                 self._accumulate(losses[-1])
                 losses[-1] = losses[-1].detach()
             losses.append(loss_of(part, rows))
+        self.costs.take_counters(self.policy, updates=True)
         total = self._ranks.sum(torch.stack([loss.detach() for loss in losses]).sum()).item()
         own = {sample.id: sample for sample in samples}
         self._step = _Step(number=number, loss=total, samples=tuple(own.values()))
         return losses[-1]
 
     def report_step(self, values: Mapping[str, float]) -> None:
-        """Reports the loss of the step, the learning rate and further values; leaves out those that are not finite."""
-        reported = {"train/loss": self._step.loss} | dict(values)
-        reported = {name: value for name, value in reported.items() if math.isfinite(value)}
-        reported |= {"train/learning_rate": self._learning_rate()} | self._context.costs
-        self._report(reported, self._step.number)
+        """Notes the loss of the step, the learning rate and further values; leaves out those that are not finite.
+
+        They are reported with the costs of the step, once its gradient is known.
+        """
+        found = {"train/loss": self._step.loss} | dict(values)
+        self._noted = {name: value for name, value in found.items() if math.isfinite(value)}
+        self._noted["train/learning_rate"] = self._learning_rate()
 
     def on_step_taken(self) -> None:
         """Called when the gradient of a step is complete and the step moves the weights."""
@@ -117,8 +136,8 @@ class AccumulatingModule(StageModule):
         self._scalings = self._scalings + 1 if scaled and not math.isfinite(norm) else 0
         numbers = {"loss": [step.loss], "gradient norm": [] if 0 < self._scalings <= SCALINGS else [norm]}
         self._skips = self._bad_steps.found(step.number, numbers, step.samples)  # with the same norm on all ranks
-        if self._skips:
-            self._report(self._bad_steps.reported(step.number), step.number)
+        skipped = self._bad_steps.reported(step.number) if self._skips else {}
+        self._report({**self._noted, **self.costs.close(), **skipped}, step.number)
         if self._skips or not math.isfinite(norm):
             optimizer.zero_grad()
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.settings.algorithm import CriticSettings, RewardSettings
 from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.stages.costs import CostMeter
 from lightning_mmrl.types.batches import PromptBatch
 
 
@@ -38,6 +39,7 @@ class StageContext:
             batch.
         num_validated: Says how many samples a validation must judge.
         waited_s: Says how many seconds this rank waited for the batch in hand.
+        costs: Measures what the steps cost.
         say: Tells the user something.
     """
 
@@ -51,12 +53,8 @@ class StageContext:
     refill: Callable[[], PromptBatch] | None = None
     num_validated: Callable[[], int] | None = None
     waited_s: Callable[[], float] | None = None
+    costs: CostMeter = field(default_factory=CostMeter)
     say: Callable[[str], None] = lambda message: None
-
-    @property
-    def costs(self) -> dict[str, float]:
-        """The seconds that this rank waited for the batch in hand, as a metric."""
-        return {} if self.waited_s is None else {"time/data_s": self.waited_s()}
 
     @property
     def rewards(self) -> RewardSettings:

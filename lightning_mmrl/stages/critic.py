@@ -13,9 +13,9 @@ from lightning_mmrl.algorithms.losses.value_clip import ValueClip
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.protocols.ranks import Ranks
-from lightning_mmrl.settings.algorithm import CriticSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients
+from lightning_mmrl.stages.costs import CostMeter
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
 from lightning_mmrl.stages.running_rewards import RunningRewards
@@ -26,6 +26,7 @@ from lightning_mmrl.stages.values import (
     value_stats,
     with_advantages,
 )
+from lightning_mmrl.types.costs import SCORE, UPDATE
 
 
 class CriticTrainer:
@@ -39,16 +40,18 @@ class CriticTrainer:
 
     Args:
         critic: The critic, which is trained.
-        settings: How the critic learns.
-        algorithm: The algorithm of the stage.
+        algorithm: The algorithm of the stage; it says how the critic learns.
         ranks: The processes that train together.
+        costs: Counts the passes.
     """
 
-    def __init__(self, critic: Critic, settings: CriticSettings, algorithm: Algorithm, ranks: Ranks) -> None:
+    def __init__(self, critic: Critic, algorithm: Algorithm, ranks: Ranks, costs: CostMeter) -> None:
+        assert algorithm.settings.critic is not None
         self.critic = critic
-        self.settings = settings
+        self.settings = algorithm.settings.critic
         self._algorithm = algorithm
         self._ranks = ranks
+        self._costs = costs
         self._rewards = RunningRewards()
 
     def shard(self, sharding: Sharding, mesh: DeviceMesh) -> None:
@@ -70,8 +73,10 @@ class CriticTrainer:
             budget=budget_of(update),
             ranks=self._ranks,
             prompts=prompts.select,
+            count=self._costs.counting(SCORE),
         )
         values = score_values(self.critic, experience, batches)
+        self._costs.take_counters(trunk, updates=False)
         scores = experience.scores
         if self.settings.normalize_rewards:
             scaled = self._rewards.normalized(scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks)
@@ -108,6 +113,7 @@ class CriticTrainer:
             budget=budget_of(self._algorithm.settings.update),
             ranks=self._ranks,
             prompts=prompts_of_update(self.critic.trunk, experience, towers),
+            count=self._costs.counting(UPDATE),
         )
         stats = accumulate_value_loss(
             self.critic,
@@ -120,5 +126,6 @@ class CriticTrainer:
         )
         if towers is not None:
             towers.backward()
+        self._costs.take_counters(self.critic.trunk, updates=True)
         self._ranks.sum_gradients(self.critic.parameters())
         return stats | {"critic_grad_norm": clip_gradients(self.critic.parameters(), self.settings.max_grad_norm)}

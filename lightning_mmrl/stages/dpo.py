@@ -23,6 +23,7 @@ from lightning_mmrl.stages.experience import encoded
 from lightning_mmrl.stages.microbatches import budget_of, microbatches
 from lightning_mmrl.stages.optimize import fixed_logprobs
 from lightning_mmrl.types.batches import PairLogprobs, ScoringBatch, SftBatch
+from lightning_mmrl.types.costs import SCORE
 
 
 class DPOModule(AccumulatingModule):
@@ -67,8 +68,10 @@ class DPOModule(AccumulatingModule):
         """One optimizer step over one batch of pairs; returns the loss of its last microbatch, with a graph."""
         check_targets(batch, self.policy.media.backbone.placeholder_ids)
         self.policy.zero_grad()
-        scoring, shift = self._encoded(batch.scoring), self.shift.mean
-        reference = self._reference_logprobs(scoring)
+        with self.costs.phase("encode"):
+            scoring, shift = self._encoded(batch.scoring), self.shift.mean
+        with self.costs.phase("reference"):
+            reference = self._reference_logprobs(scoring)
         num_pairs = int(self._ranks.sum(torch.tensor(len(reference) // 2, device=reference.device)))
         found: list[dict[str, Tensor]] = []
 
@@ -108,8 +111,11 @@ class DPOModule(AccumulatingModule):
         budget, rows = budget_of(microbatches_of(self._context.settings)), range(len(batch.prompts.samples))
         found = torch.zeros(batch.completion_mask.shape, device=batch.completion_mask.device)
         with self._reference.entered() as frozen:
-            parts = microbatches(batch, rows, budget=budget, ranks=self._ranks, whole=True)
-            return fixed_logprobs(frozen, found, parts)
+            count = self.costs.counting(SCORE)
+            parts = microbatches(batch, rows, budget=budget, ranks=self._ranks, whole=True, count=count)
+            logprobs = fixed_logprobs(frozen, found, parts)
+            self.costs.take_counters(frozen, updates=False)
+            return logprobs
 
     def on_step_taken(self) -> None:
         """Adds the rewards of the step to their mean."""

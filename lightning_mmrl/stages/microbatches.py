@@ -11,6 +11,7 @@ from lightning_mmrl.models.shared_prefix import present_tokens
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.algorithm import MicrobatchSettings
+from lightning_mmrl.stages.costs import Count
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch
 
@@ -25,7 +26,13 @@ def budget_of(settings: MicrobatchSettings) -> Budget:
 
 
 def scoring_batches(
-    experience: Experience, live: Sequence[int], *, budget: Budget, ranks: Ranks, prompts: Prompts | None = None
+    experience: Experience,
+    live: Sequence[int],
+    *,
+    budget: Budget,
+    ranks: Ranks,
+    prompts: Prompts | None = None,
+    count: Count | None = None,
 ) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
     """Yields the microbatches of an experience, see `microbatches`; its tokens that count in the loss are scored.
 
@@ -35,8 +42,9 @@ def scoring_batches(
         budget: Limits of one batch.
         ranks: Who scores together.
         prompts: Gives the prompts of a batch with their media; None: `experience.prompts`.
+        count: As in `microbatches`.
     """
-    return microbatches(one_batch(experience), live, budget=budget, ranks=ranks, prompts=prompts)
+    return microbatches(one_batch(experience), live, budget=budget, ranks=ranks, prompts=prompts, count=count)
 
 
 def one_batch(experience: Experience) -> ScoringBatch:
@@ -57,6 +65,7 @@ def microbatches(
     ranks: Ranks,
     prompts: Prompts | None = None,
     whole: bool = False,
+    count: Count | None = None,
 ) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
     """Parts of a batch that a policy or a critic scores, each with the rows of the batch that it holds.
 
@@ -70,8 +79,9 @@ def microbatches(
         ranks: Who scores together.
         prompts: Gives the prompts of a part with their media; None: those of the batch.
         whole: Whether the completions of a prompt must be in one part, whatever the budget is.
+        count: Takes what the parts hold: the tokens of prompts and of their completions, and the number of parts.
     """
-    prompts, packed = prompts or batch.prompts.select, _packed(batch, live, budget, whole=whole)
+    prompts, packed = prompts or batch.prompts.select, _packed(batch, live, budget, whole=whole, count=count)
     num_missing = ranks.max(len(packed)) - len(packed) if ranks.lockstep else 0
     for parts in packed:
         yield microbatch(batch, parts, prompts), _rows(batch, parts)
@@ -93,7 +103,9 @@ def microbatch(batch: ScoringBatch, parts: Sequence[GroupPart], prompts: Prompts
     )
 
 
-def _packed(batch: ScoringBatch, prompts: Sequence[int], budget: Budget, *, whole: bool) -> list[tuple[GroupPart, ...]]:
+def _packed(
+    batch: ScoringBatch, prompts: Sequence[int], budget: Budget, *, whole: bool, count: Count | None
+) -> list[tuple[GroupPart, ...]]:
     """The given prompts' groups in microbatches within a budget."""
     if not prompts:
         return []
@@ -101,6 +113,9 @@ def _packed(batch: ScoringBatch, prompts: Sequence[int], budget: Budget, *, whol
     widths = batch.prompts.prompt_mask.sum(-1)[chosen].tolist()
     lengths = present_tokens(batch.completion_mask).sum(-1).unflatten(0, (-1, batch.group_size))[chosen].tolist()
     packed = pack_groups(widths, lengths, budget, whole=whole)
+    if count is not None:
+        scored = [(width, row) for width, row in zip(widths, lengths, strict=True) if any(row)]
+        count([width for width, _ in scored], [row for _, row in scored], len(packed))
     return [tuple(replace(part, prompt=chosen[part.prompt]) for part in parts) for parts in packed]
 
 

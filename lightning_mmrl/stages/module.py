@@ -11,6 +11,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, place
+from lightning_mmrl.stages.costs import timed
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Training
@@ -50,7 +51,8 @@ class StageModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._context = context
         self._ending = Ending(context.settings)
-        self._ranks = context.ranks
+        self.costs = context.costs
+        self._ranks = timed(context.ranks, self.costs)
         self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
         self._num_steps = 0
         self._start_digest: str | None = None
@@ -69,12 +71,15 @@ class StageModule(lightning.LightningModule):
             "ending": self._ending.state_dict(),
             "bad_steps": self._bad_steps.state_dict(),
             "start_digest": self._start_digest,
+            "costs": self.costs.state_dict(),
         }
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `stage_state` returned."""
         self.latest = dict(state["latest"])
         self._ending.load_state_dict(state["ending"])
+        if "costs" in state:  # without the key, the totals begin anew
+            self.costs.load_state_dict(state["costs"])
         # A state without the keys has no skipped steps, and no digest of the weights that the stage started from.
         self._bad_steps.load_state_dict(state.get("bad_steps", ()))
         self._start_digest = state.get("start_digest")
@@ -93,6 +98,16 @@ class StageModule(lightning.LightningModule):
         if not self._num_steps:
             self._start_digest = weight_digest(self.policy, self._ranks)
         self._ending.apply(self.trainer, self._num_steps)
+        self.costs.start(self.device, self._ranks, self._num_steps)
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Counts the wait for the batch, which was in no phase."""
+        if self._context.waited_s is not None:
+            self.costs.moved("data", self._context.waited_s())
+
+    def on_train_end(self) -> None:
+        """Adds the time since the last step to the costs."""
+        self.costs.finish()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps in automatic optimization, and frees the gradients at once: a validation may come next."""
@@ -129,7 +144,17 @@ class StageModule(lightning.LightningModule):
             num_steps=num_steps,
             num_skipped=self._bad_steps.number(num_steps),
             changed=changed,
+            costs=self.costs.total,
         )
+
+    def on_validation_start(self) -> None:
+        """Begins the time of the validation."""
+        self.costs.begin("validation")
+
+    def on_validation_end(self) -> None:
+        """Ends the time of the validation, whose passes are not counted."""
+        self.policy.media.take_rows()
+        self.costs.end()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Judges greedy answers."""

@@ -1,8 +1,7 @@
 """Reinforcement learning from verifiable rewards; one `training_step` is one iteration."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -29,6 +28,7 @@ from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
 from lightning_mmrl.stages.collect import Collected, Collector
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients, finished_steps, scalar_values
+from lightning_mmrl.stages.costs import count_samples
 from lightning_mmrl.stages.critic import CriticTrainer
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.failures import refuse_failures
@@ -49,6 +49,7 @@ from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import RolloutSummary, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import PromptBatch, Rollout
+from lightning_mmrl.types.costs import OPTIMIZE, SCORE, UPDATE
 
 
 class PolicyGradientModule(StageModule):
@@ -99,18 +100,16 @@ class PolicyGradientModule(StageModule):
         self._table = table
         first = PhaseSettings(after=0, group_size=algorithm.settings.group_size, temperature=policy.temperature)
         self._phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
-        self._seconds: dict[str, float] = {}
         self._signal = SignalWatch(rewards=context.rewards, regularized=algorithm.regularized)
         self._critic_trainer: CriticTrainer | None = None
         if algorithm.settings.critic is not None:
             self.critic = Critic(policy, share_frozen=context.sharding is None)
-            self._critic_trainer = CriticTrainer(self.critic, algorithm.settings.critic, algorithm, context.ranks)
+            self._critic_trainer = CriticTrainer(self.critic, algorithm, self._ranks, self.costs)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration; if a number is not finite, the update is skipped and the weights are pushed as they are."""
         iteration = batch_idx + 1
         metrics: dict[str, float] = {}
-        self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         with suppress(NotFiniteError):  # on all ranks; `BadSteps` has noted it
             collected = self.collect(batch, iteration)  # generates and scores
@@ -118,8 +117,7 @@ class PolicyGradientModule(StageModule):
             update = self.optimize(experience, iteration)
             metrics = self.summarize(collected, experience, update, iteration)
         self.push(iteration)
-        costs = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
-        self._report(metrics | costs | self._context.costs | self._bad_steps.reported(iteration), iteration)
+        self._report(metrics | self.costs.close() | self._bad_steps.reported(iteration), iteration)
 
     def collect(self, batch: PromptBatch, iteration: int) -> Collected:
         """Generates and scores completions of the batch, and of further prompts while too few groups pass."""
@@ -133,13 +131,14 @@ class PolicyGradientModule(StageModule):
         samplings = [self.generate_and_score(batch, iteration)]
         while collector.is_short(samplings):
             assert context.refill is not None
-            prompts = context.refill().to(self.device)
+            with self.costs.phase("data"):
+                prompts = context.refill().to(self.device)
             samplings.append(self.generate_and_score(prompts, iteration, sampling=len(samplings)))
         self.engine.sleep()
         collected = collector.chosen(samplings)
         if not (collected.refilled and self.policy.media.towers_train and algorithm.settings.update.on_policy):
             return collected
-        with self._timed("encode"):
+        with self.costs.phase("encode"):
             prompts, towers = encoded(self.policy, collected.batch.raw, differentiable=True)
         return replace(collected, batch=replace(collected.batch, prompts=prompts, towers=towers))
 
@@ -149,15 +148,16 @@ class PolicyGradientModule(StageModule):
         Raises:
             NotFiniteError: A tower output or log-probability is not finite; on all ranks.
         """
-        with self._timed("encode"):
+        with self.costs.phase("encode"):
             differentiable = sampling == 0 and self.algorithm.settings.update.on_policy
             with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
-        with self._timed("generate"), self._context.rank_local():
+        with self.costs.phase("generate"), self.costs.meeting(self._context.rank_local()):
             rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
         features = list(with_features.media.tensors.values())
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
         self._bad_steps.require(iteration, sampled, prompts.samples)
-        with self._timed("score"), self._context.rank_local():
+        count_samples(self.costs, prompts, rollout)
+        with self.costs.phase("score"), self.costs.meeting(self._context.rank_local()):
             scores = score_rollout(self.rewards, prompts.samples, rollout)
         refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
         trainable = scores.valid
@@ -193,10 +193,10 @@ class PolicyGradientModule(StageModule):
             NotFiniteError: One of these numbers is not finite; on all ranks.
         """
         if self._reference is not None:
-            with self._timed("reference"):
+            with self.costs.phase("reference"):
                 experience = self.compare(experience, self._reference)
         if self._critic_trainer is not None:
-            with self._timed("values"):
+            with self.costs.phase("values"):
                 experience = self._critic_trainer.estimate(experience, self._kl_coefficient(iteration), iteration)
         else:
             advantages = self.advantages(experience, iteration)
@@ -216,10 +216,12 @@ class PolicyGradientModule(StageModule):
         budget, in_reward = budget_of(self.algorithm.settings.update), self.algorithm.kl.in_reward
         scored = replace(experience, trainable=experience.scores.valid) if in_reward else experience
         rows = range(len(experience.trainable))
-        batches = partial(scoring_batches, scored, rows, budget=budget, ranks=self._ranks)
+        count = self.costs.counting(SCORE)
+        batches = partial(scoring_batches, scored, rows, budget=budget, ranks=self._ranks, count=count)
         prompts = experience.raw if self.policy.media.towers_train else experience.prompts
         with reference.entered() as frozen:
             found = rollout_logprobs(frozen, scored, batches(prompts=prompts.select))
+            self.costs.take_counters(frozen, updates=False)
         old = rollout_logprobs(self.policy, scored, batches()) if in_reward else None
         return replace(experience, reference_logprobs=found, old_logprobs=old)
 
@@ -234,15 +236,17 @@ class PolicyGradientModule(StageModule):
 
         A minibatch without any signal takes no step.
         """
-        with self._timed("optimize"):
+        with self.costs.phase(OPTIMIZE):
             learning_rate = self._set_learning_rates(iteration)
             settings, num_prompts = self.algorithm.settings.update, len(experience.trainable)
-            batches = partial(scoring_batches, budget=budget_of(settings), ranks=self._ranks)
+            count = self.costs.counting(SCORE)
+            batches = partial(scoring_batches, budget=budget_of(settings), ranks=self._ranks, count=count)
             if settings.on_policy:
                 experience = replace(experience, old_logprobs=None)
             elif experience.old_logprobs is None:
                 old = rollout_logprobs(self.policy, experience, batches(experience, range(num_prompts)))
                 experience = replace(experience, old_logprobs=old)
+            self.costs.take_counters(self.policy, updates=False)
             objective = self.algorithm.objective(iteration, self._context.settings.steps, self._ranks)
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
@@ -271,12 +275,14 @@ class PolicyGradientModule(StageModule):
         """Computes and clips the gradients of a minibatch for policy and critic; returns the sums of its metrics."""
         settings, ranks = self.algorithm.settings.update, self._ranks
         prompts = prompts_of_update(self.policy, experience, experience.towers)
-        batches = scoring_batches(experience, live, budget=budget_of(settings), ranks=ranks, prompts=prompts)
+        budget, count = budget_of(settings), self.costs.counting(UPDATE)
+        batches = scoring_batches(experience, live, budget=budget, ranks=ranks, prompts=prompts, count=count)
         totals = accumulate_loss(
             self.policy, experience, minibatch, batches, objective=objective, backward=self.manual_backward
         )
         if experience.towers is not None:
             experience.towers.backward()
+        self.costs.take_counters(self.policy, updates=True)
         ranks.sum_gradients(self.policy.parameters())
         norm = clip_gradients(self.policy.parameters(), self._context.settings.max_grad_norm)
         step = scalar_values(totals) | {"grad_norm": norm}
@@ -287,7 +293,7 @@ class PolicyGradientModule(StageModule):
 
     def push(self, version: int) -> None:
         """Gives the engine the policy's weights; no other part of a stage does this."""
-        with self._timed("push"):
+        with self.costs.phase("push"):
             self.engine.load_weights(self.policy, version)
 
     def summarize(
@@ -380,12 +386,6 @@ class PolicyGradientModule(StageModule):
         if iteration:
             self.push(iteration)
         super().on_train_start()
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def _checked(step: Mapping[str, float]) -> dict[str, Sequence[float]]:

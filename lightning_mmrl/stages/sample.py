@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 
 from lightning_mmrl.data.rollout_table import RolloutRow, write_table
 from lightning_mmrl.errors import RolloutError, StageError
+from lightning_mmrl.files import dispensable, read_json, write_json
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
@@ -18,11 +20,15 @@ from lightning_mmrl.rollout.sampling import group_seeds, refuse_broken
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.stages.context import place
+from lightning_mmrl.stages.costs import CostMeter, Rates, count_samples, timed
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.rollout_table import rows_of
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Sample
+
+COSTS = "costs.json"
+"""File beside the parts with what they cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,18 @@ class PartStore:
         """Writes a part."""
         self.before()
         write_table(self.path(number), rows)
+
+    def write_costs(self, state: Mapping[str, Any]) -> None:
+        """Writes the costs of all parts up to one that is about to be written, with and without that part."""
+        with dispensable(f"costs of batches ({COSTS})", self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_json(self.directory / COSTS, state)
+
+    def read_costs(self) -> dict[str, Any] | None:
+        """The costs as they were written; None if there are none."""
+        path = self.directory / COSTS
+        remedy = f"remove {path}, and the batches up to here are not counted in the costs"
+        return read_json(path, remedy) if path.is_file() else None
 
     def num_parts(self) -> int:
         """How many parts exist, counted from the first one up to the first gap."""
@@ -122,10 +140,29 @@ class SampleModule(lightning.LightningModule):
         self._rewards = rewards
         self._plan = plan
         self._parts = parts
-        self._ranks = ranks
         self._sharding = sharding
         self._rank_local = rank_local
         self.num_parts = 0
+        self.costs = CostMeter()
+        self._ranks = timed(ranks, self.costs)
+        self._waited_s: Callable[[], float] = lambda: 0.0
+        self._report: Callable[[int, Mapping[str, float]], None] = lambda number, metrics: None
+
+    def watch(
+        self, rates: Rates, waited_s: Callable[[], float], report: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
+        """Has the costs of batches reported, after those of the parts on disk.
+
+        Args:
+            rates: What counted work and the devices amount to.
+            waited_s: Says how many seconds this rank waited for the batch in hand.
+            report: Takes the number of a batch, from 1, and its metrics.
+        """
+        self.costs.rates = rates
+        known = self._parts.read_costs()
+        if known is not None:
+            self.costs.load_state_dict(known)
+        self._waited_s, self._report = waited_s, report
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""
@@ -133,7 +170,17 @@ class SampleModule(lightning.LightningModule):
 
     def on_test_start(self) -> None:
         """Gives the engine the weights."""
-        self._engine.load_weights(self.policy, 0)
+        self.costs.start(self.device, self._ranks, self.num_parts)
+        with self.costs.phase("push"):
+            self._engine.load_weights(self.policy, 0)
+
+    def on_test_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts the wait for the batch, which was in no phase."""
+        self.costs.moved("data", self._waited_s())
+
+    def on_test_end(self) -> None:
+        """Adds the time since the last batch to the costs."""
+        self.costs.finish()
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Samples this rank's share of a batch; rank 0 writes the part of all ranks.
@@ -143,7 +190,7 @@ class SampleModule(lightning.LightningModule):
             RewardError: Too many scores are invalid; raised on all ranks.
         """
         rollout, problem = None, None
-        with self._rank_local():
+        with self.costs.phase("generate"), self.costs.meeting(self._rank_local()):
             try:
                 rollout = self._sampled(batch)
             except RolloutError as error:  # raised below, on all ranks: here the others would wait for this one
@@ -151,17 +198,24 @@ class SampleModule(lightning.LightningModule):
         problems = [each for each in self._ranks.gather(None if problem is None else str(problem)) if each is not None]
         if problems or rollout is None:
             raise problem or RolloutError(problems[0])
-        with self._rank_local():
+        count_samples(self.costs, batch, rollout)
+        with self.costs.phase("score"), self.costs.meeting(self._rank_local()):
             scores = score_rollout(self._rewards, batch.samples, rollout)
         refuse_failures(scores, self._rewards.max_invalid_rate, self._ranks)
         rewards = self._plan.settings.rewards or RewardSettings()
-        shares = self._ranks.gather(rows_of(batch.samples, rollout, scores, rewards.pass_component))
+        self.costs.take_counters(self.policy, updates=False)
+        own = rows_of(batch.samples, rollout, scores, rewards.pass_component), self.costs.taken()
+        shares, costs = zip(*self._ranks.gather(own), strict=True)
+        metrics = self.costs.took(costs)
         if self._ranks.rank == 0:
             # A rank whose share of a batch would be empty repeats a prompt of another.
             found = {row.sample.id: row for share in shares for row in share}
             ordered = sorted(found.values(), key=lambda row: self._plan.places[row.sample.id])
-            self._parts.write(self.num_parts, ordered)
+            with self.costs.phase("state"):
+                self._parts.write_costs(self.costs.state_dict())
+                self._parts.write(self.num_parts, ordered)
         self.num_parts += 1
+        self._report(self.num_parts, metrics)
 
     def on_test_epoch_end(self) -> None:
         """Compares the number of parts with the number of batches, so that no loop ends early unnoticed.

@@ -107,6 +107,31 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def format_costs(values: Mapping[str, float]) -> str:
+    """The time of a step, the two phases that took most of it, the waiting and the MFU, from the metrics of the step.
+
+    >>> format_costs({"time/step_s": 2.0, "time/generate_s": 1.5, "time/optimize_s": 0.4, "time/mfu": 0.25})
+    '2.0 s (generate 75%, optimize 20%)  MFU 25%'
+    """
+    total = values.get("time/step_s", 0.0)
+    if not total:
+        return ""
+    phases = {
+        key.removeprefix("time/").removesuffix("_s"): seconds
+        for key, seconds in values.items()
+        if key.startswith("time/") and key.endswith("_s") and key != "time/step_s"
+    }
+    longest = sorted(phases.items(), key=lambda item: -item[1])[:2]
+    words = [f"{name} {seconds / total:.0%}" for name, seconds in longest if seconds >= 0.05 * total]
+    parts = [f"{total:.1f} s" + (f" ({', '.join(words)})" if words else "")]
+    waits = [share for key, share in values.items() if key.startswith("time/wait_share/")]
+    if waits:
+        parts.append(f"ranks wait {min(waits):.0%} to {max(waits):.0%}")
+    if "time/mfu" in values:
+        parts.append(f"MFU {values['time/mfu']:.0%}")
+    return "  ".join(parts)
+
+
 def format_metrics(values: Mapping[str, float], names: Mapping[str, str]) -> str:
     """The metrics that `names` maps to a short label, in its order.
 

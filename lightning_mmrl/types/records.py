@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.types.costs import StageCosts
 
 MediaKind = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
@@ -135,13 +136,14 @@ class Training:
 
     `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps, `num_skipped` were skipped in whole or
     in one of their updates, because a number was not finite. `changed` says whether any weight differs from the start;
-    None: unknown.
+    None: unknown. `costs` are those of all steps; None for a stage without steps.
     """
 
     metrics: Mapping[str, float]
     num_steps: int
     num_skipped: int = 0
     changed: bool | None = None
+    costs: StageCosts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +165,8 @@ class StageResult:
 
     `artifacts` maps the name of each output to its folder. `inputs` maps each input to the digest of the files that
     were read. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to
-    wall time. `num_steps`, `num_skipped` and `changed` are as in `Training`; one that a manifest lacks is None.
-    `empty_inputs` maps each input that held no sample to the reason; `idle` says that nothing was left to do.
+    wall time. `num_steps`, `num_skipped`, `changed` and `costs` are as in `Training`; one that a manifest lacks is
+    None. `empty_inputs` maps each input that held no sample to the reason; `idle` says that nothing was left to do.
     """
 
     name: str
@@ -176,6 +178,7 @@ class StageResult:
     num_steps: int | None = None
     num_skipped: int | None = None
     changed: bool | None = None
+    costs: StageCosts | None = None
     empty_inputs: Mapping[str, str] = field(default_factory=dict)
     idle: bool = False
 

@@ -26,18 +26,18 @@ OWN = ("--allow-targets", "my_configs", "--config-dir sets/")
 """Of commands that need code or files of the user's own; tests/unit/cli/test_data_prepare.py composes prepared sets."""
 HELD = 5
 """Commands with a GPU preset that the pages have at least."""
-VALUED = ("--from-stage", "--only-stage", "--config-dir", "--prompt-tokens", "--clip")
+VALUED = ("--from-stage", "--only-stage", "--config-dir", "--prompt-tokens", "--clip", "--steps", "--out", "--stage")
 SWITCHES = ("--allow-changes", "--cfg", "--multirun", "job")
 
 
 def commands(text):
-    """The arguments of every `mmrl train` and `mmrl plan` of a page, from blocks and from the text."""
+    """The arguments of every `mmrl train`, `plan` and `profile` of a page, from blocks and from the text."""
     text = re.sub(r" *\\\n *", " ", text)
     blocks = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     lines = [*blocks, *re.findall(r"^(?: {4,}|  +)(mmrl .*)$", text, re.MULTILINE)]
-    inline = [each for each in re.findall(r"`([^`\n]*mmrl (?:train|plan) [^`\n]*)`", text) if "=" in each]
+    inline = [each for each in re.findall(r"`([^`\n]*mmrl (?:train|plan|profile) [^`\n]*)`", text) if "=" in each]
     for line in [*lines, *inline]:
-        found = re.search(r"(?:^|[ /])mmrl (train|plan) (?![a-z]+ (?:shows|needs|estimates|only))(.*)", line)
+        found = re.search(r"(?:^|[ /])mmrl (train|plan|profile) (?![a-z]+ (?:shows|needs|estimates|only))(.*)", line)
         if found and "=" in found[2] and not any(each in line for each in OWN):
             yield re.split(r"\s{3,}|\s+#|`", found[2])[0]
 

@@ -259,8 +259,9 @@ class Stage:
 
     def outcome(self):
         """All that must not differ."""
-        metrics = self.job.run().metrics
-        return metrics, {name: value.clone() for name, value in GatheredState(self.module).items()}
+        metrics, costs = self.job.run().metrics, self.module.costs.total
+        counted = {"costs/steps": costs.num_steps} | {f"costs/{kind}": number for kind, number in costs.tokens.items()}
+        return metrics | counted, {name: value.clone() for name, value in GatheredState(self.module).items()}
 
 
 def logged(folder):

@@ -242,7 +242,7 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
     def describe(module: Any, loaded: float) -> None:
         phases = {"process": loaded}
         for key, value in module.latest.items():
-            if key.startswith("time/"):
+            if key.startswith("time/") and key.endswith("_s") and key != "time/step_s":
                 name: str = key.removeprefix("time/").removesuffix("_s")
                 phases[PHASES.get(name, name)] = value
         gate.set_phases(phases)

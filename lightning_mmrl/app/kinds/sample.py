@@ -26,6 +26,7 @@ from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Edge, StageSpec,
 if TYPE_CHECKING:
     from lightning_mmrl.app.assembly import Assembly
     from lightning_mmrl.data.rollout_table import RolloutRow
+    from lightning_mmrl.stages.costs import Rates
     from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
     from lightning_mmrl.training.group import RankGroup
 
@@ -78,6 +79,7 @@ class SampleKind:
     ) -> StageJob:
         """Builds the job: a LightningModule that samples, its prompts and its Trainer."""
         # Imported here, since configurations are checked without torch.
+        from lightning_mmrl.app.costs import rates
         from lightning_mmrl.app.idle import IdleJob
         from lightning_mmrl.app.rewards import training_rewards
         from lightning_mmrl.app.stages import data_module, data_sources, located_sources
@@ -86,7 +88,6 @@ class SampleKind:
         from lightning_mmrl.data.in_order import eval_loader
         from lightning_mmrl.data.stream import StreamedSets
         from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
-        from lightning_mmrl.tracking.lightning_logger import RunLogger
         from lightning_mmrl.training.callbacks.progress import EvaluationProgress
         from lightning_mmrl.training.strategies import ranks_of, sharding_of
         from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
@@ -101,6 +102,7 @@ class SampleKind:
         root = media_root(path, located_sources(spec, inputs, parts.config))
         if not sources:
             return IdleJob(write=partial(_write_nothing, media_root=root, leads=parts.group.leads))
+        logger = RunLogger(run, directory)
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature, stage.trainer)
         pipeline = parts.pipeline(encoder)
@@ -137,8 +139,8 @@ class SampleKind:
             decoder=pipeline.decoder,
             settings=parts.config.data.media,
         )
-        progress = EvaluationProgress(parts.console, parts.title(spec))
-        trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=[progress])
+        callbacks = [EvaluationProgress(parts.console, parts.title(spec)), *parts.callbacks(spec.name)]
+        trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=callbacks)
         return SampleJob(
             trainer=trainer,
             module=module,
@@ -146,8 +148,9 @@ class SampleKind:
             store=store,
             plan=plan,
             media_root=root,
-            log=lambda metrics: RunLogger(run, directory).log_metrics(
-                {f"{spec.name}/{key}": metrics[key] for key in metrics}, plan.num_batches
+            rates=rates(parts.config, stage, str(checkpoint), stage.rollout),
+            log=lambda number, metrics: logger.log_metrics(
+                {f"{spec.name}/{key}": metrics[key] for key in metrics}, number
             ),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
@@ -190,7 +193,8 @@ class SampleJob:
         store: The files with the rows of the batches that are done, one file (a part) for each batch.
         plan: How much is sampled.
         media_root: Folder that paths of media are relative to.
-        log: Takes the metrics of the whole stage.
+        rates: What counted work and the devices amount to.
+        log: Takes the number of a batch, from 1, and metrics.
         group: The ranks; rank 0 writes.
         say: Shows the user a line.
         resources: Resources to close when sampling ends, whether or not it fails.
@@ -202,7 +206,8 @@ class SampleJob:
     store: "PartStore"
     plan: "SamplePlan"
     media_root: str
-    log: Callable[[Mapping[str, float]], None]
+    rates: "Rates"
+    log: Callable[[int, Mapping[str, float]], None]
     group: "RankGroup"
     say: Callable[[str], None]
     resources: ExitStack
@@ -220,12 +225,16 @@ class SampleJob:
         if done:
             self.say(f"continuing after {done} of {self.plan.num_batches} batches")
         with self.resources, raising_interrupts():
+            loader = self.loader(first=done)
+            self.module.watch(
+                self.rates, lambda: loader.waited_s, self.log if self.group.leads else lambda number, metrics: None
+            )
             if done < self.plan.num_batches:
-                self.trainer.test(self.module, dataloaders=self.loader(first=done), verbose=False)
+                self.trainer.test(self.module, dataloaders=loader, verbose=False)
         metrics = self._metrics() if self.group.leads else {}
         if self.group.leads:
-            self.log(metrics)
-        return Training(metrics=metrics, num_steps=self.plan.num_batches)
+            self.log(self.plan.num_batches, metrics)
+        return Training(metrics=metrics, num_steps=self.plan.num_batches, costs=self.module.costs.total)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
         """Writes the table or the selected answers, and returns the facts for the artifact's seal.

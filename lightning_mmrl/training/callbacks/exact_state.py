@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ class ExactState(Callback):
         io: The checkpoint plugin of the trainer.
         settings: When states are saved.
         say: Shows the user a line.
+        timed: Entered, with the name `state`, around the writing of states.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class ExactState(Callback):
         *,
         settings: StateSettings,
         say: Callable[[str], None],
+        timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext(),
     ) -> None:
         self._store = store
         self._interruption = interruption
         self._io = io
         self._settings = settings
         self._say = say
+        self._timed = timed
         self._resumed: StoredState | None = None
         self._at_safe_point: dict[str, Any] = {}
         self._step = self._saved_step = 0
@@ -104,8 +107,15 @@ class ExactState(Callback):
             StageError: The weights or the optimizer's state are not finite; no rank wrote anything.
         """
         self._interruption.hold()
+        with self._timed("state"):
+            self._after_step(trainer, batch_idx + 1)
+        self._interruption.release()
+        self._interruption.safe_point()
+
+    def _after_step(self, trainer: lightning.Trainer, step: int) -> None:
+        """Notes the safe point after a step, and saves if a state is due."""
         self._finish_writing()
-        self._step = batch_idx + 1
+        self._step = step
         self._note_safe_point(trainer, validated=False)
         last = self._step == trainer.num_training_batches
         if last or self._step % self._settings.every_n_steps == 0:
@@ -114,8 +124,6 @@ class ExactState(Callback):
                 where = self._store.directory
                 raise StageError(f"{where}: {problem} after step {self._step}, so no state is saved; {REMEDY}")
             self._save(trainer)
-        self._interruption.release()
-        self._interruption.safe_point()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Safe point after validation."""
@@ -129,7 +137,8 @@ class ExactState(Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Waits for the state that is being written."""
-        self._finish_writing()
+        with self._timed("state"):
+            self._finish_writing()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

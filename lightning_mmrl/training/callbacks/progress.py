@@ -5,7 +5,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from lightning_mmrl.training.console import ConsoleProgress, format_metrics
+from lightning_mmrl.stages.costs import step_metrics
+from lightning_mmrl.stages.sample import SampleModule
+from lightning_mmrl.training.console import ConsoleProgress, format_costs, format_metrics
 
 SHOWN = {
     "train/loss": "loss",
@@ -34,9 +36,8 @@ class StageProgress(Callback):
     ) -> None:
         """Advances by one step."""
         total = int(trainer.num_training_batches)
-        self._console.update(
-            self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN | pl_module.headline)
-        )
+        shown = (format_metrics(pl_module.latest, SHOWN | pl_module.headline), format_costs(pl_module.latest))
+        self._console.update(self._title, batch_idx + 1, total, "  ".join(filter(None, shown)))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Reports a stage that ended before its last step."""
@@ -66,7 +67,8 @@ class EvaluationProgress(Callback):
         self._done += 1
         batches = trainer.num_test_batches
         self._total = sum(int(count) for count in batches) if isinstance(batches, list) else int(batches)
-        self._console.update(self._title, self._done, self._total)
+        costs = format_costs(step_metrics(pl_module.costs.step)) if isinstance(pl_module, SampleModule) else ""
+        self._console.update(self._title, self._done, self._total, costs)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Ends the bar if samples were left out on the way, so that there were fewer batches."""

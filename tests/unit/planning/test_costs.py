@@ -1,11 +1,15 @@
 """Operations of a step by hand, and what a stage writes."""
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.planning.costs import Operations, Shares, disk, operations
+from lightning_mmrl.planning.costs import Operations, Shares, counted_operations, disk, operations
 from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.planning.shapes import shape_of
+from lightning_mmrl.planning.stacks import Linear, Stack
+from lightning_mmrl.types.costs import GRADIENT, SAMPLE, SCORE, UPDATE, Counts, Work
 
 SIZES = {
     "model_type": "qwen2",
@@ -49,6 +53,35 @@ def test_a_step_of_pairs_scores_two_answers_of_a_prompt_that_counts_once_and_the
     pairs = compose(["+stage@stages.prefer=dpo", "order=[prefer]", "stages.prefer.data.batch_size=2"]).stages["prefer"]
     found = operations(SHAPE, pairs, LENGTHS)
     assert found == Operations(training=(3 + 1) * 2 * (READ + 2 * WRITTEN), sampling=0)
+
+
+def test_counted_tokens_take_the_operations_of_their_passes():
+    stage = stages()["reason"]
+    work = Work.of([10, 10], [[4] * 5] * 2)
+    assert (work.prompt_tokens, work.prompt_pairs) == (20, 100)
+    assert (work.completion_tokens, work.completion_pairs) == (40, 40 * 12)
+    passes = {SAMPLE: work, SCORE: work, UPDATE: work + work}
+    found = counted_operations(SHAPE, stage, Counts(passes=passes))
+    scored = 2 * READ + 10 * WRITTEN
+    assert found == Operations(training=scored + 3 * 2 * scored + 2 * READ, sampling=10 * WRITTEN)
+    again = counted_operations(SHAPE, stage, Counts(passes=passes), recomputed=True)
+    assert again.training - found.training == 2 * scored
+    frozen = counted_operations(SHAPE, replace(stage, freeze=["text"]), Counts(passes={UPDATE: work}))
+    assert frozen.training == scored
+    draws = compose(["+stage@stages.draw=sample", "order=[draw]", "stages.draw.data.manifest=x.jsonl"]).stages["draw"]
+    assert counted_operations(SHAPE, draws, Counts(passes={SAMPLE: work})) == Operations(
+        training=2 * READ, sampling=10 * WRITTEN
+    )
+
+
+def test_rows_of_a_tower_count_three_times_if_a_gradient_goes_through_it():
+    block = Linear(name="fc", kind="mlp", reads="first", inputs=8, outputs=4)
+    sizes = {"path": "", "depth": 2, "width": 8, "inner": 4, "heads": 1, "queries": 8, "keys": 8, "norm_parameters": 0}
+    tower = Stack(**sizes, linears=(block,), rms_norms=True, inner_copies=1, rest=0, rows_per_token=4)
+    shape = replace(SHAPE, stacks={"vision": tower, "text": SHAPE.text})
+    rows = {"image": 5, f"video{GRADIENT}": 2, "audio": 7}  # this model has no tower for sound
+    found = counted_operations(shape, stages()["reason"], Counts(rows=rows))
+    assert found == Operations(training=(5 + 3 * 2) * 4 * (2 * 2 * 8 * 4), sampling=0)
 
 
 def test_an_iteration_of_rl_samples_and_scores_groups_whose_prompt_counts_once():

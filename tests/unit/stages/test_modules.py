@@ -366,6 +366,7 @@ def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
         "bad_steps": [],
         "start_digest": None,
         "scalings": 0,
+        "costs": first.costs.state_dict(),
     }
     assert checkpoint == {"stage": {**known, "seen": 3}}
     assert not second._ending.ended(2)

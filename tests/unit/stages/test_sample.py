@@ -20,6 +20,7 @@ from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.settings.stage import TrainerSettings
+from lightning_mmrl.stages.costs import Rates
 from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
 from lightning_mmrl.training.trainer import evaluation_trainer
 
@@ -105,7 +106,7 @@ class Stage:
 
     @property
     def files(self):
-        return {path.name: path.read_bytes() for path in sorted(self.parts.directory.iterdir())}
+        return {path.name: path.read_bytes() for path in sorted(self.parts.directory.glob("part-*"))}
 
     @property
     def rows(self):
@@ -301,3 +302,41 @@ def test_a_model_without_finite_probabilities_is_refused_by_the_name_of_a_prompt
     monkeypatch.setattr(found.module._engine, "generate", broken)
     with pytest.raises(RolloutError, match="no finite probabilities for sample p1:"):
         found.run()
+
+
+def watched(found):
+    """The stage with its costs reported, as the job has them; the reports are filled while it runs."""
+    reports = []
+    found.module.num_parts = found.parts.num_parts()
+    found.module.watch(Rates(), lambda: 0.0, lambda number, metrics: reports.append((number, metrics)))
+    return found, reports
+
+
+def test_costs_go_on_with_the_parts_and_count_each_batch_once(stage):
+    """Two of four parts are left, since the process was killed between the costs of the third part and the part."""
+    first, reports = watched(stage())
+    first.run()
+    assert [number for number, _ in reports] == [1, 2, 3, 4]
+    assert sum(metrics["tokens/generated"] for _, metrics in reports) == first.module.costs.total.tokens["generated"]
+    state = first.module.costs.state_dict()
+    counted = zip(state.items(), (3, 2), strict=True)
+    first.parts.write_costs({name: {**each, "num_steps": number} for (name, each), number in counted})
+    for number in (2, 3):
+        first.parts.path(number).unlink()
+    again, reports = watched(stage())
+    again.run()
+    assert again.module.costs.total.num_steps == 4
+    assert [number for number, _ in reports] == [3, 4]
+    for _, metrics in reports:
+        assert metrics["tokens/generated"] > 0
+        assert metrics["tokens/completion"] == 0
+        assert {"time/generate_s", "time/score_s", "time/step_s"} <= metrics.keys()
+
+
+def test_costs_of_a_stage_whose_parts_are_all_there_are_known(stage):
+    first = stage().run()
+    again, reports = watched(stage())
+    assert again.module.costs.total.num_steps == 4
+    lengths = [completion.num_tokens for row in first.rows for completion in row.completions]
+    assert again.module.costs.total.tokens["generated"] == sum(lengths)
+    assert reports == []
