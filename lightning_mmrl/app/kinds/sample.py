@@ -88,6 +88,7 @@ class SampleKind:
         from lightning_mmrl.data.in_order import eval_loader
         from lightning_mmrl.data.stream import StreamedSets
         from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
+        from lightning_mmrl.tracking.lightning_logger import RunLogger
         from lightning_mmrl.training.callbacks.progress import EvaluationProgress
         from lightning_mmrl.training.strategies import ranks_of, sharding_of
         from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
