@@ -199,7 +199,7 @@ class _SharedCache:
     """Holds prompt keys once per prompt and own keys once per row; computes the attention of R rows in a step.
 
     If each prompt has one row and there are no drafts, the row's own keys lie after the prompt's, and one call attends
-    to both. With drafts, rows may have different numbers of own tokens. Keys after a row's last token are hidden from it.
+    to both. With drafts, rows may differ in their number of own tokens; keys after a row's last token are hidden.
     """
 
     def __init__(self, buckets: list[_Bucket], num_prompts: int, group_size: int, *, drafts: bool) -> None:

@@ -28,8 +28,9 @@ def attend_padded(
     """softmax(scale * q k + bias) v over each block of keys, and the log-sum-exp of its scores.
 
     K key heads are shared by H query heads; the bias has a row for each query, or one for all (Q = L or 1). A bias of
-    minus infinity gives a weight of exactly zero, so the padding of a shorter block changes nothing. With a bias, half precision is computed in float32, and so is the output; without
-    one, the device's own kernel decides, as in `attend_block`.
+    minus infinity gives a weight of exactly zero, so the padding of a shorter block changes nothing. With a bias, half
+    precision is computed in float32, and so is the output; without one, the device's own kernel decides, as in
+    `attend_block`.
 
     >>> key, value = torch.zeros(1, 1, 2, 1), torch.tensor([[[[3.0], [9.0]]]])
     >>> attend_padded(torch.ones(1, 1, 1, 1), key, value, padding_bias(torch.tensor([[False, True]])), 1.0).output

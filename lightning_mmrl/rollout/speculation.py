@@ -1,0 +1,176 @@
+"""Samples several tokens of a row in one pass, without changing any of them.
+
+The token at a position is a function of the distribution there and of the position's own noise. The distribution
+depends on the tokens before it alone. A pass over drafted tokens therefore yields the next tokens one after the other,
+until one differs from its draft: this token is the right one, and what follows it is forgotten. This is speculative
+decoding (arXiv:2211.17192) in which the verifying sample is the very one that step-by-step decoding takes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightning_mmrl.models.decoding import Decoding
+from lightning_mmrl.rollout.drafts import Draft, Drafter
+
+NO_DRAFT = Draft([], [])
+
+Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps states [T, D] and noise [T] to the tokens that they choose and the log-probabilities of these."""
+
+
+class Sheet(NamedTuple):
+    """The results of N rows, which are filled in.
+
+    >>> Sheet(*(torch.zeros(1, 2) for _ in range(4))).noise.shape
+    torch.Size([1, 2])
+    """
+
+    tokens: Int[Tensor, "N C"]
+    logprobs: Float[Tensor, "N C"]
+    mask: Bool[Tensor, "N C"]
+    noise: Float[Tensor, "N C"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Costs and yield of a rollout.
+
+    Attributes:
+        passes: Passes of the decoder, the one over the prompts included.
+        longest: Tokens of the longest completion: the number of passes without drafts.
+        drafted: Drafted tokens, by source.
+        accepted: Drafted tokens that were right, by source.
+
+    >>> Tally(passes=3, longest=5).counts()
+    {'passes': 3, 'longest': 5}
+    """
+
+    passes: int = 0
+    longest: int = 0
+    drafted: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> dict[str, int]:
+        """All numbers in one mapping."""
+        both = {"drafted": self.drafted, "accepted": self.accepted}
+        by_source = {f"{name}/{source}": count for name, each in both.items() for source, count in each.items()}
+        return {"passes": self.passes, "longest": self.longest, **by_source}
+
+
+class Speculation:
+    """Fills a sheet pass by pass; rows that ended leave the batch once they are a quarter of it.
+
+    Args:
+        sheet: The results.
+        choose: The sampler.
+        drafter: Guesses; its rollout has begun.
+        ends: Tokens that end a completion.
+        poll: Called before every pass.
+    """
+
+    def __init__(
+        self, sheet: Sheet, choose: Choose, drafter: Drafter, *, ends: set[int], poll: Callable[[], None]
+    ) -> None:
+        self._sheet, self._choose, self._drafter = sheet, choose, drafter
+        self._ends, self._poll = ends, poll
+        self._width = sheet.noise.shape[1]
+        self._lengths = [0] * len(sheet.noise)
+        self._pending = [0] * len(sheet.noise)  # the last token of each row, which no pass has seen yet
+        self.tally = Tally()
+
+    def fill(self, decoding: Decoding) -> Tally:
+        """Decides tokens until every row has ended."""
+        rows, drafts = list(range(len(self._lengths))), [NO_DRAFT] * len(self._lengths)
+        running = [True] * len(rows)
+        states = decoding.states
+        while True:
+            self._poll()
+            counts = self._decide(rows, drafts, running, states)
+            if self.tally.passes:
+                decoding.retain(counts)
+            self.tally.passes += 1
+            if not any(running):
+                break
+            # A row that kept nothing had a draft that broke the model, and goes on without one.
+            careful = [not count for count in counts]
+            if 4 * sum(running) <= 3 * len(rows):
+                kept = [place for place, runs in enumerate(running) if runs]
+                decoding.keep(torch.tensor(kept, device=states.device))
+                rows, careful, running = ([each[place] for place in kept] for each in (rows, careful, running))
+            drafts = self._drafts(rows, running, careful)
+            fed = [
+                token for row, draft in zip(rows, drafts, strict=True) for token in (self._pending[row], *draft.tokens)
+            ]
+            widths = [1 + len(draft.tokens) for draft in drafts]
+            states = decoding.extend(torch.tensor(fed, device=states.device), widths)
+        self.tally.longest = max(self._lengths)
+        return self.tally
+
+    def _drafts(self, rows: Sequence[int], running: Sequence[bool], careful: Sequence[bool]) -> list[Draft]:
+        """A draft for each row that may have one."""
+        asking = [place for place, runs in enumerate(running) if runs and not careful[place]]
+        rooms = [self._width - self._lengths[rows[place]] - 1 for place in asking]
+        drafts = [NO_DRAFT] * len(rows)
+        for place, draft in zip(asking, self._drafter.propose([rows[place] for place in asking], rooms), strict=True):
+            drafts[place] = draft
+        return drafts
+
+    def _decide(
+        self, rows: Sequence[int], drafts: Sequence[Draft], running: list[bool], states: Float[Tensor, "T D"]
+    ) -> list[int]:
+        """Decides the next tokens of each row; returns how many, and notes in `running` which rows ended."""
+        sheet, device = self._sheet, states.device
+        at = torch.tensor(self._places(rows, drafts), device=device).T
+        # A row that ended may have no noise left; what is chosen for it is not used.
+        chosen, values = self._choose(states, sheet.noise[at[0], at[1].clamp(max=self._width - 1)])
+        tokens, finite = chosen.tolist(), values.isfinite().tolist()
+        counts, used, start = [], [], 0
+        for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            stop = start + 1 + len(draft.tokens)
+            count = self._judge(draft, tokens[start:stop], finite[start:stop]) if running[place] else 0
+            counts.append(count)
+            used += range(start, start + count)
+            if count:
+                running[place] = self._advance(row, tokens[start : start + count], finite[start + count - 1])
+            start = stop
+        index = torch.tensor(used, dtype=torch.long, device=device)
+        rows_used, steps_used = at[:, index]
+        sheet.tokens[rows_used, steps_used] = chosen[index]
+        sheet.logprobs[rows_used, steps_used] = values[index].to(sheet.logprobs)
+        sheet.mask[rows_used, steps_used] = True
+        return counts
+
+    def _places(self, rows: Sequence[int], drafts: Sequence[Draft]) -> list[tuple[int, int]]:
+        """Row and position of the token after each token of a pass."""
+        spans = [(row, self._lengths[row], 1 + len(draft.tokens)) for row, draft in zip(rows, drafts, strict=True)]
+        return [(row, length + step) for row, length, width in spans for step in range(width)]
+
+    def _judge(self, draft: Draft, tokens: Sequence[int], finite: Sequence[bool]) -> int:
+        """How many of the chosen tokens are decided: up to the first that ends the row or differs from the draft.
+
+        None are if the distribution of one of them is not finite and there is a draft, which may be the reason.
+        """
+        count = 0
+        for count, token in enumerate(tokens, 1):
+            wrong = count <= len(draft.tokens) and token != draft.tokens[count - 1]
+            if wrong or token in self._ends or not finite[count - 1]:
+                break
+        self.tally.drafted.update(draft.sources)
+        if draft.tokens and not all(finite[:count]):
+            return 0
+        right = sum(token == guess for token, guess in zip(tokens[:count], draft.tokens, strict=False))
+        self.tally.accepted.update(draft.sources[:right])
+        return count
+
+    def _advance(self, row: int, tokens: Sequence[int], finite: bool) -> bool:
+        """Notes the next tokens of a row; returns whether it goes on."""
+        self._drafter.note(row, tokens)
+        self._lengths[row] += len(tokens)
+        self._pending[row] = tokens[-1]
+        return finite and tokens[-1] not in self._ends and self._lengths[row] < self._width
