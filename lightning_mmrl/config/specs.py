@@ -161,8 +161,11 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     if not isinstance(own, StageSettings):
         for key in ("validation", "validation_limit", "cue_lexicon"):
             del data[key]
-        if stage.get("rollout", config) is None:
-            stage["rollout"] = config.rollout
+        if "rollout" in stage:
+            engine = stage["rollout"] or config.rollout
+            stage["rollout"] = {
+                key: value for key, value in engine.items() if key != "speculation"
+            }  # drafts decide nothing
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["known_sizes"]

@@ -1,5 +1,6 @@
 """Guesses the next tokens of completions from completions that were sampled before."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -18,6 +19,15 @@ START = -1
 MAX_COUNT = 64
 """Occurrences of a context at which its counts are halved, so that old ones fade."""
 
+LEAST_GAIN = 0.03
+"""Share of the cost of a rollout that drafts must save."""
+
+LONGEST_REST = 16
+"""Rollouts in a row without drafts at most."""
+
+GUESS = 0.03
+"""Cost of guessing and judging one token, in tokens of a pass."""
+
 EARLIER, RECENT, SIBLING, OWN = "earlier", "recent", "sibling", "own"
 """Sources of drafts: completions of the same prompt in earlier rollouts, completions of any prompt, the other
 completions of the prompt in this rollout, and the completion itself."""
@@ -34,11 +44,41 @@ class Draft(NamedTuple):
     sources: list[str]
 
 
+@dataclass(slots=True)
+class Tally:
+    """Costs and yield of a rollout with drafts.
+
+    Attributes:
+        passes: Passes of the decoder, the one over the prompts included.
+        longest: Tokens of the longest completion: the number of passes without drafts.
+        tokens: Tokens of all completions.
+        fed: Tokens that passes after the first one got, wrong drafts and ended rows among them.
+        drafted: Drafted tokens, by source.
+        accepted: Drafted tokens that were right, by source.
+
+    >>> Tally(passes=3, longest=5, drafted=Counter(own=4)).counts()
+    {'passes': 3, 'longest': 5, 'drafted/own': 4}
+    """
+
+    passes: int = 0
+    longest: int = 0
+    tokens: int = 0
+    fed: int = 0
+    drafted: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> dict[str, int]:
+        """The numbers that metrics are made of, in one mapping."""
+        both = {"drafted": self.drafted, "accepted": self.accepted}
+        by_source = {f"{name}/{source}": count for name, each in both.items() for source, count in each.items()}
+        return {"passes": self.passes, "longest": self.longest, **by_source}
+
+
 class Drafter(Protocol):
     """Guesses tokens; whatever it guesses, the same tokens are sampled."""
 
-    def begin(self, names: Sequence[str]) -> None:
-        """A rollout begins; `names` are the prompts of its rows."""
+    def begin(self, names: Sequence[str]) -> bool:
+        """A rollout begins; `names` are the prompts of its rows. Returns whether there will be drafts."""
         ...
 
     def propose(self, rows: Sequence[int], rooms: Sequence[int]) -> list[Draft]:
@@ -47,6 +87,10 @@ class Drafter(Protocol):
 
     def note(self, row: int, tokens: Sequence[int]) -> None:
         """The next tokens of a row are decided."""
+        ...
+
+    def end(self, rows: Sequence[Sequence[int]], tally: Tally | None) -> None:
+        """The rollout is over, with these tokens in its rows; the tally is None if there were no drafts."""
         ...
 
 
@@ -105,14 +149,18 @@ class DraftStore:
     tokens and is shared by the R rows. A draft therefore goes on while its tokens are all accepted with a probability
     of at least R / (R + pass_tokens).
 
+    If by this reckoning the drafts of a rollout saved less than `LEAST_GAIN`, the next rollouts have none: one, then
+    two, then four and so on. Only the last of them is counted, so that nothing is spent on the others.
+
     Args:
         settings: Its bounds.
 
     >>> store = DraftStore(SpeculationSettings(max_draft=2))
     >>> for number in range(4):
-    ...     store.begin(["a"])
+    ...     drafts = store.begin(["a"])
     ...     store.note(0, [5, 6, 7])
     >>> store.begin(["b"])
+    False
     >>> store.note(0, [5])
     >>> store.propose([0], [9])
     [Draft(tokens=[6, 7], sources=['recent', 'recent'])]
@@ -122,13 +170,33 @@ class DraftStore:
         self._settings = settings
         self._table = _Table(settings.max_contexts)
         self._rollout = 0
+        self._rest, self._next_rest = 1, 1  # rollouts without drafts: still to come, and after the next failure
         self._names: list[str] = []
         self._tokens: list[list[int]] = []
 
-    def begin(self, names: Sequence[str]) -> None:
+    def begin(self, names: Sequence[str]) -> bool:
         """Forgets the rows of the last rollout; what followed their contexts stays."""
         self._rollout += 1
         self._names, self._tokens = list(names), [[START] for _ in names]
+        return self._rest == 0
+
+    def end(self, rows: Sequence[Sequence[int]], tally: Tally | None) -> None:
+        """Decides whether the next rollout has drafts."""
+        if tally is None:
+            self._rest -= 1
+            if self._rest == 0:
+                for row, tokens in enumerate(rows):
+                    self.note(row, tokens)
+        elif self._gain(tally) < LEAST_GAIN:
+            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST_REST)
+        else:
+            self._next_rest = 1
+
+    def _gain(self, tally: Tally) -> float:
+        """The share of the cost of a rollout that its drafts saved; guessing costs too."""
+        fixed = self._settings.pass_tokens
+        plain = fixed * tally.longest + tally.tokens
+        return 1 - (fixed * tally.passes + (1 + GUESS) * tally.fed) / plain
 
     def note(self, row: int, tokens: Sequence[int]) -> None:
         """Counts the tokens as followers of the contexts that they end."""

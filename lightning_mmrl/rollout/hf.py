@@ -13,9 +13,9 @@ from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.rollout.drafts import Drafter, DraftStore
+from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
-from lightning_mmrl.rollout.speculation import Choose, Sheet, Speculation, Tally
+from lightning_mmrl.rollout.speculation import Choose, Sheet, Speculation
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.speculation import SpeculationSettings
@@ -122,10 +122,12 @@ class HFEngine:
         if greedy:
             refuse_broken(sheet.logprobs, prompts, group_size)
         eos, completions = set(self._eos.tolist()), []
-        for row, length in zip(sheet.tokens.tolist(), sheet.mask.sum(-1).tolist(), strict=True):
-            ids = row[:length]
+        rows = [row[:length] for row, length in zip(sheet.tokens.tolist(), sheet.mask.sum(-1).tolist(), strict=True)]
+        if self.drafter is not None:
+            self.drafter.end(rows, tally)
+        for ids in rows:
             text = self._template.complete(self._decode(ids))
-            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
+            completions.append(Completion(text=text, num_tokens=len(ids), truncated=ids[-1] not in eos))
         return Rollout(
             completion_ids=sheet.tokens,
             completion_mask=sheet.mask,
@@ -139,10 +141,12 @@ class HFEngine:
     def _decode_all(
         self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Sheet, Tally | None]:
-        """Prefills and samples until every row has ended, at this rank's own pace; a tally comes of drafts."""
-        noise = noise.to(prompts.input_ids.device)
+        """Prefills and samples until every row has ended, at this rank's own pace."""
+        noise, drafter = noise.to(prompts.input_ids.device), self.drafter
+        if drafter is not None and not drafter.begin([each.id for each in prompts.samples for _ in range(group_size)]):
+            drafter = None
         with whole(self.policy):
-            decoding = start_decoding(self.policy, prompts, group_size, drafts=self.drafter is not None)
+            decoding = start_decoding(self.policy, prompts, group_size, drafts=drafter is not None)
             sheet = Sheet(
                 tokens=torch.full(noise.shape, self._pad, device=noise.device),
                 logprobs=torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32)),
@@ -151,7 +155,7 @@ class HFEngine:
             )
             # The results are allocated outside of inference mode, because a loss may save them for its backward pass.
             with torch.inference_mode():
-                tally = self._fill(sheet, decoding, prompts, group_size, greedy)
+                tally = self._fill(sheet, decoding, drafter, greedy)
         width = int(sheet.mask.any(0).sum())
         return Sheet(*(tensor[:, :width] for tensor in sheet)), tally
 
@@ -165,16 +169,13 @@ class HFEngine:
         chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise)
         return chosen, distribution.gather(-1, chosen[:, None]).squeeze(-1)
 
-    def _fill(
-        self, sheet: Sheet, decoding: Decoding, prompts: PromptBatch, group_size: int, greedy: bool
-    ) -> Tally | None:
-        """Samples with drafts or without."""
+    def _fill(self, sheet: Sheet, decoding: Decoding, drafter: Drafter | None, greedy: bool) -> Tally | None:
+        """Samples with drafts or without; a tally comes of drafts."""
         choose = partial(self._choose, greedy=greedy)
-        if self.drafter is None:
+        if drafter is None:
             self._fill_step_by_step(sheet, decoding, choose)
             return None
-        self.drafter.begin([sample.id for sample in prompts.samples for _ in range(group_size)])
-        return Speculation(sheet, choose, self.drafter, ends=set(self._eos.tolist()), poll=self._poll).fill(decoding)
+        return Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll).fill(decoding)
 
     def _fill_step_by_step(self, sheet: Sheet, decoding: Decoding, choose: Choose) -> None:
         """Samples token by token; rows that ended leave the batch once they are a quarter of it."""

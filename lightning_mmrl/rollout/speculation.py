@@ -6,9 +6,7 @@ until one differs from its draft: this token is the right one, and what follows 
 decoding (arXiv:2211.17192) in which the verifying sample is the very one that step-by-step decoding takes.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -16,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_mmrl.models.decoding import Decoding
-from lightning_mmrl.rollout.drafts import Draft, Drafter
+from lightning_mmrl.rollout.drafts import Draft, Drafter, Tally
 
 NO_DRAFT = Draft([], [])
 
@@ -35,32 +33,6 @@ class Sheet(NamedTuple):
     logprobs: Float[Tensor, "N C"]
     mask: Bool[Tensor, "N C"]
     noise: Float[Tensor, "N C"]
-
-
-@dataclass(slots=True)
-class Tally:
-    """Costs and yield of a rollout.
-
-    Attributes:
-        passes: Passes of the decoder, the one over the prompts included.
-        longest: Tokens of the longest completion: the number of passes without drafts.
-        drafted: Drafted tokens, by source.
-        accepted: Drafted tokens that were right, by source.
-
-    >>> Tally(passes=3, longest=5).counts()
-    {'passes': 3, 'longest': 5}
-    """
-
-    passes: int = 0
-    longest: int = 0
-    drafted: Counter[str] = field(default_factory=Counter)
-    accepted: Counter[str] = field(default_factory=Counter)
-
-    def counts(self) -> dict[str, int]:
-        """All numbers in one mapping."""
-        both = {"drafted": self.drafted, "accepted": self.accepted}
-        by_source = {f"{name}/{source}": count for name, each in both.items() for source, count in each.items()}
-        return {"passes": self.passes, "longest": self.longest, **by_source}
 
 
 class Speculation:
@@ -108,8 +80,9 @@ class Speculation:
                 token for row, draft in zip(rows, drafts, strict=True) for token in (self._pending[row], *draft.tokens)
             ]
             widths = [1 + len(draft.tokens) for draft in drafts]
+            self.tally.fed += len(fed)
             states = decoding.extend(torch.tensor(fed, device=states.device), widths)
-        self.tally.longest = max(self._lengths)
+        self.tally.longest, self.tally.tokens = max(self._lengths), sum(self._lengths)
         return self.tally
 
     def _drafts(self, rows: Sequence[int], running: Sequence[bool], careful: Sequence[bool]) -> list[Draft]:
@@ -127,8 +100,7 @@ class Speculation:
         """Decides the next tokens of each row; returns how many, and notes in `running` which rows ended."""
         sheet, device = self._sheet, states.device
         at = torch.tensor(self._places(rows, drafts), device=device).T
-        # A row that ended may have no noise left; what is chosen for it is not used.
-        chosen, values = self._choose(states, sheet.noise[at[0], at[1].clamp(max=self._width - 1)])
+        chosen, values = self._choose(states, self._noise(at))
         tokens, finite = chosen.tolist(), values.isfinite().tolist()
         counts, used, start = [], [], 0
         for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
@@ -150,6 +122,10 @@ class Speculation:
         """Row and position of the token after each token of a pass."""
         spans = [(row, self._lengths[row], 1 + len(draft.tokens)) for row, draft in zip(rows, drafts, strict=True)]
         return [(row, length + step) for row, length, width in spans for step in range(width)]
+
+    def _noise(self, at: Int[Tensor, "2 T"]) -> Float[Tensor, " T"]:
+        """The noise of each place; a row that ended may have none left, and what is chosen for it is not used."""
+        return self._sheet.noise[at[0], at[1].clamp(max=self._width - 1)]
 
     def _judge(self, draft: Draft, tokens: Sequence[int], finite: Sequence[bool]) -> int:
         """How many of the chosen tokens are decided: up to the first that ends the row or differs from the draft.

@@ -155,7 +155,7 @@ class Rollout(_Movable):
     the engine's values of log_softmax(logits / T) with banned ids at minus infinity; if the engine sampled only from
     some of the tokens (top-p), their probabilities are scaled to sum to one. Where the mask is False,
     `sampler_logprobs` are zero. `policy_version` is, for each completion, the number of the last push before it was
-    sampled. `decoding` has counts of passes and drafts, if the engine drafts tokens (`rollout.speculation.Tally`).
+    sampled. `decoding` has counts of passes and drafts, if the engine drafts tokens (`rollout.drafts.Tally`).
     """
 
     completion_ids: Int[Tensor, "N C"]
