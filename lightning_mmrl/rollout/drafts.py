@@ -1,20 +1,27 @@
 """Guesses the next tokens of completions from completions that were sampled before."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
-ORDERS = (2, 4, 8)
-"""Lengths of the contexts of all prompts."""
+LONG, SHORT, OF_PROMPT = 8, 3, 3
+"""Numbers of tokens in the contexts of all prompts, and in those of a single prompt."""
 
-PROMPT_ORDER = 3
-"""Length of the contexts of one prompt."""
+START = 1
+"""The context before the first token of a completion."""
 
-START = -1
-"""Stands before the first token of a completion."""
+ENOUGH = 64
+"""Rows that are counted while more are sampled; the others have much the same contexts, and counting takes time."""
+
+BITS = 20
+"""Bits of a token in a context, which is one integer; tokens that differ only above them are taken for each other."""
+
+SURE = 0.9
+"""Probability at which no other context is asked."""
 
 MAX_COUNT = 64
 """Occurrences of a context at which its counts are halved, so that old ones fade."""
@@ -25,8 +32,9 @@ LEAST_GAIN = 0.03
 LONGEST_REST = 16
 """Rollouts in a row without drafts at most."""
 
-GUESS = 0.03
-"""Cost of guessing and judging one token, in tokens of a pass."""
+GUESS = 0.25
+"""Cost of guessing and judging one token, in tokens of a pass: measured at 1.1 M parameters, and less in larger models.
+"""
 
 EARLIER, RECENT, SIBLING, OWN = "earlier", "recent", "sibling", "own"
 """Sources of drafts: completions of the same prompt in earlier rollouts, completions of any prompt, the other
@@ -94,52 +102,62 @@ class Drafter(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class _Followers:
-    """Tokens that followed a context; `origin` is the row, by rollout and number, that had the likeliest one last."""
+    """Tokens that followed a context.
 
-    total: int = 0
-    likeliest: int = START
-    origin: tuple[int, int] = (0, 0)
-    counts: dict[int, int] = field(default_factory=dict)
+    Attributes:
+        likeliest: The token that followed most often, of several the last.
+        probability: An estimate of its probability, as if one more token had followed that differs.
+        origin: Rollout and row that had it last.
+    """
+
+    __slots__ = ("_counts", "_total", "likeliest", "origin", "probability")
+
+    def __init__(self, token: int, origin: tuple[int, int]) -> None:
+        self.likeliest, self.probability, self.origin = token, 0.5, origin
+        self._counts, self._total = {token: 1}, 1
 
     def add(self, token: int, origin: tuple[int, int]) -> None:
-        self.total += 1
-        count = self.counts[token] = self.counts.get(token, 0) + 1
-        if count >= self.counts.get(self.likeliest, 0):
+        counts = self._counts
+        count = counts[token] = counts.get(token, 0) + 1
+        self._total += 1
+        if count >= counts[self.likeliest]:
             self.likeliest, self.origin = token, origin
-        if self.total >= MAX_COUNT:
-            self.counts = {each: number // 2 for each, number in self.counts.items() if number > 1}
-            self.total = sum(self.counts.values())
-
-    @property
-    def probability(self) -> float:
-        """An estimate of the probability of the likeliest token, as if one more token had followed that differs."""
-        return self.counts[self.likeliest] / (self.total + 1)
+        self.probability = counts[self.likeliest] / (self._total + 1)
+        if self._total >= MAX_COUNT:
+            self._total //= 2
+            halves = {each: number // 2 for each, number in counts.items() if number > 1}
+            self._counts = {self.likeliest: 1, **halves}
 
 
 class _Table:
     """Followers of a bounded number of contexts: of two halves, the older one is dropped when the newer one is full."""
 
-    def __init__(self, size: int) -> None:
-        self._half = size // 2
-        self._newer: dict[tuple[object, ...], _Followers] = {}
-        self._older: dict[tuple[object, ...], _Followers] = {}
+    def __init__(self, size: int, order: int) -> None:
+        self.mask = (1 << BITS * order) - 1
+        self._half = max(1, size // 2)
+        self._newer: dict[int, _Followers] = {}
+        self._older: dict[int, _Followers] = {}
 
     def __len__(self) -> int:
         return len(self._newer) + len(self._older)
 
-    def add(self, context: tuple[object, ...], token: int, origin: tuple[int, int]) -> None:
+    def add(self, context: int, token: int, origin: tuple[int, int]) -> None:
         found = self._newer.get(context)
+        if found is not None:
+            found.add(token, origin)
+            return
+        found = self._older.pop(context, None)
         if found is None:
-            found = self._newer[context] = self._older.pop(context, None) or _Followers()
-            if len(self._newer) >= self._half:
-                self._older, self._newer = self._newer, {}
-        found.add(token, origin)
+            found = _Followers(token, origin)
+        else:
+            found.add(token, origin)
+        self._newer[context] = found
+        if len(self._newer) >= self._half:
+            self._older, self._newer = self._newer, {}
 
-    def find(self, context: tuple[object, ...]) -> _Followers | None:
-        found = self._newer.get(context)
-        return self._older.get(context) if found is None else found
+    def find(self, context: int) -> _Followers | None:
+        return self._newer.get(context) or self._older.get(context)
 
 
 class DraftStore:
@@ -168,16 +186,20 @@ class DraftStore:
 
     def __init__(self, settings: SpeculationSettings) -> None:
         self._settings = settings
-        self._table = _Table(settings.max_contexts)
+        self._long, self._short, self._of_prompt = (
+            _Table(settings.max_contexts // 3, order) for order in (LONG, SHORT, OF_PROMPT)
+        )
         self._rollout = 0
         self._rest, self._next_rest = 1, 1  # rollouts without drafts: still to come, and after the next failure
-        self._names: list[str] = []
-        self._tokens: list[list[int]] = []
+        self._names: list[int] = []
+        self._contexts: list[int] = []  # the last tokens of each row
 
     def begin(self, names: Sequence[str]) -> bool:
         """Forgets the rows of the last rollout; what followed their contexts stays."""
         self._rollout += 1
-        self._names, self._tokens = list(names), [[START] for _ in names]
+        self._names = [crc32(name.encode()) << BITS * LONG for name in names]
+        self._contexts = [START] * len(names)
+        self._every = max(1, len(names) // ENOUGH)
         return self._rest == 0
 
     def end(self, rows: Sequence[Sequence[int]], tally: Tally | None) -> None:
@@ -200,48 +222,63 @@ class DraftStore:
 
     def note(self, row: int, tokens: Sequence[int]) -> None:
         """Counts the tokens as followers of the contexts that they end."""
-        text, origin = self._tokens[row], (self._rollout, row)
+        context, name, origin = self._contexts[row], self._names[row], (self._rollout, row)
+        counts = row % self._every == 0
         for token in tokens:
-            for context in self._contexts(row, text):
-                self._table.add(context, token, origin)
-            text.append(token)
+            if counts:
+                self._long.add(context, token, origin)
+                self._short.add(context & self._short.mask, token, origin)
+                self._of_prompt.add(context & self._of_prompt.mask | name, token, origin)
+            context = _followed(context, token)
+        self._contexts[row] = context
 
     def propose(self, rows: Sequence[int], rooms: Sequence[int]) -> list[Draft]:
         """The likeliest tokens of each row, each given the ones before it."""
         least = len(rows) / (len(rows) + self._settings.pass_tokens)
+        self._every = max(1, len(rows) // ENOUGH)
         limits = [min(room, self._settings.max_draft) for room in rooms]
         return [self._draft(row, limit, least) for row, limit in zip(rows, limits, strict=True)]
 
     def _draft(self, row: int, limit: int, least: float) -> Draft:
-        text, sources = self._tokens[row][-ORDERS[-1] :], list[str]()
-        start, chance = len(text), 1.0
-        while len(sources) < limit:
-            best, of_prompt = None, False
-            for number, context in enumerate(self._contexts(row, text)):
-                found = self._table.find(context)
-                if found is not None and (best is None or found.probability > best.probability):
-                    best, of_prompt = found, number == 0
+        context, chance, tokens, sources = self._contexts[row], 1.0, list[int](), list[str]()
+        while len(tokens) < limit:
+            best = self._likeliest(row, context)
             if best is None:
                 break
-            chance *= best.probability
+            chance *= best[0].probability
             if chance < least:
                 break
-            text.append(best.likeliest)
-            sources.append(self._source(row, best.origin, of_prompt))
-        return Draft(text[start:], sources)
+            token = best[0].likeliest
+            tokens.append(token)
+            sources.append(self._source(row, *best))
+            context = _followed(context, token)
+        return Draft(tokens, sources)
 
-    def _source(self, row: int, origin: tuple[int, int], of_prompt: bool) -> str:
-        rollout, other = origin
+    def _likeliest(self, row: int, context: int) -> tuple[_Followers, bool] | None:
+        """The followers with the likeliest token, and whether they are of the row's prompt alone."""
+        best, of_prompt = self._long.find(context), False
+        if best is not None and best.probability >= SURE:
+            return best, False
+        found = self._of_prompt.find(context & self._of_prompt.mask | self._names[row])
+        if found is not None and (best is None or found.probability >= best.probability):
+            best, of_prompt = found, True
+        found = self._short.find(context & self._short.mask)
+        if found is not None and (best is None or found.probability > best.probability):
+            best, of_prompt = found, False
+        return None if best is None else (best, of_prompt)
+
+    def _source(self, row: int, found: _Followers, of_prompt: bool) -> str:
+        rollout, other = found.origin
         if rollout != self._rollout:
             return EARLIER if of_prompt else RECENT
         if other == row:
             return OWN
         return SIBLING if self._names[other] == self._names[row] else RECENT
 
-    def _contexts(self, row: int, text: Sequence[int]) -> Iterator[tuple[object, ...]]:
-        """The keys of what came last: that of the prompt, then those of all prompts from short to long."""
-        yield (self._names[row], *text[-PROMPT_ORDER:])
-        for order in ORDERS:
-            yield tuple(text[-order:])
-            if len(text) <= order:
-                return
+
+def _followed(context: int, token: int) -> int:
+    """The context after one more token."""
+    return (context << BITS | (token + 2) & (1 << BITS) - 1) & _WHOLE
+
+
+_WHOLE = (1 << BITS * LONG) - 1

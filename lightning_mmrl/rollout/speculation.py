@@ -6,6 +6,7 @@ until one differs from its draft: this token is the right one, and what follows 
 decoding (arXiv:2211.17192) in which the verifying sample is the very one that step-by-step decoding takes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_mmrl.models.decoding import Decoding
+from lightning_mmrl.models.spans import Spans
 from lightning_mmrl.rollout.drafts import Draft, Drafter, Tally
 
 NO_DRAFT = Draft([], [])
@@ -54,6 +56,7 @@ class Speculation:
         self._width = sheet.noise.shape[1]
         self._lengths = [0] * len(sheet.noise)
         self._pending = [0] * len(sheet.noise)  # the last token of each row, which no pass has seen yet
+        self._drafted, self._accepted = list[str](), list[str]()  # the sources of drafted and of right tokens
         self.tally = Tally()
 
     def fill(self, decoding: Decoding) -> Tally:
@@ -82,6 +85,7 @@ class Speculation:
             widths = [1 + len(draft.tokens) for draft in drafts]
             self.tally.fed += len(fed)
             states = decoding.extend(torch.tensor(fed, device=states.device), widths)
+        self.tally.drafted, self.tally.accepted = Counter(self._drafted), Counter(self._accepted)
         self.tally.longest, self.tally.tokens = max(self._lengths), sum(self._lengths)
         return self.tally
 
@@ -99,29 +103,23 @@ class Speculation:
     ) -> list[int]:
         """Decides the next tokens of each row; returns how many, and notes in `running` which rows ended."""
         sheet, device = self._sheet, states.device
-        at = torch.tensor(self._places(rows, drafts), device=device).T
+        spans = Spans([1 + len(draft.tokens) for draft in drafts], device)
+        first = torch.tensor([self._lengths[row] for row in rows], device=device)
+        at = torch.stack([torch.tensor(rows, device=device)[spans.row], spans.positions(first)])
         chosen, values = self._choose(states, self._noise(at))
         tokens, finite = chosen.tolist(), values.isfinite().tolist()
-        counts, used, start = [], [], 0
-        for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+        counts = []
+        for place, (row, draft, start) in enumerate(zip(rows, drafts, spans.starts, strict=True)):
             stop = start + 1 + len(draft.tokens)
             count = self._judge(draft, tokens[start:stop], finite[start:stop]) if running[place] else 0
             counts.append(count)
-            used += range(start, start + count)
             if count:
                 running[place] = self._advance(row, tokens[start : start + count], finite[start + count - 1])
-            start = stop
-        index = torch.tensor(used, dtype=torch.long, device=device)
-        rows_used, steps_used = at[:, index]
-        sheet.tokens[rows_used, steps_used] = chosen[index]
-        sheet.logprobs[rows_used, steps_used] = values[index].to(sheet.logprobs)
-        sheet.mask[rows_used, steps_used] = True
+        decided = at[1] < (first + torch.tensor(counts, device=device))[spans.row]
+        found = tuple(at[:, decided])
+        sheet.tokens[found], sheet.logprobs[found] = chosen[decided], values[decided].to(sheet.logprobs)
+        sheet.mask[found] = True
         return counts
-
-    def _places(self, rows: Sequence[int], drafts: Sequence[Draft]) -> list[tuple[int, int]]:
-        """Row and position of the token after each token of a pass."""
-        spans = [(row, self._lengths[row], 1 + len(draft.tokens)) for row, draft in zip(rows, drafts, strict=True)]
-        return [(row, length + step) for row, length, width in spans for step in range(width)]
 
     def _noise(self, at: Int[Tensor, "2 T"]) -> Float[Tensor, " T"]:
         """The noise of each place; a row that ended may have none left, and what is chosen for it is not used."""
@@ -132,16 +130,18 @@ class Speculation:
 
         None are if the distribution of one of them is not finite and there is a draft, which may be the reason.
         """
-        count = 0
+        count, right, drafted = 0, 0, len(draft.tokens)
         for count, token in enumerate(tokens, 1):
-            wrong = count <= len(draft.tokens) and token != draft.tokens[count - 1]
-            if wrong or token in self._ends or not finite[count - 1]:
+            if right < drafted and token == draft.tokens[right]:
+                right += 1
+            else:
+                drafted = 0
+            if not drafted or token in self._ends or not finite[count - 1]:
                 break
-        self.tally.drafted.update(draft.sources)
+        self._drafted += draft.sources
         if draft.tokens and not all(finite[:count]):
             return 0
-        right = sum(token == guess for token, guess in zip(tokens[:count], draft.tokens, strict=False))
-        self.tally.accepted.update(draft.sources[:right])
+        self._accepted += draft.sources[:right]
         return count
 
     def _advance(self, row: int, tokens: Sequence[int], finite: bool) -> bool:

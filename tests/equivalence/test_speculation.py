@@ -9,7 +9,7 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models import decoding, spans
+from lightning_mmrl.models import decoding
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds
@@ -217,8 +217,12 @@ def test_control_rows_see_what_comes_after_their_last_token(one, monkeypatch):
     assert wrong(one, monkeypatch, decoding._Ragged, "attend", unmasked) == [True, False]
 
 
-def test_control_positions_of_rows_that_advance_alike(one, monkeypatch):
-    def alike(self, first):
-        return first[0] + self._step
+@pytest.mark.parametrize("kind", [SharedDecoding, StockDecoding])
+def test_control_positions_of_rows_that_advance_alike(one, monkeypatch, kind):
+    retain = kind.retain
 
-    assert wrong(one, monkeypatch, spans.Spans, "positions", alike) == [True, True]
+    def alike(self, counts):
+        retain(self, counts)
+        self._position = self._position + max(counts) - torch.tensor(counts)
+
+    assert wrong(one, monkeypatch, kind, "retain", alike) == [kind is SharedDecoding, kind is StockDecoding]

@@ -90,6 +90,7 @@ def measured(config: RunSettings, options: argparse.Namespace, known: Sequence[d
     policy = parts.policy(options.checkpoint, encoder, stage.sampling.temperature)
     if options.float64:
         in_double(policy)
+    reckoned = False
     settings = {"encoder": encoder, "sampling": stage.sampling, "template": parts.template}
     drafting = SpeculationSettings(max_draft=options.max_draft, pass_tokens=options.pass_tokens)
     bench = Bench(
@@ -105,8 +106,11 @@ def measured(config: RunSettings, options: argparse.Namespace, known: Sequence[d
             break
         if number <= len(known):
             bench.replay(known[number - 1])
-        else:
-            yield bench.compare(prompts, number)
+            continue
+        if not reckoned:
+            print(f"the fixed part of a pass costs as much as {bench.pass_tokens(prompts):.0f} tokens", flush=True)
+            reckoned = True
+        yield bench.compare(prompts, number)
 
 
 def batches(parts: Assembly, name: str, stage: StageSettings, encoder: Any) -> Iterator[PromptBatch]:
@@ -188,6 +192,24 @@ class Bench:
             "names": [sample.id for sample in prompts.samples for _ in range(self.group_size)],
             "rows": rows,
         }
+
+    @torch.inference_mode()
+    def pass_tokens(self, prompts: PromptBatch) -> float:
+        """The fixed part of a pass in tokens, from passes with one token and with three tokens of each row."""
+        self.policy.eval()
+        seconds = {}
+        for width in (1, 3):
+            running = start_decoding(self.policy, prompts, self.group_size, drafts=True)
+            num_rows, taken = len(running.states), []
+            for _ in range(7):
+                before = time.process_time()
+                states = running.extend(torch.randint(20, 200, (num_rows * width,)), [width] * num_rows)
+                self.policy.next_logprobs(states)
+                taken.append(time.process_time() - before)
+                running.retain([width] * num_rows)
+            seconds[width] = sorted(taken)[len(taken) // 2]
+        token = (seconds[3] - seconds[1]) / (2 * num_rows)
+        return seconds[1] / token - num_rows
 
     def entropy(self, prompts: PromptBatch, rollout: Rollout) -> float:
         """Mean entropy of the policy at the sampled tokens, in nats."""

@@ -88,11 +88,20 @@ def test_the_likeliest_follower_counts_and_old_ones_fade():
     assert proposed(store, "b", [5]).tokens == [7]
 
 
+def test_a_context_with_many_followers_promises_little():
+    store = store_of(max_draft=1)
+    sample(store, [("a", [5, 100 + number]) for number in range(63)])
+    store.begin(["b"])
+    store.note(0, [5])
+    assert store._likeliest(0, store._contexts[0])[0].probability < 0.05
+    sample(store, [("a", [5, 200 + number]) for number in range(63)])
+
+
 def test_the_number_of_contexts_is_bounded_and_the_newest_stay():
     store = store_of(max_contexts=40, max_draft=1)
     for number in range(200):
         sample(store, [("a", [number, number + 1000, number + 2000])])
-        assert len(store._table) <= 40
+        assert sum(map(len, (store._long, store._short, store._of_prompt))) <= 40
     assert proposed(store, "a", [199, 1199]).tokens == [2199]
     assert proposed(store, "a", [3, 1003]).tokens == []
 
