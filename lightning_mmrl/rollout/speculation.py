@@ -77,7 +77,8 @@ class Speculation:
             if 4 * sum(running) <= 3 * len(rows):
                 kept = [place for place, runs in enumerate(running) if runs]
                 decoding.keep(torch.tensor(kept, device=states.device))
-                rows, careful, running = ([each[place] for place in kept] for each in (rows, careful, running))
+                rows, careful = [rows[place] for place in kept], [careful[place] for place in kept]
+                running = [True] * len(kept)
             drafts = self._drafts(rows, running, careful)
             fed = [
                 token for row, draft in zip(rows, drafts, strict=True) for token in (self._pending[row], *draft.tokens)
