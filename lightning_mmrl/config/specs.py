@@ -162,10 +162,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
         for key in ("validation", "validation_limit", "cue_lexicon"):
             del data[key]
         if "rollout" in stage:
-            engine = stage["rollout"] or config.rollout
-            stage["rollout"] = {
-                key: value for key, value in engine.items() if key != "speculation"
-            }  # drafts decide nothing
+            stage["rollout"] = _without_drafts(stage["rollout"] or config.rollout)
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["known_sizes"]
@@ -173,6 +170,11 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     found = flattened(redacted_tree({**shared, "stage": stage}))
     known = {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
     return {first_name(key): value for key, value in known.items()}
+
+
+def _without_drafts(engine: Any) -> Any:
+    """An engine's node without the drafts, which decide no token; a value that is no node stays for its check."""
+    return {key: engine[key] for key in engine if key != "speculation"} if isinstance(engine, Mapping) else engine
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

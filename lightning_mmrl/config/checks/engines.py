@@ -22,7 +22,8 @@ def check_engines(config: RunSettings) -> None:
             f"rollout is {config.rollout!r}; it must be an engine: choose one with rollout=hf or rollout=vllm"
         )
     for key, engine in engines(config).items():
-        _check_drafts(f"{key}.speculation", engine.get("speculation"))
+        if isinstance(engine, Mapping):  # a value that is no node is refused with its rule
+            _check_drafts(f"{key}.speculation", engine.get("speculation"))
     for name in config.order:
         stage = config.stages[name]
         own, sampling = engines(config).get(f"stages.{name}.rollout", config.rollout), stage.sampling
