@@ -183,10 +183,16 @@ class Assembly:
         return AnswerEvaluator(engine=engine, task=self.tasks[VALIDATION], rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
-        """Returns the engine of evaluations, in which the policy itself generates the answers."""
-        sampling = SamplingSettings(max_new_tokens=max_new_tokens)
-        poll = self.group.interruption.poll
-        return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
+        """Returns the engine of evaluations: the policy itself generates the answers, with the drafts of `rollout`."""
+        sampling, node = SamplingSettings(max_new_tokens=max_new_tokens), self.config.rollout.get("speculation")
+        return HFEngine.of(
+            policy,
+            encoder=encoder,
+            sampling=sampling,
+            speculation=None if node is None else targets.build(node, "rollout.speculation"),
+            template=self.template,
+            poll=self.group.interruption.poll,
+        )
 
     def rollout_engine(
         self,

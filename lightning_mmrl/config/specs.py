@@ -162,8 +162,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     if not isinstance(own, StageSettings):
         for key in ("validation", "validation_limit", "cue_lexicon"):
             del data[key]
-        if stage.get("rollout", config) is None:
-            stage["rollout"] = config.rollout
+        if "rollout" in stage:
+            stage["rollout"] = _without_drafts(stage["rollout"] or config.rollout)
     _record_weights(stage["data"]["sources"], own)
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
@@ -179,6 +179,11 @@ def _record_weights(sources: Mapping[str, dict[str, Any]], stage: NodeSettings) 
     if len(sources) == 1 or not isinstance(stage, StageSettings):
         for source in sources.values():
             source["weight"] = 1.0 if source["weight"] is None else source["weight"]
+
+
+def _without_drafts(engine: Any) -> Any:
+    """An engine's node without the drafts, which decide no token; a value that is no node stays for its check."""
+    return {key: engine[key] for key in engine if key != "speculation"} if isinstance(engine, Mapping) else engine
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

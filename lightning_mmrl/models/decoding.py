@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.shared_prefix import layout_arguments, prompt_tiles
+from lightning_mmrl.models.spans import Spans, last_kept, spans_of
+from lightning_mmrl.models.stock_decoding import StockDecoding
 from lightning_mmrl.ops.decode_attention import attend_padded, padding_bias
 from lightning_mmrl.ops.tiled_attention import PartialAttention, attend, attend_block, merge
 from lightning_mmrl.types.batches import PromptBatch
@@ -26,7 +27,10 @@ OWN_TOKENS = 32
 
 
 class Decoding(Protocol):
-    """Rows that are decoded together; rows that ended can be left out."""
+    """Rows that are decoded together; rows that ended can be left out.
+
+    `extend` appends several tokens to each row, some of them drafts, and `retain` then forgets those that are wrong.
+    """
 
     @property
     def states(self) -> Float[Tensor, "R D"]:
@@ -37,21 +41,35 @@ class Decoding(Protocol):
         """Appends one token to each row."""
         ...
 
+    def extend(self, tokens: Int[Tensor, " T"], widths: Sequence[int]) -> Float[Tensor, "T D"]:
+        """Appends `widths[r]` tokens, one at least, to each row r in one pass; returns the state after each token.
+
+        Tokens and states lie row by row. `retain` must follow.
+        """
+        ...
+
+    def retain(self, counts: Sequence[int]) -> None:
+        """Keeps the first `counts[r]` tokens that `extend` appended to row r; the others leave no trace."""
+        ...
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Continues with some of the rows, in the given order."""
         ...
 
 
-def start_decoding(policy: Policy, prompts: PromptBatch, group_size: int) -> Decoding:
-    """Prefills each of B prompts once, for G rows per prompt in prompt order; call it without gradients."""
+def start_decoding(policy: Policy, prompts: PromptBatch, group_size: int, *, drafts: bool = False) -> Decoding:
+    """Prefills each of B prompts once, for G rows per prompt in prompt order; call it without gradients.
+
+    Only with `drafts` may rows be extended by several tokens.
+    """
     kind = SharedDecoding if policy.sharing_refusal is None else StockDecoding
-    return kind(policy, prompts, group_size)
+    return kind(policy, prompts, group_size, drafts=drafts)
 
 
 class SharedDecoding:
     """Decoding on one packed row per step: no padding, and each prompt's keys are read once for all its rows."""
 
-    def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
+    def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int, *, drafts: bool = False) -> None:
         self._policy = policy
         lengths = prompts.prompt_mask.sum(-1).tolist()
         rows: list[int] = []
@@ -71,17 +89,34 @@ class SharedDecoding:
             buckets += layout.buckets
             rows += chunk
         order = torch.tensor(rows).argsort().to(prompts.input_ids.device)
-        self._cache = _SharedCache(buckets, len(lengths), group_size)
+        self._cache = _SharedCache(buckets, len(lengths), group_size, drafts=drafts)
+        self._spans: Spans | None = None
         self._position = prompts.next_position.repeat_interleave(group_size)
         self.states = torch.cat(states)[order].repeat_interleave(group_size, dim=0)
 
     def advance(self, tokens: Int[Tensor, " R"]) -> None:
         """Appends one token to each row, in one decoder pass over R tokens."""
-        self._cache.begin_step(tokens.device)
-        positions = self._position.expand(3, 1, -1)
-        attention = layout_arguments(self._cache, tokens.device)
-        self.states = self._policy.text_states(tokens[None], positions, attention=attention)[0]
+        widths = [1] * len(tokens)
+        self.states = self.extend(tokens, widths)
         self._position = self._position + 1
+        self._cache.retain(widths)
+
+    def extend(self, tokens: Int[Tensor, " T"], widths: Sequence[int]) -> Float[Tensor, "T D"]:
+        """Appends several tokens to each row, in one decoder pass over T tokens; rows need no padding."""
+        spans = self._spans = spans_of(widths, self._spans, tokens.device)
+        self._cache.begin_step(spans)
+        positions = spans.positions(self._position).expand(3, 1, -1)
+        attention = layout_arguments(self._cache, tokens.device)
+        self._appended = self._policy.text_states(tokens[None], positions, attention=attention)[0]
+        return self._appended
+
+    def retain(self, counts: Sequence[int]) -> None:
+        """Keeps the first of the appended tokens; the keys of the others are overwritten later."""
+        assert self._spans is not None
+        states = self._appended
+        self.states = last_kept(self.states, states, self._spans, counts)
+        self._position = self._position + torch.tensor(counts, device=states.device)
+        self._cache.retain(counts, finite=bool(states.isfinite().all()))
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops the own keys of rows that ended, and prompts that no row needs."""
@@ -163,28 +198,50 @@ class _PrefillLayout:
 class _SharedCache:
     """Holds prompt keys once per prompt and own keys once per row; computes the attention of R rows in a step.
 
-    If each prompt has one row, the row's own keys lie after the prompt's, and one call attends to both.
+    If each prompt has one row and there are no drafts, the row's own keys lie after the prompt's, and one call attends
+    to both. With drafts, rows may differ in their number of own tokens; keys after a row's last token are hidden.
     """
 
-    def __init__(self, buckets: list[_Bucket], num_prompts: int, group_size: int) -> None:
+    def __init__(self, buckets: list[_Bucket], num_prompts: int, group_size: int, *, drafts: bool) -> None:
         self._buckets = buckets
         self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
-        self._alone = group_size == 1
+        self._alone = group_size == 1 and not drafts
         self._own: list[Tensor] = []  # by layer, the rows' own keys and values [2, R, K, C, d]
-        self._length = 0
+        self._lengths = [0] * len(self._owner)
+        self._room = 0  # columns of `_own` that a step may see
+        self._ragged: _Ragged | None = None
         self._plan: _Plan | None = None
+        self._planned: list[int] = []
 
-    def begin_step(self, device: torch.device) -> None:
-        """Makes room for one more token per row."""
-        self._length += 1
-        if self._plan is None:
-            self._plan = _plan([bucket.prompts for bucket in self._buckets], self._owner, device)
+    def begin_step(self, spans: Spans) -> None:
+        """Makes room for the new tokens of each row."""
+        widths = spans.widths
+        self._room = max(map(sum, zip(self._lengths, widths, strict=True)))
+        even = spans.even_width == 1 and min(self._lengths) + 1 == self._room
+        self._ragged = None if even else _Ragged(spans, self._lengths, self._room)
+        if self._plan is None or self._planned != widths:
+            owner = [prompt for prompt, width in zip(self._owner, widths, strict=True) for _ in range(width)]
+            self._plan = _plan([bucket.prompts for bucket in self._buckets], owner, spans.device)
+            self._planned = widths
         if self._alone:
+            assert even, "start the decoding with drafts"
             for bucket in self._buckets:
-                bucket.make_room(self._length)
+                bucket.make_room(self._room)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "R H d"]:
-        """Attention of each row's token to the row's own tokens and to its prompt."""
+    def retain(self, counts: Sequence[int], *, finite: bool = True) -> None:
+        """Counts the first new tokens of each row as the row's own.
+
+        A weight of zero hides the keys of the others, unless they are not `finite`: then they are set to zero.
+        """
+        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
+        if not finite and self._own:
+            lengths = torch.tensor(self._lengths, device=self._own[0].device)
+            hidden = torch.arange(self._own[0].shape[3], device=lengths.device) >= lengths[:, None]
+            for tokens in self._own:
+                tokens.masked_fill_(hidden[:, None, :, None], 0.0)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "T H d"]:
+        """Attention of each new token to its row's own tokens up to itself, and to the row's prompt."""
         assert self._plan is not None
         if self._alone:
             for bucket, keys, values in zip(self._buckets, *map(self._plan.split, (key, value)), strict=True):
@@ -193,19 +250,26 @@ class _SharedCache:
         parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
         attended = PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
         if not self._alone:
-            if layer == len(self._own):
-                self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
-            if self._own[layer].shape[3] < self._length:
-                self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
-            keys, values = self._own[layer][:, :, :, : self._length]
-            keys[:, :, -1], values[:, :, -1] = key, value
-            own = attend_block(query.unsqueeze(2), keys, values, causal=False, scale=scale)
-            attended = merge(PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2)), attended)
+            attended = merge(self._attend_own(layer, query, key, value, scale), attended)
         return attended.output.to(query.dtype)
+
+    def _attend_own(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> PartialAttention:
+        """Writes the keys of the new tokens, and attends to those of each row."""
+        if layer == len(self._own):
+            self._own.append(key.new_zeros(2, len(self._owner), key.shape[1], OWN_TOKENS, key.shape[2]))
+        while self._own[layer].shape[3] < self._room:
+            self._own[layer] = torch.cat([self._own[layer], torch.zeros_like(self._own[layer])], dim=3)
+        keys, values = self._own[layer][:, :, :, : self._room]
+        if self._ragged is not None:
+            return self._ragged.attend(query, key, value, keys, values, scale)
+        keys[:, :, -1], values[:, :, -1] = key, value
+        own = attend_block(query.unsqueeze(2), keys, values, causal=False, scale=scale)
+        return PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2))
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Continues with some of the rows; a bucket shrinks when half of its prompts have ended."""
-        self._owner = [self._owner[row] for row in rows.tolist()]
+        chosen = rows.tolist()
+        self._owner, self._lengths = ([values[row] for row in chosen] for values in (self._owner, self._lengths))
         self._own = [tokens[:, rows] for tokens in self._own]
         needed, self._plan, buckets = set(self._owner), None, []
         for bucket in self._buckets:
@@ -215,6 +279,33 @@ class _SharedCache:
             if slots:
                 buckets.append(bucket)
         self._buckets = buckets
+
+
+class _Ragged:
+    """Attention of a step in which rows have different numbers of own tokens, or of new ones.
+
+    Args:
+        spans: The new tokens.
+        lengths: Own tokens of each row before them.
+        room: Columns of the rows' own keys that are looked at.
+    """
+
+    def __init__(self, spans: Spans, lengths: Sequence[int], room: int) -> None:
+        self._spans = spans
+        before = torch.tensor(lengths, device=spans.device)
+        self._columns = spans.positions(before)
+        seen = spans.blocks(self._columns)  # the column of each query: the last one that the query sees
+        hidden = torch.arange(room, device=spans.device) > seen.unsqueeze(-1)
+        self._bias = torch.zeros(hidden.shape, device=spans.device).masked_fill_(hidden, -torch.inf).unsqueeze(1)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> PartialAttention:
+        """Writes keys and values of the T new tokens into those of the R rows, and attends to them."""
+        rows = self._spans.row
+        keys[rows, :, self._columns], values[rows, :, self._columns] = key, value
+        part = attend_padded(self._spans.blocks(query).transpose(1, 2), keys, values, self._bias, scale)
+        return PartialAttention(*(self._spans.tokens(tensor.transpose(1, 2)) for tensor in part))
 
 
 class _Plan(NamedTuple):
@@ -254,38 +345,6 @@ def _plan(buckets: Sequence[Sequence[int]], owner: Sequence[int], device: torch.
     if row_of_slot == list(range(len(owner))):
         return _Plan(sizes, None, None)
     return _Plan(sizes, torch.tensor(row_of_slot, device=device), torch.tensor(slot_of_row, device=device))
-
-
-class StockDecoding:
-    """Decoding through transformers' cache, for models that cannot share prompts exactly: prefill once, then copies."""
-
-    def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
-        self._policy, self._cache = policy, DynamicCache(config=policy.text_config)
-        mask = prompts.prompt_mask.long()
-        states = policy.text_states(
-            prompts.input_ids,
-            prompts.position_ids,
-            features=policy.media.features(prompts),
-            in_prompt=prompts.prompt_mask,
-            attention={"attention_mask": mask, "past_key_values": self._cache, "use_cache": True},
-        )[:, -1]
-        self._cache.batch_repeat_interleave(group_size)
-        self._mask = mask.repeat_interleave(group_size, dim=0)
-        self._position = prompts.next_position.repeat_interleave(group_size)
-        self.states = states.repeat_interleave(group_size, dim=0)
-
-    def advance(self, tokens: Int[Tensor, " R"]) -> None:
-        """Appends one token to each row, in one decoder pass over R rows of one token."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        positions = self._position[None, :, None].expand(3, -1, -1)
-        attention = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
-        self.states = self._policy.text_states(tokens[:, None], positions, attention=attention)[:, -1]
-        self._position = self._position + 1
-
-    def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Drops rows that ended from the cache."""
-        self._cache.batch_select_indices(rows)
-        self._mask, self._position, self.states = self._mask[rows], self._position[rows], self.states[rows]
 
 
 def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:

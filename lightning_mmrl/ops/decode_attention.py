@@ -22,14 +22,15 @@ def attend_padded(
     query: Float[Tensor, "b H L d"],
     key: Float[Tensor, "b K M d"],
     value: Float[Tensor, "b K M d"],
-    bias: Float[Tensor, "b 1 1 M"] | None,
+    bias: Float[Tensor, "b 1 Q M"] | None,
     scale: float,
 ) -> PartialAttention:
     """softmax(scale * q k + bias) v over each block of keys, and the log-sum-exp of its scores.
 
-    K key heads are shared by H query heads. A bias of minus infinity gives a weight of exactly zero, so the padding of
-    a shorter block changes nothing. With a bias, half precision is computed in float32, and so is the output; without
-    one, the device's own kernel decides, as in `attend_block`.
+    K key heads are shared by H query heads; the bias has a row for each query, or one for all (Q = L or 1). A bias of
+    minus infinity gives a weight of exactly zero, so the padding of a shorter block changes nothing. With a bias, half
+    precision is computed in float32, and so is the output; without one, the device's own kernel decides, as in
+    `attend_block`.
 
     >>> key, value = torch.zeros(1, 1, 2, 1), torch.tensor([[[[3.0], [9.0]]]])
     >>> attend_padded(torch.ones(1, 1, 1, 1), key, value, padding_bias(torch.tensor([[False, True]])), 1.0).output
@@ -51,6 +52,8 @@ def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """Computes the same with matrix products, for devices whose kernels take no bias or return no log-sum-exp."""
     num_heads, num_queries = query.shape[1:3]
     folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    if bias.shape[2] > 1:
+        bias = bias.repeat(1, 1, num_heads // key.shape[1], 1)
     scores = torch.matmul(folded * scale, key.mT) + bias
     total = scores.logsumexp(-1)
     output = torch.matmul((scores - total.unsqueeze(-1)).exp(), value)

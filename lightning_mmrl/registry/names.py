@@ -108,6 +108,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     ),
     "engine": ("lightning_mmrl.rollout.hf.HFEngine.of", f"{VLLM}.engine.VLLMEngine"),
     "engine setting": (f"{VLLM}.settings.VLLMSettings",),
+    "drafts": ("lightning_mmrl.settings.speculation.SpeculationSettings",),
     "server": (f"{VLLM}.settings.VLLMServer",),
     "canary": ("lightning_mmrl.rollout.canary.Canary",),
     "tracker": find_trackers(),
@@ -152,6 +153,7 @@ NESTED: Mapping[str, str] = {
     "generator setting.*": "generator setting",
     "engine.settings": "engine setting",
     "engine.canary": "canary",
+    "engine.speculation": "drafts",
     "engine setting.server": "server",
 }
 """Maps a kind and one of its parameters to the kind that belongs there; a star is any parameter."""

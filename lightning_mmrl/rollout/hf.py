@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_mmrl.models.decoding import Decoding, start_decoding
@@ -13,9 +13,12 @@ from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
+from lightning_mmrl.rollout.speculation import Choose, Sheet, Speculation
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.speculation import SpeculationSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
@@ -31,8 +34,12 @@ class HFEngine:
         sampling: Maximum length, at which a completion without an end is truncated, and top-p; the temperature is the
             policy's. With a top-p below 1 `sampler_logprobs` are renormalized over the remaining tokens, so a policy
             gradient on such rollouts needs a correction.
+        speculation: Whether and how tokens are drafted, so that a pass may decide several of them.
         template: Gives the opening of the assistant turn, which is part of the prompt; rewards see it before the text.
-        poll: Called before every token; an error that it raises ends the rollout.
+        poll: Called before every pass; an error that it raises ends the rollout.
+
+    Attributes:
+        drafter: Guesses tokens; None samples token by token.
 
     Raises:
         ConfigError: A number is out of range.
@@ -48,10 +55,13 @@ class HFEngine:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
         sampling: SamplingSettings,
+        speculation: SpeculationSettings | None = None,
         template: PromptTemplate | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> None:
         check_rules(sampling, "sampling")
+        drafting = speculation or SpeculationSettings()
+        check_rules(drafting, "rollout.speculation")
         self.policy = policy
         self.version = 0
         self._decode = decode
@@ -60,6 +70,7 @@ class HFEngine:
         self._sampling = sampling
         self._template = template or PromptTemplate()
         self._poll = poll
+        self.drafter: Drafter | None = DraftStore(drafting) if drafting.max_draft else None
 
     @classmethod
     def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
@@ -105,62 +116,77 @@ class HFEngine:
         limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         noise = uniform_noise([seed for group in seeds for seed in group], limit)
         try:
-            tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
+            sheet, tally = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
         finally:
             self.policy.train(training)
         if greedy:
-            refuse_broken(logprobs, prompts, group_size)
+            refuse_broken(sheet.logprobs, prompts, group_size)
         eos, completions = set(self._eos.tolist()), []
-        for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
-            ids = row[:length]
+        rows = [row[:length] for row, length in zip(sheet.tokens.tolist(), sheet.mask.sum(-1).tolist(), strict=True)]
+        if self.drafter is not None:
+            self.drafter.end(rows, tally)
+        for ids in rows:
             text = self._template.complete(self._decode(ids))
-            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
+            completions.append(Completion(text=text, num_tokens=len(ids), truncated=ids[-1] not in eos))
         return Rollout(
-            completion_ids=tokens,
-            completion_mask=mask,
-            sampler_logprobs=logprobs,
+            completion_ids=sheet.tokens,
+            completion_mask=sheet.mask,
+            sampler_logprobs=sheet.logprobs,
             completions=tuple(completions),
             group_size=group_size,
-            policy_version=torch.full((len(tokens),), self.version, device=tokens.device),
+            policy_version=torch.full((len(sheet.tokens),), self.version, device=sheet.tokens.device),
+            decoding={} if tally is None else tally.counts(),
         )
 
     def _decode_all(
         self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
-    ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
+    ) -> tuple[Sheet, Tally | None]:
         """Prefills and samples until every row has ended, at this rank's own pace."""
-        noise = noise.to(prompts.input_ids.device)
+        noise, drafter = noise.to(prompts.input_ids.device), self.drafter
+        if drafter is not None and not drafter.begin([each.id for each in prompts.samples for _ in range(group_size)]):
+            drafter = None
         with whole(self.policy):
-            decoding = start_decoding(self.policy, prompts, group_size)
-            tokens = torch.full(noise.shape, self._pad, device=noise.device)
-            mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
-            logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
+            decoding = start_decoding(self.policy, prompts, group_size, drafts=drafter is not None)
+            sheet = Sheet(
+                tokens=torch.full(noise.shape, self._pad, device=noise.device),
+                logprobs=torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32)),
+                mask=torch.zeros(noise.shape, dtype=torch.bool, device=noise.device),
+                noise=noise,
+            )
             # The results are allocated outside of inference mode, because a loss may save them for its backward pass.
             with torch.inference_mode():
-                self._fill(tokens, logprobs, mask, decoding, noise, greedy)
-        width = int(mask.any(0).sum())
-        return tokens[:, :width], logprobs[:, :width], mask[:, :width]
+                tally = self._fill(sheet, decoding, drafter, greedy)
+        width = int(sheet.mask.any(0).sum())
+        return Sheet(*(tensor[:, :width] for tensor in sheet)), tally
 
-    def _fill(
-        self,
-        tokens: Int[Tensor, "N C"],
-        logprobs: Float[Tensor, "N C"],
-        mask: Bool[Tensor, "N C"],
-        decoding: Decoding,
-        noise: Float[Tensor, "N C"],
-        greedy: bool,
-    ) -> None:
+    def _choose(
+        self, states: Float[Tensor, "T D"], noise: Float[Tensor, " T"], *, greedy: bool
+    ) -> tuple[Int[Tensor, " T"], Float[Tensor, " T"]]:
+        """The token after each state, and its log-probability."""
+        distribution = self.policy.next_logprobs(states)
+        if self._sampling.top_p < 1 and not greedy:
+            distribution = nucleus(distribution, self._sampling.top_p).log_softmax(-1)
+        chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise)
+        return chosen, distribution.gather(-1, chosen[:, None]).squeeze(-1)
+
+    def _fill(self, sheet: Sheet, decoding: Decoding, drafter: Drafter | None, greedy: bool) -> Tally | None:
+        """Samples with drafts or without; a tally comes of drafts."""
+        choose = partial(self._choose, greedy=greedy)
+        if drafter is None:
+            self._fill_step_by_step(sheet, decoding, choose)
+            return None
+        return Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll).fill(decoding)
+
+    def _fill_step_by_step(self, sheet: Sheet, decoding: Decoding, choose: Choose) -> None:
         """Samples token by token; rows that ended leave the batch once they are a quarter of it."""
+        tokens, logprobs, mask, noise = sheet
         eos = self._eos.to(noise.device)
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         num_steps = noise.shape[1]
         for step in range(num_steps):
             self._poll()
-            distribution = self.policy.next_logprobs(decoding.states)
-            if self._sampling.top_p < 1 and not greedy:
-                distribution = nucleus(distribution, self._sampling.top_p).log_softmax(-1)
-            chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
-            values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
+            chosen, values = choose(decoding.states, noise[rows, step])
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()

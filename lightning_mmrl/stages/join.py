@@ -1,5 +1,6 @@
 """Joins and selects prompts, rollouts and scores, and gathers rows of all ranks; computes nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -54,6 +55,7 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
         completions=tuple(completion for part in parts for completion in part.completions),
         group_size=parts[0].group_size,
         policy_version=torch.cat([part.policy_version for part in parts]),
+        decoding=sum((Counter(part.decoding) for part in parts), Counter()),
     )
 
 

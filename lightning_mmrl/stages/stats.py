@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -28,6 +28,7 @@ class RolloutSummary:
         lengths: Tokens of each completion.
         truncated: Whether the length limit ended the completion.
         failed: Number of invalid scores by the component that failed.
+        decoding: Counts of passes and drafts, as in `Rollout`; empty if the engine drafts nothing.
     """
 
     rewards: Float[Tensor, "B G"]
@@ -37,6 +38,7 @@ class RolloutSummary:
     lengths: Float[Tensor, " N"]
     truncated: tuple[bool, ...]
     failed: Counter[str]
+    decoding: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, scores: Scores, rollout: Rollout, has_signal: Bool[Tensor, "B G"]) -> Self:
@@ -49,6 +51,7 @@ class RolloutSummary:
             lengths=rollout.completion_mask.sum(-1).float().cpu(),
             truncated=tuple(completion.truncated for completion in rollout.completions),
             failed=failed_components(scores),
+            decoding=Counter(rollout.decoding),
         )
 
     @classmethod
@@ -66,6 +69,7 @@ class RolloutSummary:
             lengths=torch.cat([part.lengths for part in parts]),
             truncated=tuple(truncated for part in parts for truncated in part.truncated),
             failed=sum((part.failed for part in parts), Counter[str]()),
+            decoding=sum((part.decoding for part in parts), Counter[str]()),
         )
 
 
@@ -84,6 +88,30 @@ def rollout_stats(summary: RolloutSummary) -> dict[str, float]:
         stats[f"rollout/invalid/{name}"] = count / valid.numel()
     for name, values in summary.components.items():
         stats[f"rollout/{name}"] = float(values.where(valid, 0.0).sum()) / num_valid
+    return stats | draft_stats(summary.decoding)
+
+
+def draft_stats(decoding: Mapping[str, int]) -> dict[str, float]:
+    """Yield of the drafts of an iteration, over all ranks; nothing if nothing was drafted.
+
+    - `rollout/decode_passes`: passes of the decoder, the ones over prompts included, summed over ranks and samplings.
+    - `rollout/passes_per_token`: the same for each token of the longest completion; 1 without drafts.
+    - `rollout/drafted/SOURCE` and `rollout/accepted/SOURCE`: drafted tokens, and the share of them that was right.
+
+    >>> draft_stats({"passes": 6, "longest": 12, "drafted/own": 4, "accepted/own": 3})["rollout/passes_per_token"]
+    0.5
+    """
+    if not decoding:
+        return {}
+    stats = {
+        "rollout/decode_passes": float(decoding["passes"]),
+        "rollout/passes_per_token": decoding["passes"] / decoding["longest"],
+    }
+    for key, count in decoding.items():
+        kind, _, source = key.partition("/")
+        if kind == "drafted":
+            stats[f"rollout/drafted/{source}"] = float(count)
+            stats[f"rollout/accepted/{source}"] = decoding.get(f"accepted/{source}", 0) / count
     return stats
 
 

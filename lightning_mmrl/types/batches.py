@@ -5,7 +5,7 @@ tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -155,7 +155,7 @@ class Rollout(_Movable):
     the engine's values of log_softmax(logits / T) with banned ids at minus infinity; if the engine sampled only from
     some of the tokens (top-p), their probabilities are scaled to sum to one. Where the mask is False,
     `sampler_logprobs` are zero. `policy_version` is, for each completion, the number of the last push before it was
-    sampled.
+    sampled. `decoding` has counts of passes and drafts, if the engine drafts tokens (`rollout.drafts.Tally`).
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -164,6 +164,7 @@ class Rollout(_Movable):
     completions: tuple[Completion, ...]
     group_size: int
     policy_version: Int[Tensor, " N"]
+    decoding: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import families
 import omni
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import pad
 
 from lightning_mmrl.models.decoding import StockDecoding, start_decoding
@@ -29,13 +28,6 @@ FALSE_ALARM = 1e-4
 """Probability with which one chi-square test of a right sampler fails; seeds are fixed, so it does or does not."""
 
 
-def enliven(model):
-    """Larger weights, and a head apart from the embeddings: tied ones repeat a token for ever."""
-    omni.spread(model)
-    weight = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model.lm_head.weight = nn.Parameter(0.4 * weight)
-
-
 @pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     """Name, encoder, policy, the same policy without sharing, and the stock model."""
@@ -45,7 +37,7 @@ def family(request, tmp_path_factory):
     stock = families.FAMILIES[name].backbone.from_checkpoint(folder, dtype=torch.float64).model.eval()
     families.exact(stock)
     for model in (policy.model, stock):
-        enliven(model)
+        families.enliven(model)
     banned = encoder.banned_token_ids()
     unshared = Policy(
         policy._backbone, banned_token_ids=banned, temperature=TEMPERATURE, settings=ModelSettings(sharing=False)
@@ -116,9 +108,7 @@ def sampled(rollout):
 
 def frequent_ends(family):
     """Every sixth token ends a row, so that rows end at many different steps."""
-    _, encoder, policy, *_ = family
-    banned = set(encoder.banned_token_ids())
-    return [token for token in range(0, len(policy.banned), 6) if token not in banned]
+    return families.frequent_ends(*family[1:3])
 
 
 def two_ends(answers):
@@ -204,7 +194,7 @@ def two_tokens(tmp_path_factory):
     encoder, policy = families.load(name, folder, temperature=TEMPERATURE)
     stock = families.FAMILIES[name].backbone.from_checkpoint(folder, dtype=torch.float64).model.eval()
     for model in (policy.model, stock):
-        enliven(model)
+        families.enliven(model)
     family = name, encoder, policy, None, stock
     prompt = omni.prompts(encoder, ["<image>angry"])
     how = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0, "max_new_tokens": 1}

@@ -185,6 +185,19 @@ def load(
     return encoder, Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
 
 
+def enliven(model: nn.Module) -> None:
+    """Larger weights, and a head apart from the embeddings: tied ones repeat a token for ever."""
+    omni.spread(model)
+    weight = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model.lm_head.weight = nn.Parameter(0.4 * weight)
+
+
+def frequent_ends(encoder: Any, policy: Policy) -> list[int]:
+    """Every sixth token ends a row, so that rows end at many different steps."""
+    banned = set(encoder.banned_token_ids())
+    return [token for token in range(0, len(policy.banned), 6) if token not in banned]
+
+
 def exact(model: nn.Module) -> None:
     """Norms in the states' own precision: transformers computes them in float32 whatever the weights are."""
     for module in model.modules():

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from lightning_mmrl.config.checks.engines import check_engines
 from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.checks.targets import check_targets
@@ -16,7 +17,6 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
-from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, check_weights
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, AdapterSettings, frozen_parts
@@ -88,7 +88,7 @@ def check_values(config: RunSettings) -> None:
         _check_stage_data(f"{path}.data", spec)  # last, since a kind knows which tables take the place of data
         _check_share(path, spec, config.trainer)
     check_feature_cache(config)
-    _check_rollout(config)
+    check_engines(config)
 
 
 def _check_dataset_names(config: RunSettings) -> None:
@@ -377,19 +377,3 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
     require(valid, f"{path}.cooldown_steps", stage.cooldown_steps, f"at least 0 and less than {steps}")
     if stage.cooldown_steps and stage.stop_when is None:
         raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
-
-
-def _check_rollout(config: RunSettings) -> None:
-    """Refuses a rollout that is no engine, and sampling that the engine cannot do."""
-    if not isinstance(config.rollout, dict) or "_target_" not in config.rollout:
-        raise ConfigError(
-            f"rollout is {config.rollout!r}; it must be an engine: choose one with rollout=hf or rollout=vllm"
-        )
-    for name in config.order:
-        stage = config.stages[name]
-        own, sampling = engines(config).get(f"stages.{name}.rollout", config.rollout), stage.sampling
-        if sampling is not None and is_vllm(own) and sampling.top_p != 1:
-            raise ConfigError(
-                f"stages.{name}.sampling.top_p is {sampling.top_p}, and with rollout=vllm it must be 1: vLLM's "
-                "log-probabilities are of what top_p leaves"
-            )

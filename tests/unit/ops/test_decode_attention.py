@@ -74,6 +74,20 @@ def test_blocks_of_one_length_need_no_bias(blocks):
         assert torch.equal(part, other)
 
 
+@pytest.mark.parametrize("attend", [by_kernel, by_matmul])
+def test_each_query_may_have_a_bias_of_its_own(blocks, attend):
+    """Query q of each block sees 2 + q keys."""
+    query, key, value = blocks
+    hidden = torch.arange(max(LENGTHS)) >= torch.arange(2, 2 + query.shape[2])[:, None]
+    bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf).expand(len(LENGTHS), 1, -1, -1)
+    part = attend(query, key, value, bias)
+    for place in range(query.shape[2]):
+        one, seen = slice(place, place + 1), slice(2 + place)
+        expected = attend_block(query[:, :, one], key[:, :, seen], value[:, :, seen], causal=False, scale=0.4)
+        torch.testing.assert_close(part.output[:, :, one], expected.output, rtol=0, atol=EXACT)
+        torch.testing.assert_close(part.logsumexp[:, :, one], expected.logsumexp, rtol=0, atol=EXACT)
+
+
 def test_half_precision_is_computed_in_float32(blocks, bias):
     half = [tensor.bfloat16() for tensor in blocks]
     part = attend_padded(*half, bias, 0.4)

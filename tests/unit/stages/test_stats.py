@@ -1,5 +1,6 @@
 """The metrics of an update cover all its minibatches together."""
 
+from collections import Counter
 from functools import partial
 
 import families
@@ -17,7 +18,7 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.ppo import PPOModule
-from lightning_mmrl.stages.stats import update_stats
+from lightning_mmrl.stages.stats import draft_stats, update_stats
 
 FIRST = {
     "loss": 0.5,
@@ -132,3 +133,19 @@ def test_minibatches_report_what_the_whole_batch_would(checkpoint, tmp_path, ppo
         assert parts[name] == pytest.approx(whole[name], rel=1e-9, abs=1e-12), name
     assert twice["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-9)
     assert twice["train/tokens"] == 2 * whole["train/tokens"] > 0
+
+
+def test_drafts_are_counted_over_ranks_and_samplings():
+    parts = [
+        Counter({"passes": 3, "longest": 8, "drafted/own": 2}),
+        Counter({"passes": 5, "longest": 8, "drafted/own": 2, "accepted/own": 3, "drafted/recent": 1}),
+    ]
+    assert draft_stats(parts[0] + parts[1]) == {
+        "rollout/decode_passes": 8.0,
+        "rollout/passes_per_token": 0.5,
+        "rollout/drafted/own": 4.0,
+        "rollout/accepted/own": 0.75,
+        "rollout/drafted/recent": 1.0,
+        "rollout/accepted/recent": 0.0,
+    }
+    assert draft_stats(Counter()) == {}
