@@ -55,12 +55,12 @@ class GoldTest:
     Attributes:
         judge: The judge.
         path: Its key, for the message.
-        deadline_s: Seconds that it may take for a solution.
+        limit_s: Seconds that it may take for a solution.
     """
 
     judge: GoldReader
     path: str = field(compare=False)
-    deadline_s: float
+    limit_s: float
 
     def __call__(self, sample: Sample) -> None:
         """Reads the solution.
@@ -86,7 +86,7 @@ class GoldTest:
 
     @cached_property
     def _guarded(self) -> GuardedJudge:
-        return GuardedJudge(_GoldCheck(judge=self.judge), self.deadline_s)
+        return GuardedJudge(_GoldCheck(judge=self.judge), self.limit_s)
 
 
 def gold_check(path: str, judge: GoldReader, settings: RewardSettings) -> Check:
@@ -99,7 +99,7 @@ def gold_check(path: str, judge: GoldReader, settings: RewardSettings) -> Check:
         judge: The judge.
         settings: The rewards that the judge is a part of.
     """
-    test = GoldTest(judge=judge, path=path, deadline_s=settings.deadline_s)
+    test = GoldTest(judge=judge, path=path, limit_s=settings.deadline_s)
     reader = judge.result if isinstance(judge, HardFormatResult) else judge
     return _kept(test, {"check": "gold", "deadline_s": settings.deadline_s}, reader, slow=not test.is_linear)
 

@@ -34,22 +34,22 @@ class WrittenTargets(Samples):
 
     Args:
         samples: The samples as they are.
-        target: The text of the answers.
+        text: The text of the answers.
     """
 
     by_place = True
 
-    def __init__(self, samples: Samples, target: str) -> None:
+    def __init__(self, samples: Samples, text: str) -> None:
         self._samples = samples
-        self._target = target
+        self._text = text
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return WrittenTargets(samples_of(self._samples[place]), self._target)
-        return with_target(self._samples[place], self._target)
+            return WrittenTargets(samples_of(self._samples[place]), self._text)
+        return with_target(self._samples[place], self._text)
 
     def kinds(self) -> NDArray[np.uint8]:
         return self._samples.kinds()
@@ -67,14 +67,14 @@ class WrittenTargets(Samples):
         return content_digest(self[row])
 
     def first_failure(self, check: RowCheck) -> tuple[int, str] | None:
-        return self._samples.first_failure(of_targets(check, self._target))
+        return self._samples.first_failure(of_targets(check, self._text))
 
 
 def of_targets(check: RowCheck, target: str | None) -> RowCheck:
     """The check of the samples as they are that says what a check would say of them with their targets."""
     if target is None:
         return check
-    test = _OfTarget(test=check.test, target=target)
+    test = _OfTarget(test=check.test, text=target)
     return replace(check, test=test, inputs={"target": target, **check.inputs})
 
 
@@ -83,7 +83,7 @@ class _OfTarget:
     """Tests a sample with its target."""
 
     test: RowTest
-    target: str
+    text: str
 
     def __call__(self, sample: Sample) -> object:
-        return self.test(with_target(sample, self.target))
+        return self.test(with_target(sample, self.text))
