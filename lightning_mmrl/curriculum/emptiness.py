@@ -31,7 +31,7 @@ def empty_inputs(spec: StageSpec, directory: Path, finished: Mapping[str, Finish
         counts = sealed(folder).get(COUNTS)
         if isinstance(counts, Mapping) and counts.get("kept") == 0:
             reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-            since = f", since {'; '.join(maker.result.empty_inputs.values())}" if maker.result.idle else ""
+            since = f", since {'; '.join(maker.result.empty_inputs.values())}" if maker.result.empty_inputs else ""
             found[key] = f"artifact {edge.artifact} of stage {edge.stage} has no sample ({reasons}){since}"
     return found
 

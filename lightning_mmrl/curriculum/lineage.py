@@ -152,7 +152,7 @@ def _maker(stages: Sequence[FinishedStage], digest: str, before: int) -> int | N
     makers = [
         place
         for place, stage in enumerate(stages)
-        if any(made.digest == digest for made in stage.result.artifacts.values())
+        if place != before and any(made.digest == digest for made in stage.result.artifacts.values())
     ]
     return next((place for place in reversed(makers) if place < before), makers[-1] if makers else None)
 

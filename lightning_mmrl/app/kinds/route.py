@@ -80,7 +80,9 @@ class RouteKind:
         check_answer_selection(f"{path}.keep", stage.keep)
         require(not stage.keep.wrong, f"{path}.keep.wrong", "true", "false: nothing wrong is learned")
         check_expert(path, stage.expert, stage.endpoint)
-        check_unasked(path, stage, has_traces=_has_traces(stage))
+        if not stage.debugging:  # a debug run has limited the data and asks nobody
+            check_unasked(path, stage, has_traces=_has_traces(stage))
+            check_unread(path, stage)
         for part, needed in (("rewards", _has_traces(stage) or stage.expert), ("sampling", stage.expert)):
             if needed and getattr(stage, part) is None:
                 raise ConfigError(
@@ -88,7 +90,6 @@ class RouteKind:
                 )
         if stage.rewards is not None:
             check_rewards(f"{path}.rewards", stage.rewards)
-        check_unread(path, stage)
         check_each_once(path, stage)
         check_media_root(path, stage, config)
 
@@ -223,8 +224,9 @@ class RouteJob:
         from lightning_mmrl.data.rollout_table import write_table
 
         rows = [self._answered(row) for row in self._rows() if row.sample.id not in absent]
+        reasons = Counter(each.absent[artifact] for each in absent.values())
         write_table(directory / "part-000000.jsonl", rows)
-        return {"artifact": artifact, "media_root": self.media_folder, "counts": {"kept": len(rows)}}
+        return {"artifact": artifact, "media_root": self.media_folder, "counts": {"kept": len(rows), **reasons}}
 
     def _sorted(self) -> dict[str, float]:
         """Sorts the prompts and asks experts; returns the metrics of the stage."""
@@ -296,7 +298,7 @@ class RouteJob:
                 traces = Traces(read_samples(self.traces), f"{path}.data", ids)
                 for row in self._rows():
                     traces.check(row.sample)
-                traces.settle()
+                traces.settle(some=bool(self.prompts))
                 asking.consult(traces, prompts)
                 cost["expert/unmatched_traces"] = float(traces.num_strangers)
             poll = self.parts.group.interruption.poll

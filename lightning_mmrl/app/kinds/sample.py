@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_mmrl.data.rollout_table import RolloutRow
     from lightning_mmrl.stages.costs import Rates
     from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
+    from lightning_mmrl.tracking.lightning_logger import RunLogger
     from lightning_mmrl.training.group import RankGroup
 
 OWN, ROLLOUTS = "own", "rollouts"
@@ -103,7 +104,6 @@ class SampleKind:
         root = media_root(path, located_sources(spec, inputs, parts.config))
         if not sources:
             return IdleJob(write=partial(_write_nothing, media_root=root, leads=parts.group.leads))
-        logger = RunLogger(run, directory)
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature, stage.trainer)
         pipeline = parts.pipeline(encoder)
@@ -150,13 +150,15 @@ class SampleKind:
             plan=plan,
             media_root=root,
             rates=rates(parts.config, stage, str(checkpoint), stage.rollout),
-            log=lambda number, metrics: logger.log_metrics(
-                {f"{spec.name}/{key}": metrics[key] for key in metrics}, number
-            ),
+            log=partial(_log, RunLogger(run, directory), spec.name),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
             resources=resources,
         )
+
+
+def _log(logger: "RunLogger", stage: str, number: int, metrics: Mapping[str, float]) -> None:
+    logger.log_metrics({f"{stage}/{key}": value for key, value in metrics.items()}, number)
 
 
 def _write_nothing(artifact: str, directory: Path, *, media_root: str, leads: bool) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ def check_source(path: str, stage: RouteSettings, *, has_traces: bool) -> None:
         raise ConfigError(
             f"{path} has a table and prompts; sort the one or ask for the others, and set the other to null"
         )
-    if not (has_traces or stage.expert):
+    if not (has_traces or stage.expert or stage.debugging):
         raise ConfigError(
             f"{path} has prompts and nobody to ask; give {path}.expert and endpoint, or traces as its data"
         )

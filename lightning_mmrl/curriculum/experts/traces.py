@@ -66,14 +66,17 @@ class Traces:
                     f"this id in the table {quoted(found[2])}; take the traces of this dataset"
                 )
 
-    def settle(self) -> None:
+    def settle(self, *, some: bool = False) -> None:
         """Gives each trace to its prompt, once `check` has seen all prompts.
+
+        Args:
+            some: Whether the prompts are a part of the dataset, so that perhaps none has a trace.
 
         Raises:
             DataError: No trace has the id of a prompt, or one may be of two prompts or of neither.
         """
         known = {self._traces[place].id for places in self._candidates.values() for place in places}
-        if self._traces and not known:
+        if self._traces and not known and not some:
             names = [trace.id for trace in self._traces]
             raise DataError(
                 f"{self._key}: none of {len(names)} traces, such as {quoted(min(names))}, has the id of a prompt "

@@ -67,7 +67,7 @@ def prepare_originals(
 def _check_kept(directory: Path, card: SetCard, originals: Path, settings: PrepareSettings) -> None:
     """Refuses a folder that was prepared from other originals or with other settings.
 
-    A fact that the record does not have was not asked for by an earlier version, and is not compared.
+    A fact that an earlier version did not record counts as the default.
     """
     path = directory / RECORD
     try:
@@ -75,9 +75,10 @@ def _check_kept(directory: Path, card: SetCard, originals: Path, settings: Prepa
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; remove {directory}, to prepare it again") from error
     wanted: Mapping[str, Any] = json.loads(json.dumps(asked_for(card, originals.resolve(), settings)))
-    known = record if isinstance(record, dict) else {}
+    usual: Mapping[str, Any] = json.loads(json.dumps(asked_for(card, originals.resolve(), PrepareSettings())))
+    known = {**usual, **(record if isinstance(record, dict) else {})}
     for key, value in wanted.items():
-        if key in known and known[key] != value:
+        if known[key] != value:
             raise DataError(
                 f"{directory} was prepared with {key} {shown(known[key])}, not {shown(value)}; remove it, to prepare "
                 "it again, give another root, or set build=null to use it as it is"

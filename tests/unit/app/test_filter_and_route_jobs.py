@@ -289,7 +289,7 @@ def test_experts_are_asked_for_all_prompts_that_no_model_has_answered(place):
     assert [sample.id for sample in place.made(job, "unsolved")[0]] == ["p001", "p002"]
     folder = place.folder / "answers"
     folder.mkdir()
-    assert job.export("answers", folder)["counts"] == {"kept": 2}
+    assert job.export("answers", folder)["counts"] == {"kept": 2, "wrong": 1, "no_trace": 1}
     rows = [row for path in table_files(folder) for row in iter_table(path)]
     assert [(row.sample, row.right, row.pass_rate) for row in rows] == [(prompts[n], (True,), 1.0) for n in (0, 3)]
     assert [row.completions[0].text for row in rows] == [said[0], said[3]]

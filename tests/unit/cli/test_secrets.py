@@ -71,7 +71,11 @@ def test_a_server_that_is_not_there_is_named_without_it(capsys, tmp_path):
 def test_the_report_shows_the_address_without_it(capsys, tmp_path):
     outcome = SimpleNamespace(
         comparison=Comparison(results=[], gains=[]),
-        results=[SimpleNamespace(name="a", handoff=Artifact(path="h", digest="d"), seconds={})],
+        results=[
+            SimpleNamespace(
+                name="a", handoff=Artifact(path="h", digest="d"), seconds={}, costs=None, idle=False, empty_inputs={}
+            )
+        ],
         directory=tmp_path,
         tracking_uri=URI,
     )

@@ -120,7 +120,7 @@ def test_decoders_tell_signals_apart() -> None:
 
 
 def test_every_generator_is_called_alike() -> None:
-    first = ["emotions", "geometry", "counting", "tones", "motion", "arithmetic", "extremes"]
+    first = ["emotions", "emotion_trees", "geometry", "counting", "tones", "motion", "arithmetic", "extremes"]
     assert list(TASKS) == [
         *first,
         "numbers",

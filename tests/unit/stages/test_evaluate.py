@@ -222,7 +222,7 @@ def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_th
     loaders = [in_order(sets, batch_size=2, prefetch=prefetch) for prefetch in (0, 64)]
     assert [len(loader) for loader in loaders] == [4, 4]
     steps = []
-    console = SimpleNamespace(update=lambda *step: steps.append(step))
+    console = SimpleNamespace(update=lambda *step: steps.append(step[:3]))
     run_test(judging, loaders, tmp_path, [EvaluationProgress(console, "testing")])
     assert steps == [*[("testing", done, 8) for done in range(1, 7)], ("testing", 6, 6)]  # which ends the bar
     for name in "xy":
