@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision.amp import MixedPrecision
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.settings.sft import microbatches_of
 from lightning_mmrl.stages.context import clip_gradients
 from lightning_mmrl.stages.microbatches import budget_of, microbatches
@@ -135,7 +136,11 @@ class AccumulatingModule(StageModule):
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
         self._scalings = self._scalings + 1 if scaled and not math.isfinite(norm) else 0
         numbers = {"loss": [step.loss], "gradient norm": [] if 0 < self._scalings <= SCALINGS else [norm]}
-        self._skips = self._bad_steps.found(step.number, numbers, step.samples)  # with the same norm on all ranks
+        try:
+            self._skips = self._bad_steps.found(step.number, numbers, step.samples)  # with the same norm on all ranks
+        except StageError:
+            self._report(dict(self._noted), step.number)  # what is known of the step that ends the run
+            raise
         skipped = self._bad_steps.reported(step.number) if self._skips else {}
         self._report({**self._noted, **self.costs.close(), **skipped}, step.number)
         if self._skips or not math.isfinite(norm):

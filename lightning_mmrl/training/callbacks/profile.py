@@ -72,6 +72,8 @@ class ProfileSteps(Callback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Hands over the profile, with the time of a state, which is written after the last step too."""
+        if self._tracer is not None:  # fewer batches than were expected, since samples were left out
+            self._stop_trace(pl_module)
         if self._profile is not None:
             written = pl_module.costs.total.seconds.get("state", 0.0) / self.num_states if stage == "fit" else 0.0
             self.found.append(replace(self._profile, state_s=written))
