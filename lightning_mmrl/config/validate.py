@@ -61,6 +61,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
+        config.stages.update({name: _limited(stage, config.data.limit) for name, stage in config.stages.items()})
     check_values(config)
     # Only the final values are checked: references to other keys are resolved by now.
     check_allowed(asdict(config))
@@ -76,6 +77,14 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
             said = say if name in config.order else (lambda line: None)
             config.stages[name] = _for_debugging(config.stages[name], f"stages.{name}", said)
     return config
+
+
+def _limited(stage: NodeSettings, most: int | None) -> NodeSettings:
+    """Returns the stage, whose own limit of samples is at most that of a debug run."""
+    own = stage.data.limit
+    if own is None or most is None:
+        return stage
+    return replace(stage, data=replace(stage.data, limit=min(own, most)))
 
 
 def _for_debugging(stage: NodeSettings, path: str, say: Callable[[str], object]) -> NodeSettings:

@@ -418,9 +418,14 @@ def test_an_unverified_answer_would_be_refused_when_it_is_written(workplace, mon
 def forced(asking, prompts, verdicts):
     from lightning_mmrl.app.experts import Verified
     from lightning_mmrl.data.routing import taught
-    from lightning_mmrl.types.records import Score
+    from lightning_mmrl.types.records import Completion, Score
 
     verdicts += [None] * 200
     for prompt in prompts:
         sample = taught(prompt, "<answer>11</answer>")
-        asking.verified[prompt.id] = Verified(expert="cheat", sample=sample, score=Score(total=1.0, components={}))
+        asking.verified[prompt.id] = Verified(
+            expert="cheat",
+            completion=Completion(text="<answer>11</answer>", num_tokens=1, truncated=False),
+            sample=sample,
+            score=Score(total=1.0, components={}),
+        )
