@@ -5,10 +5,14 @@ rules limit FFmpeg to the opened file: it reads through our reader and may not u
 hold their media themselves are allowed; and the format found at the first opening is used for all later ones.
 """
 
+from collections.abc import Iterator
+
 import av
 import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Stream
 
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.errors import MediaError
@@ -26,6 +30,10 @@ _ONLY_THESE = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "non
 
 _LISTS = (b"#extm3u", b"ffconcat", b"v=0", b"<?xml", b"<mpd", b"<smil", b"[playlist]", b"[reference]", b"rtsptext")
 """First bytes of files that name other files; the rest of such a file may look like a medium."""
+
+
+_TRACKS = 1000
+"""Tracks that FFmpeg reads of one file at most (its option `max_streams`)."""
 
 
 def open_container(file: MediaFile, settings: MediaSettings, what: str = "file", **options: str) -> InputContainer:
@@ -69,3 +77,19 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
             stream.codec_context.thread_count = 1  # the decode workers already use all processors
             stream.codec_context.options = bounds
     return container
+
+
+def packets_of(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+    """Yields the packets of some tracks, in the order of the file.
+
+    Another track may begin anywhere in MPEG-TS, MPEG-PS and FLV. PyAV 18.1 takes note of all tracks at the first call
+    of `demux` and looks beyond its notes for such a packet, which may end in an IndexError. A further call knows the
+    new track and goes on after that packet.
+    """
+    for _ in range(_TRACKS):
+        try:
+            yield from container.demux(*streams)
+        except IndexError:
+            continue
+        return
+    raise ValueError(f"more than {_TRACKS} tracks begin within the file")

@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.chosen import ChosenFrames
+from lightning_mmrl.data.media.containers import packets_of
 from lightning_mmrl.data.media.entry_points import packet_reading
 from lightning_mmrl.data.media.selection import BACK_S
 
@@ -145,7 +146,7 @@ def _frames(
     """Yields the frames of the runs, each with its index in display order."""
     ahead, run, at = list(runs), runs[0], _Place(index.shown, 0)
     decoding = False
-    packets = (packet for packet in container.demux(stream) if packet.size)
+    packets = (packet for packet in packets_of(container, stream) if packet.size)
     for number, packet in enumerate(packets):
         if number >= len(index.ticks) or packet.pts != index.ticks[number]:
             raise _OtherError

@@ -20,7 +20,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.containers import open_container, packets_of
 from lightning_mmrl.data.media.declared_size import whole_s
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF
@@ -100,7 +100,7 @@ class Pass:
         """Yields the packets of both tracks; a truncated file ends early, without an error."""
         num = 0
         try:
-            for packet in self._container.demux(self._tracks.used):
+            for packet in packets_of(self._container, *self._tracks.used):
                 if not packet.size:
                     continue
                 num += 1
@@ -181,7 +181,7 @@ def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float
     if first.pts is None or first.pos is None:
         return 0.0
     with open_container(file, settings, advanced_editlist="0") as container:
-        for packet in container.demux(container.streams[first.stream_index]):
+        for packet in packets_of(container, container.streams[first.stream_index]):
             if packet.pos == first.pos and packet.pts is not None:
                 lag_s = in_seconds(packet.pts - first.pts, packet.time_base)
                 longest_s = in_seconds(first.duration or 0, packet.time_base)

@@ -1,9 +1,11 @@
 """A file that names other files is no medium: it could read what lies outside of media_root."""
 
+import io
 import struct
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from clips import tone, write_grey, write_wav
 
@@ -180,3 +182,41 @@ def test_decord_gets_nothing_but_plain_mp4(change, plain, tmp_path):
     path.write_bytes(change(path.read_bytes()))
     with open_media(path) as file:
         assert is_plain_mp4(file) is plain
+
+
+def transport_stream(sounds, numbers):
+    """An MPEG-TS clip of noise with frames at `numbers` / 25 s, too large for FFmpeg to look through at the start."""
+    file, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(file, "w", format="mpegts") as container:
+        picture = container.add_stream("mpeg2video", rate=25)
+        picture.width = picture.height = 256
+        picture.pix_fmt, picture.bit_rate = "yuv420p", 40_000_000
+        tracks = [container.add_stream("mp2", rate=16000, layout="mono") for _ in range(sounds)]
+        for number in numbers:
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 255, (256, 256, 3), dtype=np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(picture.encode(frame))
+            for track in tracks:
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.int16), format="s16", layout="mono")
+                sound.rate, sound.pts = 16000, 640 * number
+                container.mux(track.encode(sound))
+        for track in (picture, *tracks):
+            container.mux(track.encode(None))
+    return file.getvalue()
+
+
+def test_tracks_that_begin_within_a_file_do_not_disturb_those_that_are_read(tmp_path):
+    path = tmp_path / "clip.ts"
+    parts = [(1, range(100)), (4, range(100, 105)), (1, range(105, 205))]
+    path.write_bytes(b"".join(transport_stream(sounds, numbers) for sounds, numbers in parts))
+    with av.open(str(path)) as container:
+        assert len(container.streams) == 2
+        with pytest.raises(IndexError):  # PyAV by itself
+            list(container.demux(container.streams.video[0]))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in containers.packets_of(container, container.streams.video[0]) if packet.size]
+        assert len(packets) == 205
+    clip = decode(DecodeTask(path=path, ref=MediaRef(kind="video", path="clip.ts"), settings=MediaSettings()))
+    assert clip.frames.shape[1:3] == (256, 256)
+    sound = decode(DecodeTask(path=path, ref=MediaRef(kind="audio", path="clip.ts"), settings=MediaSettings()))
+    assert sound.waveform.shape[-1] >= 4 * 16000
