@@ -20,7 +20,7 @@ from lightning_mmrl.data.media.containers import packets_of
 from lightning_mmrl.data.media.entry_points import packet_reading
 from lightning_mmrl.data.media.selection import BACK_S
 
-_LARGEST_SHARE = 0.75
+LARGEST_SHARE = 0.75
 """Largest share of a clip's packets for which decoding a part pays: a whole pass also checks the rest."""
 
 _EXACT = 2**53
@@ -106,8 +106,8 @@ class FrameIndexer:
         return FrameIndex(ticks=ticks, entries=entries, shown=shown, starts_s=starts_s)
 
 
-def plan_runs(index: FrameIndex, wanted: Sequence[int]) -> list[Run] | None:
-    """The runs that hold some frames and the first one, or None if they take nearly all packets.
+def plan_runs(index: FrameIndex, wanted: Sequence[int], largest_share: float = LARGEST_SHARE) -> list[Run] | None:
+    """The runs that hold some frames and the first one, or None if they take more than a share of all packets.
 
     The first frame says which size the others get, and its packet may tell the decoder something about all of them.
     """
@@ -119,7 +119,7 @@ def plan_runs(index: FrameIndex, wanted: Sequence[int]) -> list[Run] | None:
         first = int(np.searchsorted(index.shown, index.ticks[packet]))
         runs[packet] = Run(packet=packet, first=first, last=frame)
     decoded = sum(int(last_packets[run.first : run.last + 1].max()) + 1 - run.packet for run in runs.values())
-    return list(runs.values()) if decoded <= _LARGEST_SHARE * len(index.shown) else None
+    return list(runs.values()) if decoded <= largest_share * len(index.shown) else None
 
 
 def read_runs(

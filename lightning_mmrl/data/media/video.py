@@ -17,7 +17,7 @@ from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.moving import read_moving
 from lightning_mmrl.data.media.opened import MediaFile, of_path
-from lightning_mmrl.data.media.seeking import FrameIndex, FrameIndexer, plan_runs, read_runs
+from lightning_mmrl.data.media.seeking import LARGEST_SHARE, FrameIndex, FrameIndexer, plan_runs, read_runs
 from lightning_mmrl.data.media.selection import (
     Selection,
     check_duration,
@@ -100,8 +100,9 @@ def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: Own
     try:
         return _by_decord(file, outline, ref, settings, own)
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
-        # If PyAV fails too, the user sees its message.
-        return _by_pyav(file, outline, ref, settings, own)
+        # Its thread reads ahead: whether it meets a damaged packet behind the chosen frames before it returns them is
+        # chance. PyAV stops behind them and decides the same each time. If it fails too, the user sees its message.
+        return _by_pyav(file, outline, ref, settings, own, largest_share=1.0)
 
 
 decode_video = of_path(read_video)
@@ -112,12 +113,14 @@ def is_safe_for_decord(outline: Outline) -> bool:
 
     decord supplies only the pictures; their times are read from the packets.
 
-    decord is right only for H.264 in MP4 that is `simple` and not rotated. In other files it shows frames that an
-    edit list cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key
-    frames need earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it
-    cannot decode AV1: its FFmpeg dates from 2021.
+    decord is right only for H.264 in MP4 that is `simple`, has an `index` and is not rotated. In other files it shows
+    frames that an edit list cuts off. Packets that are not what H.264 says fail only now and then. It returns wrong
+    frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key frames need earlier frames, and in
+    MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it cannot decode AV1: its FFmpeg dates
+    from 2021.
     """
-    return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
+    plain = outline.simple and outline.index is not None and outline.rotation == 0
+    return outline.format == MP4 and outline.only_track and plain
 
 
 @of_path
@@ -230,9 +233,14 @@ def _by_decord(
 
 
 def _by_pyav(
-    file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None
+    file: MediaFile,
+    outline: Outline,
+    ref: MediaRef,
+    settings: MediaSettings,
+    own: OwnSizes | None,
+    largest_share: float = LARGEST_SHARE,
 ) -> DecodedVideo:
-    """Decodes what the chosen frames need, or else all.
+    """Decodes what the chosen frames need if that is at most a share of the packets, or else all.
 
     Decodes all once and keeps the frames chosen by packet times; decodes again if frame times lead to another choice.
     Keeping all frames would need too much memory for a long clip.
@@ -240,7 +248,7 @@ def _by_pyav(
     path = file.path
     if outline.index is not None:
         chosen = select_frames(path, outline.index.starts_s, ref, settings, outline.rate)
-        stack = _read_parts(file, outline.index, chosen.indices, settings, own)
+        stack = _read_parts(file, outline.index, chosen.indices, settings, own, largest_share)
         if stack is not None:
             return _clip(file, outline, chosen, stack)
     expected: Sequence[int] = ()
@@ -259,10 +267,15 @@ def _by_pyav(
 
 
 def _read_parts(
-    file: MediaFile, index: FrameIndex, wanted: Sequence[int], settings: MediaSettings, own: OwnSizes | None
+    file: MediaFile,
+    index: FrameIndex,
+    wanted: Sequence[int],
+    settings: MediaSettings,
+    own: OwnSizes | None,
+    largest_share: float,
 ) -> FrameStack | None:
     """Returns the wanted frames, or None if the clip must be decoded whole, see seeking.py."""
-    if (runs := plan_runs(index, wanted)) is None:
+    if (runs := plan_runs(index, wanted, largest_share)) is None:
         return None
     frames = ChosenFrames(file.path, wanted, settings, own)
     with open_container(file, settings, "video") as container:

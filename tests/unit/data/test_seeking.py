@@ -123,7 +123,7 @@ def shifted(monkeypatch, shift):
         "index",
         lambda self, zero_s: replace(index(self, zero_s), shown=np.roll(index(self, zero_s).shown, shift)),
     )
-    monkeypatch.setattr(video, "plan_runs", lambda index, wanted: [seeking.Run(packet=0, first=0, last=max(wanted))])
+    monkeypatch.setattr(video, "plan_runs", lambda index, wanted, _: [seeking.Run(packet=0, first=0, last=max(wanted))])
 
 
 def test_frames_that_are_one_off_are_found_by_the_comparison(write, monkeypatch):

@@ -301,3 +301,48 @@ def test_a_file_of_too_many_bytes_is_not_opened(kind, tmp_path):
     task = DecodeTask(path=path, ref=MediaRef(kind=kind, path="big.mp4"), settings=MediaSettings(max_bytes=100))
     with pytest.raises(MediaError, match=r"big\.mp4: 101 bytes exceed media.max_bytes 100; cut the file"):
         decode(task)
+
+
+def spoilt(path, number, change):
+    """Changes the content of a packet of an H.264 clip, given its bytes."""
+    with av.open(str(path)) as container:
+        packet = [each for each in container.demux(video=0) if each.size][number]
+        place, size = packet.pos, packet.size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = change(content[place : place + size])
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """18 frames; decoding may start at every fourth."""
+    return clips.write_grey(tmp_path / "clip.mp4", [n / 25 for n in range(18)], options={"g": "4", "keyint_min": "4"})
+
+
+def test_damage_behind_the_chosen_frames_does_not_matter_whatever_decord_meets(groups, monkeypatch):
+    """It fails now and then: decord's thread reads ahead, and meets the damage before the frames are taken or not."""
+    ref, settings = MediaRef(kind="video", path="x", start_s=0.0, end_s=0.58), MediaSettings(num_frames=6)
+    expected = video.decode_video(groups, ref, settings)
+    spoilt(groups, 16, lambda packet: packet[:5] + b"\x80" + b"\x01" * (len(packet) - 6))
+    with pytest.raises(MediaError, match="cannot be decoded"):
+        video.decode_video(groups, MediaRef(kind="video", path="x"), settings)
+    failures = []
+
+    def fail(*_):
+        failures.append("damage")
+        raise RuntimeError("damage")
+
+    for patches in ({}, {"_by_decord": fail}):
+        with monkeypatch.context() as patch:
+            for name, function in patches.items():
+                patch.setattr(video, name, function)
+            found = video.decode_video(groups, ref, settings)
+        assert np.array_equal(found.frames, expected.frames)
+        assert found.timestamps_s == expected.timestamps_s
+    assert failures or not video.HAS_DECORD
+
+
+def test_decord_reads_no_file_whose_packets_are_not_what_h264_says(groups):
+    assert video.is_safe_for_decord(video.read_outline(groups, MediaSettings()))
+    spoilt(groups, 17, lambda packet: b"\x00\x00\xff\xff" + packet[4:])
+    assert not video.is_safe_for_decord(video.read_outline(groups, MediaSettings()))
