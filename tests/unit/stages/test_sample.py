@@ -319,8 +319,7 @@ def test_costs_go_on_with_the_parts_and_count_each_batch_once(stage):
     assert [number for number, _ in reports] == [1, 2, 3, 4]
     assert sum(metrics["tokens/generated"] for _, metrics in reports) == first.module.costs.total.tokens["generated"]
     state = first.module.costs.state_dict()
-    counted = zip(state.items(), (3, 2), strict=True)
-    first.parts.write_costs({name: {**each, "num_steps": number} for (name, each), number in counted})
+    first.parts.write_costs(state | {name: {**state[name], "num_steps": n} for name, n in (("total", 3), ("before", 2))})
     for number in (2, 3):
         first.parts.path(number).unlink()
     again, reports = watched(stage())
