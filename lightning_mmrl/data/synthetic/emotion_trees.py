@@ -97,7 +97,7 @@ def plan_trees(scale: float = 1.0) -> tuple[list[TreeClip], dict[str, str]]:
 
     >>> clips, lists = plan_trees(scale=0.02)
     >>> [sum(clip.part == part for clip in clips) for part in PARTS]
-    [16, 11, 35, 55, 30]
+    [13, 11, 35, 55, 30]
     """
     smallest = {"BASE": len(_BASE_TASKS), "EMER": len(TRAINED), "DFEW": 5 * len(LABELS), "MAFW": 5 * len(TRAINED)}
     sizes = {part: max(smallest[part], round(size * scale)) for part, size in SIZES.items()}
