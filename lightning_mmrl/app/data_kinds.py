@@ -139,7 +139,7 @@ class SelectingJob:
 
 
 class Joined(Sequence[Sample]):
-    """The samples of several sources, one source after the other; those of manifests are read when they are asked for.
+    """The samples of several sources, one source after the other; a row of a manifest is read when it is asked for.
 
     Args:
         parts: The samples of each source.

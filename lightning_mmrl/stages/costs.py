@@ -88,7 +88,7 @@ class Rates:
 
 @dataclass(kw_only=True)
 class _Open:
-    """What was counted since the last step was closed."""
+    """The counts since the last step was closed."""
 
     passes: dict[str, Work] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
@@ -135,10 +135,10 @@ class CostMeter:
         self.total = NO_COSTS
         """All steps and the time after the last one."""
         self._before = NO_COSTS  # the total before the last step
-        self._uncounted = 0  # steps of the stage that the totals lack, as those of a state without costs
+        self._uncounted = 0  # first steps of the stage that the totals lack, as after a state without costs
 
     def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
-        """Begins to measure after so many steps; the totals are those of an earlier process up to there.
+        """Begins to measure after so many steps; the totals are as an earlier process had them there.
 
         That process may have closed one more step, which is computed again. If a state has no costs of the steps before
         it, they stay uncounted.

@@ -166,7 +166,7 @@ class SampleModule(lightning.LightningModule):
     def watch(
         self, rates: Rates, waited_s: Callable[[], float], report: Callable[[int, Mapping[str, float]], None]
     ) -> None:
-        """Has the costs of batches reported, after those of the parts on disk.
+        """Has the costs of batches reported, and goes on with the totals of the parts on disk.
 
         Args:
             rates: What counted work and the devices amount to.

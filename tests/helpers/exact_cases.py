@@ -171,7 +171,7 @@ class Options:
 
 
 def rl_parts(kind, engine, how):
-    """What an RL stage has besides the parts of every stage."""
+    """The parts of an RL stage that other stages do not have."""
     rewards = InlineRewards(
         WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
     )

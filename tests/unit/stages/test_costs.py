@@ -1,4 +1,4 @@
-"""What a stage costs: phases that add up, waiting by rank and phase, tokens counted by hand, totals across a resume."""
+"""Costs of a stage: phases that add up, waiting by rank and phase, tokens counted by hand, totals across a resume."""
 
 import random
 from contextlib import nullcontext
