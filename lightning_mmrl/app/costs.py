@@ -1,4 +1,4 @@
-"""What the counted work of a stage amounts to: its operations by the plan's formulas, and the peak of its devices."""
+"""Turns the counted work of a stage into operations by the plan's formulas, and finds the peak of its devices."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

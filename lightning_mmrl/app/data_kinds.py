@@ -5,12 +5,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.curriculum.graph import data_inputs
-from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
 from lightning_mmrl.settings.data import SourceSettings, TableSettings
 from lightning_mmrl.settings.rules import require
@@ -112,12 +112,13 @@ class SelectingJob:
         """Selects samples, and returns the counts.
 
         Raises:
-            DataError: A manifest is wrong.
+            DataError: A manifest is wrong, or two samples have one id.
             StageError: `select` names a sample that does not exist.
         """
         if not self.leads:
             return Training(metrics={}, num_steps=1)
-        self.samples = read_samples(self.sources)
+        self.samples = samples = read_samples(self.sources)
+        samples.refuse_repeated(f"stages.{self.spec.name}")
         reasons = self.select(self.spec.settings, self.samples) if self.samples else {}
         self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}
         for unknown in sorted(reasons.keys() - self.dropped.keys()):
@@ -139,7 +140,7 @@ class SelectingJob:
 
 
 class Joined(Sequence[Sample]):
-    """The samples of several sources, one source after the other; those of manifests are read when they are asked for.
+    """The samples of several sources, one source after the other; a row of a manifest is read when it is asked for.
 
     Args:
         parts: The samples of each source.
@@ -159,8 +160,25 @@ class Joined(Sequence[Sample]):
         number = bisect_right(self._ends, row)
         return self._parts[number][row - self._ends[number]]
 
+    def refuse_repeated(self, path: str) -> None:
+        """Refuses an id in two sources, for stages that know samples by their ids; within a source ids differ anyway.
 
-def read_samples(sources: Mapping[str, SourceSettings]) -> Sequence[Sample]:
+        Args:
+            path: The key of the stage.
+
+        Raises:
+            DataError: Naming the id.
+        """
+        from lightning_mmrl.data.samples import samples_of
+
+        seen: set[str] = set()
+        for name in chain.from_iterable(samples_of(part).ids() for part in self._parts if len(self._parts) > 1):
+            if name in seen:
+                raise DataError(f"{path}.data.sources: two samples have the id {name!r}; rename one of them")
+            seen.add(name)
+
+
+def read_samples(sources: Mapping[str, SourceSettings]) -> Joined:
     """Returns the samples of all sources, in their order.
 
     Raises:

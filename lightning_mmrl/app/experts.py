@@ -214,7 +214,7 @@ def chat_endpoint(
 
 
 def answer_metrics(consultation: Consultation | None) -> dict[str, float]:
-    """The questions to experts as metrics: asked = answered + refused + failed, and those that nobody was asked."""
+    """The questions to experts as metrics: asked = answered + refused + failed, and the questions that nobody got."""
     outcomes = Counter[str]() if consultation is None else consultation.outcomes
     right = 0 if consultation is None else sum(counts["right"] for counts in consultation.verdicts.values())
     ends = {name: outcomes[name] for name in ("answered", "refused", "failed")}

@@ -33,7 +33,7 @@ BESIDE = 2
 
 
 def profiled_stages(config: RunSettings, only: str | None) -> list[str]:
-    """Returns the names of the stages that are profiled: those that make steps, or the one that is asked for.
+    """Returns the names of the stages that are profiled: the one that is asked for, or all that make steps.
 
     Raises:
         ConfigError: The run has no such stage, or it makes no steps.

@@ -121,7 +121,7 @@ def training_job(
 
 
 def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:
-    """Maps names to the sources of a stage's data, without those that another stage made and that hold no sample."""
+    """Maps names to the sources of a stage's data; a source that another stage made without a sample is left out."""
     found = located_sources(spec, inputs, config)
     folders = {name: inputs[f"{SOURCES}{name}"] for name in found if f"{SOURCES}{name}" in inputs}
     empty = {name for name, folder in folders.items() if is_empty(data_facts(folder, config))}

@@ -16,7 +16,7 @@ HELP = """mmrl profile - train a few steps of each stage, and show where their t
 
 usage: mmrl profile OVERRIDES [--steps N] [--out DIR] [--stage NAME] [--allow-targets PREFIX]
 
-OVERRIDES are those of mmrl train, such as experiment=quickstart. Each stage that trains or samples makes N + 2 steps:
+OVERRIDES are as for mmrl train, such as experiment=quickstart. Each stage that trains or samples makes N + 2 steps:
 the first is left out, N are timed, and the last one is traced by torch.profiler. Stages start from each other, as in
 the run itself. A run of the same name is neither read nor changed. Nothing is tracked, validated or evaluated, and no
 expert is asked. Generated data, a base model that is built, and the media cache are where mmrl train has them.

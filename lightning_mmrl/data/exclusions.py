@@ -14,6 +14,8 @@ from lightning_mmrl.files import sync, writing
 from lightning_mmrl.types.records import Sample
 
 EXCLUSIONS = "exclusions.jsonl"
+OWN_KEYS = frozenset({"supervised", "system", "suffix", "prefill", "raw", "prefix", "mask_history", "pairs"})
+"""Settings in which the stages of one run may differ: what a stage learns, and its prompt."""
 _VERSION = 2
 
 
@@ -90,6 +92,8 @@ class Exclusions:
     def void(self, which: DecidedSet, samples: Sequence[Sample]) -> str | None:
         """Returns why earlier decisions about these samples do not apply to the set; None if they apply or none exist.
 
+        Stages that differ in `OWN_KEYS` have separate decisions, which leave each other as they are.
+
         Raises:
             DataError: The file is damaged.
         """
@@ -98,9 +102,8 @@ class Exclusions:
             return None
         for entry in reversed(sets):
             use = entry["use"]
-            # Supervised and other stages have separate decisions in every run.
-            is_other = entry["manifest"] != which.manifest or use.get("supervised") != which.use.get("supervised")
-            if is_other or not _decisions(entry, samples):
+            is_other = any(use.get(key) != which.use.get(key) for key in OWN_KEYS)
+            if is_other or entry["manifest"] != which.manifest or not _decisions(entry, samples):
                 continue
             changed = [key for key in {**use, **which.use} if use.get(key) != which.use.get(key)]
             where = "is still there" if Path(entry["root"]).exists() else "had another name"

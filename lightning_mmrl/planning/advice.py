@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What was measured, as a share of the time of a step, and what would change it."""
+    """A measured cost, as a share of the time of a step, and the keys that would change it."""
 
     share: float
     text: str

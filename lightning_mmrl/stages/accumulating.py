@@ -98,7 +98,7 @@ class AccumulatingModule(StageModule):
         return losses[-1]
 
     def report_step(self, values: Mapping[str, float]) -> None:
-        """Notes the loss of the step, the learning rate and further values; leaves out those that are not finite.
+        """Notes the loss of the step, the learning rate and further values, if they are finite.
 
         They are reported with the costs of the step, once its gradient is known.
         """

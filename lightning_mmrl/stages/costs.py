@@ -88,7 +88,7 @@ class Rates:
 
 @dataclass(kw_only=True)
 class _Open:
-    """What was counted since the last step was closed."""
+    """The counts since the last step was closed."""
 
     passes: dict[str, Work] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
@@ -135,15 +135,18 @@ class CostMeter:
         self.total = NO_COSTS
         """All steps and the time after the last one."""
         self._before = NO_COSTS  # the total before the last step
+        self._uncounted = 0  # first steps of the stage that the totals lack, as after a state without costs
 
     def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
-        """Begins to measure after so many steps; the totals are those of an earlier process up to there.
+        """Begins to measure after so many steps; the totals are as an earlier process had them there.
 
         That process may have closed one more step, which is computed again. If a state has no costs of the steps before
         it, they stay uncounted.
         """
-        known = next((each for each in (self.total, self._before) if each.num_steps <= num_steps), NO_COSTS)
+        done = num_steps - self._uncounted
+        known = next((each for each in (self.total, self._before) if each.num_steps <= done), NO_COSTS)
         self.total, self._before, self.step = known, known, NO_COSTS
+        self._uncounted = num_steps - known.num_steps
         if device.type == "cuda":
             self._timer = DeviceTimer()
         self._ranks = ranks
@@ -229,13 +232,15 @@ class CostMeter:
         self.total = self.total + self._costs(self._ranks.gather(self.taken()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The totals with and without the last step, in primitives."""
+        """The totals with and without the last step, and the number of steps that both lack, in primitives."""
         plain = {"total": asdict(self.total), "before": asdict(self._before)}
-        return {name: each | {"ranks": list(each["ranks"])} for name, each in plain.items()}
+        totals = {name: each | {"ranks": list(each["ranks"])} for name, each in plain.items()}
+        return totals | {"uncounted": self._uncounted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the totals of an earlier process; `start` chooses between them."""
         self.total, self._before = (StageCosts.read(state[name]) for name in ("total", "before"))
+        self._uncounted = state.get("uncounted", 0)
 
     def _costs(self, ranks: Sequence[RankCosts]) -> StageCosts:
         return StageCosts(ranks=tuple(ranks), peak=self.rates.peak, samples_here=self.rates.samples_here)

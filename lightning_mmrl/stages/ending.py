@@ -19,6 +19,7 @@ class Ending:
         settings: `stop_when` is the bound that a validation must meet, if there is one; over the `cooldown_steps` after
             that validation, the learning rate falls linearly to zero.
 
+    >>> from lightning_mmrl.settings.stage import Bound
     >>> ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5), cooldown_steps=4))
     >>> ending.validated({"validation/uar": 0.6}, step=10)
     >>> [ending.factor(step) for step in (9, 10, 11, 13)], ending.ended(13), ending.ended(14)

@@ -1,5 +1,6 @@
 """Samples completions of prompts with a policy that does not change, scores them, and keeps them in parts on disk."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,8 @@ from lightning_mmrl.stages.rollout_table import rows_of
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Sample
+
+_log = logging.getLogger(__name__)
 
 COSTS = "costs.json"
 """File beside the parts with what they cost."""
@@ -60,11 +63,23 @@ class PartStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_json(self.directory / COSTS, state)
 
-    def read_costs(self) -> dict[str, Any] | None:
-        """The costs as they were written; None if there are none."""
-        path = self.directory / COSTS
-        remedy = f"remove {path}, and the batches up to here are not counted in the costs"
-        return read_json(path, remedy) if path.is_file() else None
+    def read_costs(self, costs: CostMeter) -> str | None:
+        """Gives a meter the costs as they were written, if they were.
+
+        Returns:
+            Why the file cannot be used; the meter is as before then. Its content stops nothing, and the next batch
+            replaces it.
+        """
+        path, lacking = self.directory / COSTS, "the costs of the stage lack the batches up to here"
+        if not path.is_file():
+            return None
+        try:
+            costs.load_state_dict(read_json(path, lacking))
+        except StageError as error:
+            return str(error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{path} cannot be used ({error!r}); {lacking}"
+        return None
 
     def num_parts(self) -> int:
         """How many parts exist, counted from the first one up to the first gap."""
@@ -151,7 +166,7 @@ class SampleModule(lightning.LightningModule):
     def watch(
         self, rates: Rates, waited_s: Callable[[], float], report: Callable[[int, Mapping[str, float]], None]
     ) -> None:
-        """Has the costs of batches reported, after those of the parts on disk.
+        """Has the costs of batches reported, and goes on with the totals of the parts on disk.
 
         Args:
             rates: What counted work and the devices amount to.
@@ -159,9 +174,9 @@ class SampleModule(lightning.LightningModule):
             report: Takes the number of a batch, from 1, and its metrics.
         """
         self.costs.rates = rates
-        known = self._parts.read_costs()
-        if known is not None:
-            self.costs.load_state_dict(known)
+        problem = self._parts.read_costs(self.costs)
+        if problem is not None and self._ranks.rank == 0:
+            _log.warning("%s", problem)
         self._waited_s, self._report = waited_s, report
 
     def configure_model(self) -> None:

@@ -157,10 +157,10 @@ class StageCosts:
         return {name: found / len(self.ranks) for name, found in _total(r.waits for r in self.ranks).items()}
 
     def mfu(self, *kinds: str, phases: Sequence[str] = ()) -> float | None:
-        """Model FLOPs utilization: operations over those that the devices could do in the same time.
+        """Model FLOPs utilization: operations as a share of the most that the devices can do in the same time.
 
         Args:
-            kinds: `sampling`, `training`; those that the devices of the ranks do, if none is given.
+            kinds: `sampling`, `training`; if none is given, all that the devices of the ranks do.
             phases: The phases whose time counts; all, if none is given.
 
         Returns:

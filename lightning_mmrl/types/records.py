@@ -136,7 +136,7 @@ class Training:
 
     `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps, `num_skipped` were skipped in whole or
     in one of their updates, because a number was not finite. `changed` says whether any weight differs from the start;
-    None: unknown. `costs` are those of all steps; None for a stage without steps.
+    None: unknown. `costs` sums up all steps; None for a stage without steps.
     """
 
     metrics: Mapping[str, float]

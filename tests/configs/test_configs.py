@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, fields
+from functools import cache
 
 import pytest
 import yaml
@@ -62,6 +63,12 @@ def overrides(path):
     return [f"{group}={option}", *needed]
 
 
+@cache
+def composed(path):
+    """What a file composes, for tests that change nothing in it."""
+    return compose(overrides(path))
+
+
 def targets(tree):
     if isinstance(tree, dict):
         yield from [tree["_target_"]] if "_target_" in tree else []
@@ -91,7 +98,7 @@ def test_all_groups_have_options():
 
 @each_file
 def test_a_config_composes_and_its_targets_bind(path):
-    config = compose(overrides(path))
+    config = composed(path)
     assert stage_specs(config)
     check_all_targets(config)
 
@@ -129,7 +136,7 @@ def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
 @each_experiment
 def test_an_experiment_only_overrides(path):
     """It names a run of its own, and every stage it changes runs."""
-    config = compose(overrides(path))
+    config = composed(path)
     assert config.run_name == path.stem
     tree = yaml.safe_load(path.read_text())
     assert set(tree) - {"defaults"} <= {field.name for field in fields(RunSettings)}

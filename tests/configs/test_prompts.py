@@ -1,5 +1,7 @@
 """Every prompt that is shipped: where its instruction stands, which tags it names, and how its answers are read."""
 
+from functools import cache
+
 import pytest
 
 from lightning_mmrl.config.compose import compose
@@ -30,6 +32,12 @@ TABLE = {
 }
 
 
+@cache
+def shipped(name):
+    """The texts of a prompt."""
+    return compose([f"prompt={name}"]).prompt
+
+
 def test_every_shipped_prompt_is_in_the_table():
     assert set(TABLE) == set(NAMES)
 
@@ -37,7 +45,7 @@ def test_every_shipped_prompt_is_in_the_table():
 @pytest.mark.parametrize("name", TABLE)
 def test_a_prompt_stands_where_its_paper_has_it_and_names_its_tags_alone(name):
     parts, names, reading, answer = TABLE[name]
-    settings = compose([f"prompt={name}"]).prompt
+    settings = shipped(name)
     texts = {part: text for part, text in vars(settings).items() if text}
     assert tuple(sorted(texts)) == parts
     written = "".join(texts.values())
@@ -50,12 +58,12 @@ def test_a_prompt_stands_where_its_paper_has_it_and_names_its_tags_alone(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_prompt_leaves_the_question_and_its_media_as_they_are(name):
-    template = PromptTemplate(compose([f"prompt={name}"]).prompt)
+    template = PromptTemplate(shipped(name))
     asked = template.apply((Message(role="user", content="<image>Which?"),))[-1].content
     assert asked.startswith("<image>")
     assert "Which?" in asked
 
 
 def test_prompts_of_two_systems_differ():
-    written = {name: tuple(vars(compose([f"prompt={name}"]).prompt).values()) for name in TABLE}
+    written = {name: tuple(vars(shipped(name)).values()) for name in TABLE}
     assert len(set(written.values())) == len(TABLE)

@@ -161,6 +161,23 @@ def test_what_is_no_number_is_compared_exactly(path, change):
     assert first(stages, changed(stages, path, change), OTHER_MACHINE) is not None
 
 
+def test_pairs_come_from_sampled_answers_and_train():
+    stages = RECORDED["preferences"]
+    assert len(stages["01-sort"]["artifacts"]["pairs/pairs.jsonl"]["ids"]) > 4
+    margins = stages["02-prefer"]["train"]["train/reward_margin"]
+    assert margins["1"] == 0
+    assert margins["4"] > 0.1
+
+
+@pytest.mark.parametrize("stage", ["00-draw", "01-sort"])
+@pytest.mark.parametrize(("part", "change"), [("rows", lambda digest: digest[::-1]), ("ids", lambda ids: ids[1:])])
+def test_rows_that_a_stage_makes_are_compared_exactly(stage, part, change):
+    stages, other = RECORDED["preferences"], copy.deepcopy(RECORDED["preferences"])
+    own = other[stage]["artifacts"]["own/own.jsonl"]
+    own[part] = change(own[part])
+    assert f"stage {stage}, at its end, artifacts/own/own.jsonl/{part}" in first(stages, other, OTHER_MACHINE)
+
+
 def test_the_first_difference_is_named_with_both_values():
     stages = RECORDED["grpo"]
     later = changed(stages, ("train", "train/grad_norm", "3"), lambda value: value + 1)

@@ -170,6 +170,32 @@ class Options:
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
 
+def rl_parts(kind, engine, how):
+    """The parts of an RL stage that other stages do not have."""
+    rewards = InlineRewards(
+        WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
+    )
+    critic = CriticSettings(learning_rate=2e-3, normalize_rewards=how.normalize) if kind == "ppo" else None
+    algorithm = Algorithm(
+        advantage=None if critic else GroupNormalized(),
+        settings=AlgorithmSettings(
+            critic=critic,
+            group_size=3,
+            phases={"later": PhaseSettings(after=3, group_size=2, max_new_tokens=3, temperature=0.7)},
+            max_samplings=3 if how.select else 1,
+            select_after=1 if how.select else 0,
+            update=UpdateSettings(num_minibatches=2),
+        ),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        kl=how.kl,
+        entropy=how.entropy,
+        select=AccuracyBand() if how.select else None,
+        resample=ReleasedPAD() if how.select else None,
+    )
+    return {"engine": engine, "rewards": rewards, "algorithm": algorithm}
+
+
 class Stage:
     """One attempt at a stage, of this process or of one of several ranks, in a folder that outlives it."""
 
@@ -208,31 +234,7 @@ class Stage:
             ),
             "evaluator": evaluator,
         }
-        if kind in SUPERVISED:
-            self.module = KINDS[kind](self.policy, **common)
-        else:
-            rewards = InlineRewards(
-                WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
-            )
-            critic = CriticSettings(learning_rate=2e-3, normalize_rewards=how.normalize) if kind == "ppo" else None
-            algorithm = Algorithm(
-                advantage=None if critic else GroupNormalized(),
-                settings=AlgorithmSettings(
-                    critic=critic,
-                    group_size=3,
-                    phases={"later": PhaseSettings(after=3, group_size=2, max_new_tokens=3, temperature=0.7)},
-                    max_samplings=3 if how.select else 1,
-                    select_after=1 if how.select else 0,
-                    update=UpdateSettings(num_minibatches=2),
-                ),
-                loss=PPOClip(),
-                aggregation=TokenMean(),
-                kl=how.kl,
-                entropy=how.entropy,
-                select=AccuracyBand() if how.select else None,
-                resample=ReleasedPAD() if how.select else None,
-            )
-            self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
+        self.module = KINDS[kind](self.policy, **common, **({} if kind in SUPERVISED else rl_parts(kind, engine, how)))
         self.said = []
         self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO(copies=how.background)
         every = StateSettings(every_n_steps=how.every, in_background=how.background)

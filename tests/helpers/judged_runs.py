@@ -19,7 +19,7 @@ def judged(sample_id: str, right: bool) -> Judgement:
 
 
 def write_answers(folder: Path, place: str, answers: list[Judgement], name: str = "test") -> None:
-    """Writes judged answers where a run has those of `place`, such as `base` or `stages/02-reason`."""
+    """Writes judged answers of `place`, such as `base` or `stages/02-reason`, where a run keeps them."""
     file = folder / place / "evaluation" / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(each.to_json() + "\n" for each in answers))

@@ -40,7 +40,7 @@ def number_in(question: str, pixels: np.ndarray | None) -> str:
 
 
 def described_dots(question: str, pixels: np.ndarray | None) -> tuple[int, ...]:
-    """The red and the blue dots of a picture, or those of a description."""
+    """The red and the blue dots of a picture or of a description."""
     if pixels is not None:
         return dots_in(pixels)
     return tuple(int(number) for number in re.match(r"(\d) red and (\d) blue dots", question).groups())

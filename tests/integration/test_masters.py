@@ -54,6 +54,7 @@ def moved(folder, trainer, tmp_path, steps=DEFAULT_STEPS):
     return sum(int((one & other).sum()) for one, other in zip(reached, changed, strict=True)) / total
 
 
+@pytest.mark.slow
 def test_default_steps_move_masters_and_not_bfloat16_weights(tmp_path):
     """The second figure is the negative control, and the reason why such a stage is refused."""
     folder = families.build("qwen2", tmp_path / "model")

@@ -68,6 +68,7 @@ def test_what_refers_to_itself_would_stay(folder, monkeypatch):
     assert "SFTModule" in watch.notes[2]
 
 
+@pytest.mark.slow
 def test_a_job_that_somebody_keeps_would_stay(folder, monkeypatch):
     """A negative control: the job alone keeps the module."""
     kept, whole = [], leader.Leader.build_stage

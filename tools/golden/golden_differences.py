@@ -85,7 +85,7 @@ def _flat(trajectory: Mapping[str, Any]) -> Iterator[tuple[_Key, Any]]:
             for name, steps in parts.get(part, {}).items():
                 label = name if "/" in name else f"{part}/{name}"
                 yield from (((stage, float(step), place, label), value) for step, value in steps.items())
-        for place, part in enumerate(("handoff", "evaluation"), start=len(ORDER)):
+        for place, part in enumerate(("artifacts", "handoff", "evaluation"), start=len(ORDER)):
             yield from (((stage, math.inf, place, name), value) for name, value in _leaves(parts.get(part, {}), part))
 
 

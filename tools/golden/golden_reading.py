@@ -18,11 +18,14 @@ WITHOUT = ("/time/", "/tokens/", "memory", "bytes", "_per_s")
 
 
 def read_trajectory(folder: Path, states: str) -> dict[str, Any]:
-    """The numbers of each stage of a run, step by step, and of its handoff; `states` is the folder of its states."""
+    """The numbers of each stage of a run, step by step, and what it hands on; `states` is the folder of its states."""
     return {stage.name: _stage(stage, states) for stage in sorted((folder / "stages").iterdir())}
 
 
 def _stage(folder: Path, states: str) -> dict[str, Any]:
+    if not (folder / "handoff").exists():
+        counts = _metrics(folder)[0] if (folder / "metrics.jsonl").exists() else {}
+        return {"metrics": counts, "artifacts": _artifacts(folder / "artifacts")}
     metrics, train = _metrics(folder)
     found = {"metrics": metrics, "train": train, "rollouts": _rollouts(folder / "rollouts")}
     found |= {"states": _states(folder / states), "handoff": _handoff(folder / "handoff")}
@@ -53,6 +56,16 @@ def _rollouts(folder: Path) -> dict[str, Any]:
         found["num_tokens"][step] = [answer["num_tokens"] for answer in answers]
         found["answers"][step] = _digest([answer["text"] for answer in answers])
         found["rewards"][step] = [answer["reward"] for answer in answers]
+    return found
+
+
+def _artifacts(folder: Path) -> dict[str, Any]:
+    """By file of a stage that makes data: the ids of the rows in their order, and a digest of the rows."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        ids = [json.loads(line)["id"] for line in lines]
+        found[path.relative_to(folder).as_posix()] = {"ids": ids, "rows": _digest(lines)}
     return found
 
 

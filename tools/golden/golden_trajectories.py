@@ -5,10 +5,10 @@
     python tools/golden/golden_trajectories.py check           the working tree beside the recorded numbers
     python tools/golden/golden_trajectories.py record          writes tests/golden/recorded anew
 
-tests/golden/runs.yaml lists the runs: SFT, the RL algorithms, selection, LoRA, a correction, resuming, two ranks. Of
-each are compared: the prompts of every iteration and what was sampled, every metric of every step but times and memory,
-hashes of the weights and of the optimizer's state after every step, the handoff, and the answers and scores of its
-evaluation.
+tests/golden/runs.yaml lists the runs: SFT, DPO, the RL algorithms, selection, LoRA, a correction, resuming, two ranks.
+Of each are compared: the prompts of every iteration and what was sampled, the rows that stages make, every metric of
+every step but times and memory, hashes of the weights and of the optimizer's state after every step, the handoff, and
+the answers and scores of its evaluation.
 
 `compare` takes both commits out of git into --work and trains there on one thread, each commit with the table it brings
 along: keys and modules may be renamed in between, and metrics by `renamed_metrics: {OLD: NEW}` in the later table. It

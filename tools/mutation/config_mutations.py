@@ -2,7 +2,7 @@
 
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -82,10 +82,19 @@ class Base:
         return {".".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1)}
 
 
-def mutations(seed: int, num_typos: int = 130, num_values: int = 100) -> list[Mutation]:
-    """All kinds of mutations over all shipped experiments and curricula; the same seed gives the same ones."""
+def mutations(
+    seed: int, num_typos: int = 130, num_values: int = 100, calls: Sequence[tuple[str, ...]] = ()
+) -> list[Mutation]:
+    """All kinds of mutations; the same seed gives the same ones.
+
+    Args:
+        seed: Seed of what is mutated, and how.
+        num_typos: Misspelled keys.
+        num_values: Wrong values.
+        calls: The command lines that are mutated; all shipped experiments and curricula if there are none.
+    """
     rng = random.Random(seed)
-    bases = [_base(arguments) for arguments in base_arguments()]
+    bases = [_base(arguments) for arguments in calls or base_arguments()]
     made = [
         _typo(rng, rng.choice(bases), prefix)
         for _ in range(num_typos)

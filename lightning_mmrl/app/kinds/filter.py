@@ -166,7 +166,7 @@ class FilterJob:
         """Looks at all rows on rank 0 while the other ranks wait, and returns the counts.
 
         Raises:
-            DataError: The table or a manifest is wrong, or no row has the column.
+            DataError: The table or a manifest is wrong, two samples have one id, or no row has the column.
             RewardError: The rewards cannot judge the targets.
         """
         group, metrics = self.parts.group, {}
@@ -227,7 +227,8 @@ class FilterJob:
 
     def _of_manifests(self) -> list[Candidate]:
         """The samples; with `right`, those with a wrong target have a reason."""
-        self.samples = read_samples(self.sources)
+        self.samples = samples = read_samples(self.sources)
+        samples.refuse_repeated(f"stages.{self.spec.name}")
         reasons = self._verdicts(self.samples) if self.stage.right else [None] * len(self.samples)
         return [
             Candidate(id=sample.id, place=place, reason=reason, value=self._value(sample))

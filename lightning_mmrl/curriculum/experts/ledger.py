@@ -3,7 +3,7 @@
 Each line is written at once. After a kill only requests that were under way are asked again.
 
 The file lies in the folder of the run and counts the requests and tokens of its stage alone. A folder that stages and
-runs share has no part in these counts: it lends its outcomes, and gets those of this stage.
+runs share has no part in these counts: it lends its outcomes, and gets the stage's.
 """
 
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ def _question(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _billed(record: dict[str, Any]) -> int:
-    """The tokens that a line says were billed; of an answer without this number, those of its counts."""
+    """The tokens that a line says were billed; if it does not say, the tokens of the answer and its prompt."""
     if "answer" not in record or "billed" in record:
         return int(record.get("billed", 0))
     usage = Usage(num_prompt_tokens=record["prompt_tokens"] or 0, num_tokens=record["tokens"])

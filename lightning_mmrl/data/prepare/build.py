@@ -65,7 +65,7 @@ def prepare_originals(
 
 
 def _check_kept(directory: Path, card: SetCard, originals: Path, settings: PrepareSettings) -> None:
-    """Refuses a folder that was prepared from other originals or with other settings.
+    """Refuses a folder that was prepared from other originals, with other settings, or without all files.
 
     A fact that an earlier version did not record counts as the default.
     """
@@ -83,6 +83,11 @@ def _check_kept(directory: Path, card: SetCard, originals: Path, settings: Prepa
                 f"{directory} was prepared with {key} {shown(known[key])}, not {shown(value)}; remove it, to prepare "
                 "it again, give another root, or set build=null to use it as it is"
             )
+    if not settings.allow_missing and not known.get("published_protocol_met", True):
+        raise DataError(
+            f"{directory} was prepared with allow_missing, and does not meet the published protocol of {card.name}; "
+            f"complete {originals} and remove {directory}, or set build.settings.allow_missing=true"
+        )
 
 
 def _refusal(made: Preparation, card: SetCard, originals: Path) -> str:

@@ -195,7 +195,7 @@ def without_repetitions(parts: Parts, by_speaker: bool, problems: list[Problem])
 
 
 def asked_for(card: SetCard, root: Path, settings: PrepareSettings) -> dict[str, Any]:
-    """What a preparation is made from and how, for its record."""
+    """Sources and settings of a preparation, for its record."""
     return {
         "source": card.name,
         "originals": str(root),

@@ -1,7 +1,7 @@
 """A task for a bridge from a model that sees to one that reasons: dots in pictures, and descriptions of such pictures.
 
 - `dots`: a picture of up to nine dots and the question how many they are; the column `description` counts each color.
-- `text`: a description and the same question, without a picture. The thoughts are those of a writer who only reads.
+- `text`: a description and the same question, without a picture. Its thoughts are as a writer has who only reads.
   One third of them say that he cannot see and one third look twice, so that a bridge has phrases to replace, traces to
   leave out, and traces of several lengths.
 

@@ -27,12 +27,14 @@ def dfew_layout(labels: Sequence[str]) -> Layout:
     >>> layout.clips[0], layout.lists["EmoLabel_DataSplit/test(single-labeled)/set_2.csv"]
     ('Clip/original/part_1/1.mp4', 'video_name,label\n1,1\n')
     """
-    numbers = _originals("dfew")
-    lists = {}
-    for split, fold in product(SPLITS, range(1, NUM_FOLDS + 1)):
-        rows = [f"{clip},{numbers[labels[clip - 1]]}" for clip in _clips(len(labels), split, fold)]
-        lists[f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv"] = _text(["video_name,label", *rows])
-    return Layout(clips=[f"Clip/original/part_1/{clip}.mp4" for clip in range(1, len(labels) + 1)], lists=lists)
+    return _layout(
+        "dfew",
+        labels,
+        clip="Clip/original/part_1/{clip}.mp4",
+        file="EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv",
+        header="video_name,label\n",
+        row="{clip},{label}\n",
+    )
 
 
 def mafw_layout(labels: Sequence[str]) -> Layout:
@@ -42,12 +44,13 @@ def mafw_layout(labels: Sequence[str]) -> Layout:
     >>> layout.clips[0], layout.lists["Train & Test Set/single/no_caption/set_2/test.txt"]
     ('data/clips/00001.mp4', '00001.mp4 happiness\n')
     """
-    nouns = _originals("mafw")
-    lists = {}
-    for split, fold in product(SPLITS, range(1, NUM_FOLDS + 1)):
-        rows = [f"{clip:05d}.mp4 {nouns[labels[clip - 1]]}" for clip in _clips(len(labels), split, fold)]
-        lists[f"Train & Test Set/single/no_caption/set_{fold}/{split}.txt"] = _text(rows)
-    return Layout(clips=[f"data/clips/{clip:05d}.mp4" for clip in range(1, len(labels) + 1)], lists=lists)
+    return _layout(
+        "mafw",
+        labels,
+        clip="data/clips/{clip:05d}.mp4",
+        file="Train & Test Set/single/no_caption/set_{fold}/{split}.txt",
+        row="{clip:05d}.mp4 {label}\n",
+    )
 
 
 def fold_of(clip: int) -> int:
@@ -80,14 +83,12 @@ def ravdess_names(
         yield "-".join(f"{field:02d}" for field in fields)
 
 
-def _originals(name: str) -> dict[str, str]:
-    """Maps each label to the spelling of the set's lists."""
-    return {label: original for original, label in read_card(name).subsets[_SUBSET].labels.items()}
-
-
-def _clips(num_clips: int, split: str, fold: int) -> list[int]:
-    return [clip for clip in range(1, num_clips + 1) if (fold_of(clip) == fold) == (split == "test")]
-
-
-def _text(lines: Sequence[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+def _layout(name: str, labels: Sequence[str], *, clip: str, file: str, row: str, header: str = "") -> Layout:
+    """The layout of a set with these patterns of a clip's path, a list's path and a list's rows."""
+    spelled = {label: original for original, label in read_card(name).subsets[_SUBSET].labels.items()}
+    numbers, lists = range(1, len(labels) + 1), {}
+    for split, fold in product(SPLITS, range(1, NUM_FOLDS + 1)):
+        own = [number for number in numbers if (fold_of(number) == fold) == (split == "test")]
+        rows = [row.format(clip=number, label=spelled[labels[number - 1]]) for number in own]
+        lists[file.format(split=split, fold=fold)] = "".join([header, *rows])
+    return Layout(clips=[clip.format(clip=number) for number in numbers], lists=lists)

@@ -5,7 +5,6 @@ released model. RAVDESS has other actors, another look and another sound, and `c
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +31,10 @@ from lightning_mmrl.data.synthetic.factors import (
     group_of,
     trace,
 )
-from lightning_mmrl.data.synthetic.folder import RECORD, Progress, Recipe, make_folder, run_in_processes
+from lightning_mmrl.data.synthetic.folder import RECORD, Progress, Recipe, check_numbers, make_folder, run_in_processes
 from lightning_mmrl.data.synthetic.plan import LICENSE, QUESTIONS, WEAK_THOUGHT, draw_signals
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 from lightning_mmrl.data.synthetic.video_file import write_clip
-from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import file_digest, write_json
 
 GENERATOR_VERSION = 1
@@ -87,13 +85,7 @@ def synthesize_emotion_trees(
     Raises:
         DataError: A number is out of range, or the directory holds other files, or cannot be written.
     """
-    for key, valid, value, rule in (
-        ("seed", seed >= 0, seed, "0 or more"),
-        ("scale", 0 < scale < math.inf, scale, "more than 0 and finite"),
-        ("workers", workers >= 1, workers, "at least 1"),
-    ):
-        if not valid:
-            raise DataError(f"generated emotion trees: {key} is {value}; it must be {rule}")
+    check_numbers("generated emotion trees", seed=seed, scale=scale, workers=workers)
     recipe = Recipe(name="emotion trees", settings={"seed": seed, "scale": scale}, generator_version=GENERATOR_VERSION)
     return make_folder(
         directory, recipe, lambda root: _write_trees(root, recipe, workers, on_progress), overwrite=overwrite
@@ -105,7 +97,7 @@ def plan_trees(scale: float = 1.0) -> tuple[list[TreeClip], dict[str, str]]:
 
     >>> clips, lists = plan_trees(scale=0.02)
     >>> [sum(clip.part == part for clip in clips) for part in PARTS]
-    [16, 11, 35, 55, 30]
+    [13, 11, 35, 55, 30]
     """
     smallest = {"BASE": len(_BASE_TASKS), "EMER": len(TRAINED), "DFEW": 5 * len(LABELS), "MAFW": 5 * len(TRAINED)}
     sizes = {part: max(smallest[part], round(size * scale)) for part, size in SIZES.items()}

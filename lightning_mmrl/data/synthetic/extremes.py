@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_mmrl.data.synthetic.folder import RECORD, Progress, Recipe, make_folder, write_rows
+from lightning_mmrl.data.synthetic.folder import RECORD, Progress, Recipe, check_numbers, make_folder, write_rows
 from lightning_mmrl.data.synthetic.plan import LICENSE
 from lightning_mmrl.data.synthetic.task import random_stream
-from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import file_digest, write_json
 
 NAME = "extremes"
@@ -82,12 +81,7 @@ def synthesize_extremes(
     Raises:
         DataError: A number is out of range, or the directory holds other files or cannot be written.
     """
-    for key, valid, value, rule in (
-        ("seed", seed >= 0, seed, "0 or more"),
-        ("scale", 0 < scale <= LARGEST_SCALE, scale, f"more than 0 and at most {LARGEST_SCALE}"),
-    ):
-        if not valid:
-            raise DataError(f"generated task {NAME}: {key} is {value}; it must be {rule}")
+    check_numbers(f"generated task {NAME}", seed=seed, scale=scale, largest_scale=LARGEST_SCALE)
     recipe = Recipe(name=NAME, settings={"seed": seed, "scale": scale}, generator_version=GENERATOR_VERSION)
     write = partial(_write, recipe=recipe, on_progress=on_progress or (lambda done, total: None))
     return make_folder(directory, recipe, write, overwrite=overwrite)

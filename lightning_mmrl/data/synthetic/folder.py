@@ -1,6 +1,7 @@
 """Creates dataset folders atomically: files go to a hidden sibling folder, which is renamed at the end."""
 
 import json
+import math
 import multiprocessing
 import secrets
 import shutil
@@ -47,6 +48,22 @@ class Recipe:
     name: str
     settings: Mapping[str, Any]
     generator_version: int
+
+
+def check_numbers(what: str, *, seed: int, scale: float, workers: int = 1, largest_scale: float = math.inf) -> None:
+    """Refuses a seed, a scale or a number of workers that no generator takes.
+
+    Raises:
+        DataError: A number is out of range; the message begins with `what`.
+    """
+    most = "finite" if largest_scale == math.inf else f"at most {largest_scale}"
+    for key, valid, value, rule in (
+        ("seed", seed >= 0, seed, "0 or more"),
+        ("scale", 0 < scale < math.inf and scale <= largest_scale, scale, f"more than 0 and {most}"),
+        ("workers", workers >= 1, workers, "at least 1"),
+    ):
+        if not valid:
+            raise DataError(f"{what}: {key} is {value}; it must be {rule}")
 
 
 def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], *, overwrite: bool) -> Path:

@@ -1,6 +1,7 @@
 """Draws shapes with smooth outlines on a small canvas, adds noise, and writes PNG files, for all drawn tasks."""
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,7 @@ def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None], size_px: int = SI
     """
     canvas = Image.new("L", (size_px * _SUPERSAMPLING, size_px * _SUPERSAMPLING), 0)
     draw(ImageDraw.Draw(canvas), _SUPERSAMPLING)
-    units = np.asarray(canvas, dtype=np.float32) / 255.0
-    return units.reshape(size_px, _SUPERSAMPLING, size_px, _SUPERSAMPLING).mean(axis=(1, 3))
+    return _averaged(np.asarray(canvas)) / np.float32(255.0)
 
 
 def disk(canvas: ImageDraw.ImageDraw, unit: int, *, x: float, y: float, radius: float, fill: Fill = 255) -> None:
@@ -78,12 +78,17 @@ def framed_ground(size_px: int, rng: np.random.Generator) -> np.ndarray:
 
 def render(ground: np.ndarray, draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
     """Draw colored shapes with smooth outlines over a ground, (H, W, 3) in 0..255; `draw` is as in `coverage`."""
-    height, width = ground.shape[:2]
     units = np.round(ground).astype(np.uint8).repeat(_SUPERSAMPLING, axis=0).repeat(_SUPERSAMPLING, axis=1)
     canvas = Image.fromarray(units)
     draw(ImageDraw.Draw(canvas), _SUPERSAMPLING)
-    drawn = np.asarray(canvas, dtype=np.float32)
-    return drawn.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING, 3).mean(axis=(1, 3))
+    return _averaged(np.asarray(canvas))
+
+
+def _averaged(units: np.ndarray) -> np.ndarray:
+    """Return the mean of the units of each pixel, float32; the sums of these bytes are exact in any order."""
+    rows = reduce(np.add, (units[first::_SUPERSAMPLING].astype(np.float32) for first in range(_SUPERSAMPLING)))
+    sums = reduce(np.add, (rows[:, first::_SUPERSAMPLING] for first in range(_SUPERSAMPLING)))
+    return sums / np.float32(_SUPERSAMPLING**2)
 
 
 def paint(

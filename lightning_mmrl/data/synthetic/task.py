@@ -1,6 +1,5 @@
 """Generated tasks with known answers, and the code that plans and writes their datasets."""
 
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from lightning_mmrl.data.synthetic.folder import (
     RECORD,
     Progress,
     Recipe,
+    check_numbers,
     make_folder,
     run_in_processes,
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE
-from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import file_digest, write_json
 
 SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
@@ -122,13 +121,7 @@ class Task:
         Raises:
             DataError: A number is out of range, or the directory holds other files or cannot be written.
         """
-        for key, valid, value, rule in (
-            ("seed", seed >= 0, seed, "0 or more"),
-            ("scale", 0 < scale < math.inf, scale, "more than 0 and finite"),
-            ("workers", workers >= 1, workers, "at least 1"),
-        ):
-            if not valid:
-                raise DataError(f"generated task {self.name}: {key} is {value}; it must be {rule}")
+        check_numbers(f"generated task {self.name}", seed=seed, scale=scale, workers=workers)
         recipe = Recipe(
             name=self.name, settings={"seed": seed, "scale": scale}, generator_version=self.generator_version
         )
@@ -162,7 +155,7 @@ def random_stream(task: str, seed: int, *key: int) -> np.random.Generator:
 def belongs(problem: str, split: str) -> bool:
     """Whether a split may pose a problem, which a text identifies; the same for every seed.
 
-    >>> [[split for split in SPLITS if belongs(problem, split)] for problem in ("7 + 1", "7 + 2")]
+    >>> [[split for split in SPLITS if belongs(problem, split)] for problem in ("7 + 1", "7 + 3")]
     [['test'], ['cold_start', 'train']]
     """
     remainder = zlib.crc32(problem.encode()) % 10

@@ -1,4 +1,4 @@
-"""What a stage's work amounts to: the sizes of its checkpoint, the peak of its device, and where it samples."""
+"""The rates of a stage: the sizes of its checkpoint, the peak of its device, and where it samples."""
 
 import json
 from dataclasses import replace

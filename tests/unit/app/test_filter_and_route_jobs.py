@@ -180,6 +180,19 @@ def test_samples_are_made_even_by_any_column(place):
         place.filtered_samples([prompt(1)], even=EvenSettings(by="topci"))
 
 
+def test_an_id_in_two_sources_is_refused_and_takes_no_verdict_of_the_other(place):
+    sources = {}
+    for name, samples in (
+        ("a", [prompt(1, "<answer>2</answer>")]),
+        ("b", [prompt(2), prompt(1, "<answer>3</answer>")]),
+    ):
+        write_manifest(place.folder / f"{name}.jsonl", samples)
+        sources[name] = SourceSettings(manifest=f"{name}.jsonl", root=str(place.folder))
+    job = place.job(FilterJob, FilterSettings(kind="filter", right=True, rewards=REWARDS), sources=sources)
+    with pytest.raises(DataError, match=r"stages\.sort\.data\.sources: two samples have the id 'p001'; rename one"):
+        job.run()
+
+
 def unjudged(number, text="<answer>2</answer>"):
     """A sample whose solution is no label, so that its score is invalid."""
     return replace(prompt(number, text), solution="seven")

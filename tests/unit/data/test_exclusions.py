@@ -20,7 +20,7 @@ from lightning_mmrl.data.samples import content_digest
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings, PromptSettings
 from lightning_mmrl.workers.pool import CallResult
 
 ROWS = [row("a", ["one.mp4"]), row("bad", ["two.mp4"]), row("c", audios=["one.wav"])]
@@ -50,7 +50,7 @@ def path(tmp_path):
     return tmp_path / "run" / "exclusions.jsonl"
 
 
-def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor=None, **how):
+def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor=None, prompt=None, **how):
     """A set prepared in a process of its own, as a resume or another rank is, without what an earlier one cached."""
     decoder = Decoder(pipeline.decoder, failing)
     fresh = replace(pipeline, decoder=decoder, **how)
@@ -59,7 +59,7 @@ def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor
         samples,
         media_root=root,
         pipeline=fresh,
-        template=PromptTemplate(),
+        template=PromptTemplate(prompt or PromptSettings()),
         supervised=False,
         exclusions=exclusions,
     )
@@ -189,6 +189,16 @@ def test_decisions_that_are_void_are_said_in_one_sentence(root, pipeline, path, 
     assert sentence == f"{path} holds decisions made with {said}; which samples are left out is decided anew"
     prepare(root, pipeline, Exclusions(path), monitor=second, **how)
     assert second.warnings == []
+
+
+@pytest.mark.parametrize("prompt", [{"suffix": "Think."}, {"prefix": "Look."}, {"system": "You feel."}], ids=str)
+def test_stages_with_two_prompts_decide_each_for_itself_and_nothing_is_void(root, pipeline, path, no_cache, prompt):
+    monitor, other = Monitor(), PromptSettings(**prompt)
+    for _ in range(2):
+        first, _ = prepare(root, pipeline, Exclusions(path), monitor=monitor)
+        second, _ = prepare(root, pipeline, Exclusions(path), failing=("one.mp4",), monitor=monitor, prompt=other)
+        assert (ids(first), ids(second)) == (["a", "c"], ["bad", "c"])
+    assert not [warning for warning in monitor.warnings if "decided anew" in str(warning)]
 
 
 def test_a_copy_of_a_folder_that_is_there_is_decided_anew_and_said_to_be(root, pipeline, path, tmp_path):

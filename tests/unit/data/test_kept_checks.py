@@ -1,4 +1,4 @@
-"""Outcomes of checks that are kept: slow ones of any source, and those of pairs and of answers written from columns."""
+"""Outcomes of checks that are kept: of slow ones, of pairs, and of answers written from columns."""
 
 import json
 

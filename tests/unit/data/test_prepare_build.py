@@ -50,6 +50,16 @@ def test_other_settings_than_those_of_a_prepared_set_are_refused(dfew, prepared,
         built(prepared, dfew, **change)
 
 
+def test_a_set_that_lacks_files_serves_no_run_that_asks_for_all_of_them(dfew, prepared):
+    with pytest.raises(DataError, match=r"dfew was prepared with allow_missing, and does not meet .* of dfew;"):
+        built(prepared, dfew, allow_missing=False)
+    record = prepared / "dataset.json"
+    whole = record.read_text()
+    record.write_text(json.dumps(json.loads(whole) | {"published_protocol_met": True}))
+    assert built(prepared, dfew, allow_missing=False) == prepared
+    record.write_text(whole)
+
+
 def test_other_originals_or_another_set_are_refused(prepared, tmp_path):
     with pytest.raises(DataError, match=f"was prepared with originals .*DFEW, not {tmp_path}"):
         built(prepared, tmp_path)

@@ -1,4 +1,4 @@
-"""What a stage costs: phases that add up, waiting by rank and phase, tokens counted by hand, totals across a resume."""
+"""Costs of a stage: phases that add up, waiting by rank and phase, tokens counted by hand, totals across a resume."""
 
 import random
 from contextlib import nullcontext
@@ -268,6 +268,26 @@ def test_totals_go_on_where_the_state_was_and_count_no_step_twice(state_after, r
     assert later.total.num_steps == known + 2
     assert later.total.total_s == 10 * (known + 2) + 3
     assert later.total.tokens == {"prompt": 10 * (known + 2), "completion": 4 * (known + 2), "generated": 0}
+
+
+@pytest.mark.parametrize("closed", [8, 9])
+def test_no_step_counts_twice_after_steps_without_costs(closed):
+    """The first 5 steps left a state without costs; the next process was killed when its last state was of step 8."""
+    clock = Clock()
+    meter = CostMeter(timer=HostTimer(now=clock))
+    meter.start(CPU, ALONE, 5)
+    for _ in range(closed - 5):
+        clock.sleep(10)
+        counted(meter, [5], [[2]])
+    later = CostMeter(timer=HostTimer(now=clock))
+    later.load_state_dict(torch.load(saved(meter.state_dict()), weights_only=True))
+    later.start(CPU, ALONE, 8)
+    assert (later.total.num_steps, later.total.total_s) == (3, 30)
+    counted(later, [5], [[2]])
+    last = CostMeter()
+    last.load_state_dict(later.state_dict())
+    last.start(CPU, ALONE, 8)
+    assert last.total.num_steps == 3
 
 
 def saved(state):

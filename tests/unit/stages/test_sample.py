@@ -319,8 +319,9 @@ def test_costs_go_on_with_the_parts_and_count_each_batch_once(stage):
     assert [number for number, _ in reports] == [1, 2, 3, 4]
     assert sum(metrics["tokens/generated"] for _, metrics in reports) == first.module.costs.total.tokens["generated"]
     state = first.module.costs.state_dict()
-    counted = zip(state.items(), (3, 2), strict=True)
-    first.parts.write_costs({name: {**each, "num_steps": number} for (name, each), number in counted})
+    first.parts.write_costs(
+        state | {name: {**state[name], "num_steps": n} for name, n in (("total", 3), ("before", 2))}
+    )
     for number in (2, 3):
         first.parts.path(number).unlink()
     again, reports = watched(stage())
@@ -340,3 +341,24 @@ def test_costs_of_a_stage_whose_parts_are_all_there_are_known(stage):
     lengths = [completion.num_tokens for row in first.rows for completion in row.completions]
     assert again.module.costs.total.tokens["generated"] == sum(lengths)
     assert reports == []
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"total": {"num_st', b"\xff", b"null", b"[1]", b'{"total": {}}', b'{"total": null, "before": 3}'],
+    ids=["cut", "bytes", "null", "list", "keys", "values"],
+)  # fmt: skip
+def test_damaged_costs_stop_no_stage_and_are_said_to_be_lost(stage, content, caplog):
+    first, _ = watched(stage())
+    first.run()
+    for number in (2, 3):
+        first.parts.path(number).unlink()
+    (first.parts.directory / "costs.json").write_bytes(content)
+    again, reports = watched(stage())
+    again.run()
+    assert again.rows == first.rows
+    assert [number for number, _ in reports] == [3, 4]
+    assert again.module.costs.total.num_steps == 2
+    [said] = [record.message for record in caplog.records if "costs.json" in record.message]
+    assert said.endswith("; the costs of the stage lack the batches up to here")
+    known, _ = watched(stage())
+    assert known.module.costs.total.num_steps == 2
