@@ -17,6 +17,7 @@ from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
+from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
@@ -113,11 +114,18 @@ def _lead(
     curriculum = Curriculum(
         name=config.run_name, stages=specs, base=parts.starting_point, base_evaluation=base_evaluation(config)
     )
+
+    def compare() -> Comparison:
+        found = _compare(config, specs, directory, orchestrator.finished())
+        write_json(directory / "comparison.json", found.plain())
+        return found
+
+    page = RunPage(directory=directory, compare=compare, say=parts.console.say)
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
         build_stage=leader.build_stage,
-        evaluate=leader.evaluate,
+        evaluate=page.after(leader.evaluate),
         tracker=lambda: open_tracker(config),
         on_start=lambda parent: describe_run(config, parent, resolved),
         on_made=partial(check_made, config, specs),
@@ -129,9 +137,12 @@ def _lead(
             results = orchestrator.run(selection)
         except GateError as error:
             results, ended_by_gate = orchestrator.finished(), str(error)
+        except BaseException:
+            page.refresh()
+            raise
         note_report(config, directory)
-        comparison = _compare(config, specs, directory, results)
-        write_json(directory / "comparison.json", comparison.plain())
+        comparison = compare()
+        page.refresh()
     return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,

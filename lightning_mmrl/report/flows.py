@@ -1,9 +1,10 @@
 """Sections about where time, tokens and prompts went, and how long and how good the sampled answers were."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_mmrl.report.graph import in_words
-from lightning_mmrl.report.markup import Html, bar, duration, joined, number, table, tag
+from lightning_mmrl.report.markup import Html, bar, duration, folded, joined, number, table, tag
 from lightning_mmrl.report.rollouts import StageRollouts
 from lightning_mmrl.report.run_files import RunFiles
 from lightning_mmrl.types.costs import StageCosts
@@ -57,28 +58,39 @@ def _phases(costs: StageCosts) -> list[list[object]]:
 
 
 def routing_section(runs: Sequence[RunFiles]) -> Html | None:
-    """Samples of every artifact of data: kept and left out by reason; and where prompts were routed."""
+    """Samples that each artifact of data keeps, where prompts were routed, and what was left out by reason."""
     parts: list[object] = []
     for run in runs:
         for stage in run.stages:
+            kept = {name: counts["kept"] for name, counts in stage.counts.items() if "kept" in counts}
+            flows = [*_routed(stage.routing), *([("samples kept in", kept)] if kept else [])]
+            if not flows:
+                continue
             title = f"{run.name}: {stage.name}" if len(runs) > 1 else stage.name
-            shown: list[object] = []
-            for name, values in stage.routing.items():
-                nested = {key: each for key, each in values.items() if isinstance(each, Mapping)}
-                plain = {key: each for key, each in values.items() if isinstance(each, int)}
-                for key, counts in {name: plain, **nested}.items():
-                    if counts:
-                        shown.append(_flow(key.replace("_", " "), counts))
-            shown += [_flow(f"{name}, and left out", counts) for name, counts in stage.counts.items() if counts]
-            if shown:
-                parts += [tag("h3", f"{title} ({stage.kind})"), tag("div", *shown, class_="side")]
+            details = [_flow(name, counts) for name, counts in stage.counts.items() if counts]
+            parts += [
+                tag("h3", f"{title} ({stage.kind})"),
+                tag("div", *(_flow(name, counts) for name, counts in flows), class_="side"),
+                folded("Each artifact, with what it left out", tag("div", *details, class_="side")),
+            ]
     return joined(parts) if parts else None
+
+
+def _routed(routing: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, int]]]:
+    """Counts of a stage that sorts prompts, by what was counted; counts of several experts stand apart."""
+    found = []
+    for name, values in routing.items():
+        nested = {f"{name} {key}": each for key, each in values.items() if isinstance(each, Mapping)}
+        plain = {key: each for key, each in values.items() if isinstance(each, int)}
+        found += [(key, counts) for key, counts in {name: plain, **nested}.items() if counts]
+    return found
 
 
 def _flow(title: str, counts: Mapping[str, int]) -> Html:
     most = max(counts.values(), default=0)
     rows = [[name.replace("_", " "), bar(count, most=most), number(count)] for name, count in counts.items()]
-    return tag("figure", tag("figcaption", title), table([title, "", "number"], rows, label=title))
+    shown = title.replace("_", " ")
+    return tag("div", table([shown, "", "number"], rows, label=shown))
 
 
 def distribution_section(runs: Sequence[RunFiles], found: Sequence[Sequence[StageRollouts]]) -> Html | None:

@@ -1,9 +1,9 @@
 """The curriculum as a picture: stages in order, what each read from which, and with how many samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.report.markup import Html, escaped, folded, joined, number, table, tag
+from lightning_mmrl.report.markup import Html, escaped, folded, number, table, tag
 from lightning_mmrl.report.run_files import RunFiles, StageFiles
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS
 
@@ -41,12 +41,18 @@ def links_of(run: RunFiles) -> list[Link]:
     return found
 
 
-def graph_section(run: RunFiles) -> Html:
-    """The picture of a run's stages, and the same as a table."""
-    links = links_of(run)
-    rows = [_row(place, run, links) for place in range(len(run.stages))]
-    head = ["stage", "kind", "reads", "steps", "data it made"]
-    return joined([_picture(run, links), folded("As a table", table(head, rows, label="Stages", texts=5))])
+def curriculum_section(runs: Sequence[RunFiles]) -> Html | None:
+    """The picture of each run's stages, and the same as a table; None if there is no stage."""
+    shown = []
+    for run in runs:
+        if run.stages:
+            links = links_of(run)
+            rows = [_row(place, run, links) for place in range(len(run.stages))]
+            head = ["stage", "kind", "reads", "steps", "data it made"]
+            listed = folded("As a table", table(head, rows, label=f"Stages of {run.name}", texts=5))
+            title = tag("figcaption", run.name) if len(runs) > 1 else ""
+            shown.append(tag("figure", title, _picture(run, links), listed))
+    return tag("div", *shown, class_="side") if shown else None
 
 
 def _row(place: int, run: RunFiles, links: list[Link]) -> list[object]:
@@ -80,35 +86,36 @@ def _picture(run: RunFiles, links: list[Link]) -> Html:
     arcs = _lanes([link for link in links if link.end - link.start > 1])
     height = len(run.stages) * (HEIGHT + GAP)
     width = LEFT + WIDTH + (1 + max(arcs.values(), default=-1)) * LANE + 110
-    shapes: list[object] = []
-    for link in links:
-        start, end = _top(link.start), _top(link.end)
-        if link in arcs:
-            right = LEFT + WIDTH
-            out = right + 10 + arcs[link] * LANE
-            path = f"M{right} {start + 30}H{out}V{end + 14}H{right + 6}"
-            shapes.append(tag("path", d=path, class_="link", marker_end="url(#arrow)"))
-            shapes.append(_label(out + 4, end + 10 - 12 * _rank(link, arcs), _what(link)))
-        else:
-            path = f"M{LEFT + 20} {start + HEIGHT}V{end - 6}"
-            if not any(s.start == link.start and s.end == link.end for s in links[: links.index(link)]):
-                shapes.append(tag("path", d=path, class_="link", marker_end="url(#arrow)"))
-            beside = [s for s in links if s.start == link.start and s.end == link.end]
-            if link == beside[0]:
-                shapes.append(_label(LEFT + 28, start + HEIGHT + 16, ", ".join(map(_what, beside))))
+    shapes = [_arc(link, lane) for link, lane in arcs.items()]
+    shapes += [_down(place, links) for place in range(len(run.stages) - 1)]
+    shapes += [_arc_label(link, arcs) for link in arcs]
     shapes += [_box(place, stage) for place, stage in enumerate(run.stages)]
-    arrow = Html(
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path class="head" d="M0 0L8 4L0 8Z"/></marker></defs>'
-    )
     label = f"Curriculum of {len(run.stages)} stages: {', '.join(stage.name for stage in run.stages)}"
     size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
-    return tag("div", tag("svg", arrow, *shapes, role="img", aria_label=label, class_="graph", **size), class_="scroll")
+    return tag("div", tag("svg", *shapes, role="img", aria_label=label, class_="graph", **size), class_="scroll")
 
 
-def _rank(link: Link, arcs: Mapping[Link, int]) -> int:
-    """The number of arcs further right that end at the same stage, whose labels stand above."""
-    return sum(1 for other, lane in arcs.items() if other.end == link.end and lane > arcs[link])
+def _arc(link: Link, lane: int) -> Html:
+    right, y = LEFT + WIDTH, _top(link.end) + 14
+    line = tag("path", d=f"M{right} {_top(link.start) + 30}H{right + 10 + lane * LANE}V{y}H{right + 8}", class_="link")
+    return tag("g", line, tag("path", d=f"M{right + 9} {y - 4}L{right + 1} {y}L{right + 9} {y + 4}Z", class_="head"))
+
+
+def _arc_label(link: Link, arcs: Mapping[Link, int]) -> Html:
+    """The name at the end of an arc, above the names of arcs further right that end at the same stage."""
+    above = sum(1 for other, lane in arcs.items() if other.end == link.end and lane > arcs[link])
+    return _label(LEFT + WIDTH + 14 + arcs[link] * LANE, _top(link.end) + 10 - 12 * above, _what(link))
+
+
+def _down(place: int, links: list[Link]) -> Html:
+    """The arrow from a box to the next one, with the names of all that passes; nothing if nothing does."""
+    passed = [link for link in links if link.start == place and link.end == place + 1]
+    if not passed:
+        return Html("")
+    x, y = LEFT + 20, _top(place + 1) - 1
+    line = tag("path", d=f"M{x} {_top(place) + HEIGHT}V{y - 8}", class_="link")
+    head = tag("path", d=f"M{x - 4} {y - 8}L{x} {y}L{x + 4} {y - 8}Z", class_="head")
+    return tag("g", line, head, _label(x + 10, y - 9, ", ".join(map(_what, passed))))
 
 
 def _lanes(links: list[Link]) -> dict[Link, int]:
@@ -143,7 +150,7 @@ def _box(place: int, stage: StageFiles) -> Html:
 
 
 def _label(x: int, y: int, text: str) -> Html:
-    return tag("text", _short(text), x=x, y=y, class_="facts")
+    return tag("text", _short(text), x=x, y=y, class_="facts label")
 
 
 def _short(text: str) -> Html:

@@ -11,7 +11,7 @@ from lightning_mmrl.errors import ConfigError, MmrlError
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
-from lightning_mmrl.report.graph import graph_section
+from lightning_mmrl.report.graph import curriculum_section
 from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
 from lightning_mmrl.report.rollouts import browser_groups, read_rollouts
 from lightning_mmrl.report.run_files import RunFiles, read_run
@@ -51,14 +51,9 @@ def page(runs: Sequence[RunFiles]) -> str:
         curves.extend(drawn)
         return section
 
-    several = len(runs) > 1
-    graphs = [(run, f"Curriculum of {run.name}" if several else "Curriculum") for run in runs]
     builders: list[tuple[str, str, Callable[[], Html | None]]] = [
         ("scores", "What each stage brought", lambda: stages_section(runs)),
-        *(
-            (f"curriculum{place or ''}", title, lambda run=run: graph_section(run))
-            for place, (run, title) in enumerate(graphs)
-        ),
+        ("curriculum", "Curriculum", lambda: curriculum_section(runs)),
         ("curves", "Learning curves", learning_curves),
         ("modalities", "Whether the model looks and listens", lambda: modality_section(runs)),
         ("confusion", "Confusion matrices", lambda: confusion_section(runs)),

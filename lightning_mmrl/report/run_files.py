@@ -176,7 +176,8 @@ def _facts(folder: Path, stage: FinishedStage, missing: list[str]) -> dict[str, 
 
 
 def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...], missing: list[str]) -> list[Evaluated]:
-    places = {} if manifest.base is None else {BASE: folder / manifest.base.path}
+    base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
+    places = {BASE: base} if (base / SUMMARY).is_file() else {}
     for stage in stages:
         if stage.folder is None:
             continue

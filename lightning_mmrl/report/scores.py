@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.report.markup import Html, bar, escaped, joined, number, table, tag
 from lightning_mmrl.report.run_files import Evaluated, RunFiles
 
@@ -24,10 +27,14 @@ def stages_section(runs: Sequence[RunFiles]) -> Html:
     parts: list[object] = []
     for headline in dict.fromkeys(each.headline for _, each in found):
         rows = [(run, each) for run, each in found if each.headline == headline]
+        places = {name: place for place, name in enumerate(dict.fromkeys((each.stage, each.name) for _, each in rows))}
+        rows.sort(key=lambda row: places[row[1].stage, row[1].name])
         parts.append(_scores(rows, len(runs) > 1))
         gains = [(run, gain) for run in runs for gain in run.gains if gain["headline"] == headline]
         if gains:
             parts.append(_gains(gains, headline, len(runs) > 1))
+    if len(runs) > 1:
+        parts.append(_against(runs))
     parts.append(_explained([each for _, each in found]))
     return joined(parts)
 
@@ -85,16 +92,44 @@ def _gains(gains: Sequence[tuple[RunFiles, Mapping]], headline: str, several: bo
     cells = []
     for run, gain in gains:
         difference = gain["difference"]
-        low, high = difference["low"], difference["high"]
-        clear = "more" if low > 0 else "less" if high < 0 else "not clear"
         unlike = f" ({gain['num_unpaired']} unlike samples aside)" if gain["num_unpaired"] else ""
         gained = f"{100 * difference['estimate']:+.1f}"
         where = [gain["stage"], *([run.name] if several else []), gain["over"], f"{gain['name']}{unlike}"]
-        cells.append(
-            [*where, gained, interval(difference, "+"), tag("span", clear, class_=f"sign {clear[:4].strip()}")]
-        )
+        sign = _sign(difference["low"], difference["high"])
+        cells.append([*where, gained, interval(difference, "+"), sign])
     title = f"Gain in {headline} over the stage it started from, same samples, in points"
     return joined([tag("h3", title), table(head, cells, label=title, texts=4 if several else 3)])
+
+
+def _against(runs: Sequence[RunFiles]) -> Html:
+    """The second run minus the first, on the same samples, for sets with a closed set of labels."""
+    first, second = ({(each.stage, each.name): each for each in run.evaluated} for run in runs)
+    cells, unlike = [], 0
+    for key in first.keys() & second.keys() if first else ():
+        labels = _labels(first[key])
+        before, after = (read_answers(each[key], run.missing) for each, run in zip((first, second), runs, strict=True))
+        if not labels or labels != _labels(second[key]) or before is None or after is None:
+            unlike += 1
+            continue
+        try:
+            own = ClusterBootstrap().paired_difference(after, before, ClosedLabels(labels=labels))
+        except DataError:  # other samples, or other truths
+            unlike += 1
+            continue
+        cells.append([*key, f"{100 * own.estimate:+.1f}", interval(asdict(own), "+"), _sign(own.low, own.high)])
+    order = list(first)
+    cells.sort(key=lambda row: order.index((row[0], row[1])))
+    title = f"{runs[1].name} minus {runs[0].name}: UAR on the same samples, in points"
+    parts = [tag("h3", title), table(["stage", "set", "difference", "95 %", ""], cells, label=title, texts=2)]
+    if unlike:
+        note = f"{unlike} pairs are not compared: other samples, other labels, or no closed set of labels."
+        parts.append(tag("p", note, class_="note"))
+    return joined(parts)
+
+
+def _sign(low: float, high: float) -> Html:
+    clear = "more" if low > 0 else "less" if high < 0 else "not clear"
+    return tag("span", clear, class_=f"sign {clear[:4].strip()}")
 
 
 def _explained(found: Sequence[Evaluated]) -> Html:
@@ -158,9 +193,10 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
     title = f"{each.stage} on {each.name}"
     if len(labels) > MOST_LABELS:
         return tag("p", f"{title}: {len(labels)} labels are too many to draw.", class_="missing")
-    counts = _counts(each, missing)
-    if counts is None:
+    answers = read_answers(each, missing)
+    if answers is None:
         return tag("p", f"{title}: the answers cannot be read.", class_="missing")
+    counts = Counter((one.truth, one.predicted) for one in answers)
     columns = [*labels, *([UNREAD] if any(predicted is None for _, predicted in counts) else [])]
     rows = []
     for truth in labels:
@@ -175,21 +211,20 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
     return tag("figure", tag("figcaption", title), grid, class_="matrix")
 
 
-def _counts(each: Evaluated, missing: list[str]) -> Counter[tuple[str, str | None]] | None:
+def read_answers(each: Evaluated, missing: list[str]) -> list[Judgement] | None:
+    """The judged answers of a stage to a set; None, with a note, if they cannot be read."""
     path = each.folder / f"{each.name}.jsonl"
     try:
         if path.stat().st_size > MOST_ANSWER_BYTES:
             missing.append(f"{path} is too large for a confusion matrix ({path.stat().st_size:,} bytes).")
             return None
         with path.open(encoding="utf-8") as lines:
-            judged = [Judgement.from_json(line) for line in lines if line.strip()]
+            return [Judgement.from_json(line) for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         missing.append(f"{path} cannot be read ({type(error).__name__}).")
-        return None
     except DataError as error:
         missing.append(f"{path}: {error}.")
-        return None
-    return Counter((one.truth, one.predicted) for one in judged)
+    return None
 
 
 def percent(value: float | None) -> str:

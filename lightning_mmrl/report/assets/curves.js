@@ -30,7 +30,7 @@
       series: [{ label: "step", value: (chart, value) => shown(value) }, ...lines.map((line) => ({
         label: report.runs.length > 1 ? report.runs[line.run] : "value", spanGaps: true, width: 1.6,
         stroke: () => color(line.run === 0 ? "--accent" : "--second"), dash: line.run === 0 ? [] : [6, 3],
-        value: (chart, value) => shown(value), points: { show: line.x.length <= 30 },
+        value: (chart, value) => shown(value), points: { show: line.x.length <= 30, fill: () => color("--back") },
       }))],
     };
     const chart = new uPlot(options, values, figure);
