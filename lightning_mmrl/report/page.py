@@ -27,7 +27,7 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
     """Writes the page of a run, or of two runs, and returns its path: `report.html` in the first run's folder.
 
     Raises:
-        ConfigError: There are no runs or more than two.
+        ConfigError: There are no runs or more than two, or the target is no place for a file.
         DataError: A folder is none of a run.
         StageError: The manifest of a run is damaged.
         DiskError: The page cannot be written.
@@ -35,6 +35,10 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
     if not 1 <= len(folders) <= MOST_RUNS:
         raise ConfigError(f"a report shows one run or two, not {len(folders)}; name one or two run folders")
     path = target or folders[0] / FILE
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name the page to write, such as {path / FILE}")
+    if target is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; create it, or write the page elsewhere")
     write_whole(path, page([read_run(folder) for folder in folders]))
     return path
 
@@ -98,7 +102,6 @@ def _missing(runs: Sequence[RunFiles]) -> Html:
 
 
 def _facts(run: RunFiles) -> Html:
-    settings = run.settings
     contents = [stage.finished.content for stage in run.stages if stage.finished is not None]
     seeds = sorted({str(content["seed"]) for content in contents if "seed" in content})
     sets = {
@@ -107,14 +110,14 @@ def _facts(run: RunFiles) -> Html:
         for key, value in content.items()
         if key.startswith("data.") and key.endswith((".jsonl", ".json", ".parquet", ".csv")) and isinstance(value, str)
     }
-    model, read = settings.get("model", {}), settings.get("data", {})
+    settings = run.settings
     facts = {
         "Run": run.name,
         "Status": run.status,
         "Folder": run.folder.name if run.folder.name else str(run.folder),
         "Seed": ", ".join(seeds) or str(settings.get("seed", "unknown")),
-        "Model": model.get("checkpoint", "unknown") if isinstance(model, dict) else "unknown",
-        "Data": read.get("root", "unknown") if isinstance(read, dict) else "unknown",
+        "Model": settings.get("model", {}).get("checkpoint") or "unknown",
+        "Data": settings.get("data", {}).get("root") or "unknown",
         "Data sets and the beginning of their SHA-256": ", ".join(sorted(sets)) or "not recorded",
         "Tracked as": run.manifest.tracking_id or "not tracked",
     }

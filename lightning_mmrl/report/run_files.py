@@ -20,6 +20,8 @@ CONFIG, SUMMARY, COMPARISON = "config.yaml", "evaluation.json", "comparison.json
 CLOSED_LABELS = "uar"
 """Headline of a result that names no task, which is one of a closed label set (`ClosedLabels.described`)."""
 _FOLDER = re.compile(r"\d+-(.+?)(\.replaced-\d+)?")
+_SHAPES = {"order": list, "stages": dict, "model": dict, "data": dict, "evaluation": dict}
+"""Keys of a configuration that the page reads, and the kind of their values."""
 _WRITE_AGAIN = "evaluate the stage again"
 
 
@@ -131,20 +133,24 @@ def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         missing.append(f"{CONFIG} cannot be read ({type(error).__name__}).")
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        missing.append(f"{CONFIG} holds no keys.")
+        return {}
+    odd = [key for key, kind in _SHAPES.items() if key in found and not isinstance(found[key], kind)]
+    missing.extend(f"{CONFIG}: {key} is no {_SHAPES[key].__name__}, so it is not read." for key in odd)
+    return {key: value for key, value in found.items() if key not in odd}
 
 
 def _stages(folder: Path, manifest: Manifest, settings: Mapping[str, Any], missing: list[str]) -> list[StageFiles]:
     paths = sorted(path for path in folder.glob("stages/*") if path.is_dir())
     matches = {path: _FOLDER.fullmatch(path.name) for path in paths}
     folders = {match[1]: path for path, match in matches.items() if match and not match[2]}
-    order = settings.get("order")
-    names = dict.fromkeys([*(order if isinstance(order, list) else ()), *manifest.stages, *folders])
+    names = dict.fromkeys(map(str, [*settings.get("order", ()), *manifest.stages, *folders]))
+    configured = settings.get("stages", {})
     found = []
-    for name in map(str, names):
-        finished = manifest.stages.get(name)
-        configured = settings.get("stages", {}).get(name, {})
-        kind = finished.content.get("stage.kind") if finished else configured.get("kind")
+    for name in names:
+        finished, own = manifest.stages.get(name), configured.get(name)
+        kind = finished.content.get("stage.kind") if finished else isinstance(own, dict) and own.get("kind")
         facts = _facts(folder, finished, missing) if finished else {}
         found.append(
             StageFiles(

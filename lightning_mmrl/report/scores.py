@@ -77,9 +77,8 @@ def _whole(run: RunFiles, each: Evaluated) -> str:
 
 def ablations(run: RunFiles) -> Sequence[str]:
     """The ways in which a set was also evaluated, such as `silent`; its results are named `<set>-silent`."""
-    settings = run.settings.get("evaluation")
-    found = settings.get("ablations") if isinstance(settings, Mapping) else None
-    return [str(each) for each in found or ()]
+    found = run.settings.get("evaluation", {}).get("ablations")
+    return [str(each) for each in found] if isinstance(found, list) else []
 
 
 def _with_interval(each: Evaluated, name: str) -> str:
