@@ -17,11 +17,22 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, help="the page to write; report.html in the folder of the first run if unset"
     )
+    parser.add_argument(
+        "--media", action="store_true", help="lay frames and clips of the shown samples beside the page"
+    )
+    parser.add_argument(
+        "--media-root", type=Path, help="folder that paths of media are relative to; as in the configuration if unset"
+    )
     options = parser.parse_args(arguments)
 
     # Loaded here, so that argument errors load no libraries.
     from lightning_mmrl.report.page import write_report
 
-    path = write_report(options.runs, options.out)
+    media = None
+    if options.media or options.media_root is not None:
+        from lightning_mmrl.report.media import MediaFolder
+
+        media = MediaFolder(root=options.media_root)
+    path = write_report(options.runs, options.out, media)
     print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.errors import ConfigError, MmrlError
 from lightning_mmrl.files import write_whole
@@ -13,9 +14,12 @@ from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.graph import curriculum_section
 from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
-from lightning_mmrl.report.rollouts import browser_groups, read_rollouts
+from lightning_mmrl.report.rollouts import Shown, browser_groups, read_rollouts
 from lightning_mmrl.report.run_files import RunFiles, read_run
 from lightning_mmrl.report.scores import confusion_section, modality_section, stages_section
+
+if TYPE_CHECKING:
+    from lightning_mmrl.report.media import MediaFolder
 
 FILE = "report.html"
 MOST_RUNS = 2
@@ -23,8 +27,10 @@ SCRIPTS = ("uPlot.iife.min.js", "curves.js", "browser.js")
 STYLES = ("uPlot.min.css", "page.css")
 
 
-def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], target: Path | None = None, media: "MediaFolder | None" = None) -> Path:
     """Writes the page of a run, or of two runs, and returns its path: `report.html` in the first run's folder.
+
+    With `media`, a folder beside the page, `report_media`, holds the media of the groups that it shows.
 
     Raises:
         ConfigError: There are no runs or more than two, or the target is no place for a file.
@@ -39,15 +45,25 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
         raise ConfigError(f"{path} is a folder; name the page to write, such as {path / FILE}")
     if target is not None and not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; create it, or write the page elsewhere")
-    write_whole(path, page([read_run(folder) for folder in folders]))
+    beside = path.with_name(f"{path.stem}_media")
+    runs = [read_run(folder) for folder in folders]
+    write_whole(path, page(runs, None if media is None else partial(media.fill, beside, runs)))
     return path
 
 
-def page(runs: Sequence[RunFiles]) -> str:
-    """The HTML of the page; the same folders give the same bytes."""
+def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | None = None) -> str:
+    """The HTML of the page; the same folders give the same bytes.
+
+    Args:
+        runs: One run or two.
+        fill: Lays media of the groups beside the page, and adds to the groups where they lie.
+    """
     missing = [run.missing for run in runs]
     found = _tried(lambda: [read_rollouts(run) for run in runs], missing[0], "rollouts") or [[] for _ in runs]
-    groups = [group for place, stages in enumerate(found) for group in browser_groups(place, stages)]
+    shown_groups = [group for place, stages in enumerate(found) for group in browser_groups(place, stages)]
+    if fill is not None:
+        fill(shown_groups)
+    groups = [group.values for group in shown_groups]
     curves: list[dict[str, Any]] = []
 
     def learning_curves() -> Html:
@@ -77,7 +93,7 @@ def page(runs: Sequence[RunFiles]) -> str:
             data({"runs": [escaped(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
         ]
     )
-    return _document(names, body)
+    return _document(names, body, with_media=fill is not None)
 
 
 def _tried(make: Callable[[], Any], missing: list[str], what: str) -> Any:
@@ -154,15 +170,18 @@ def _browser(runs: Sequence[RunFiles], found: Sequence[Sequence[Any]], groups: S
     )
 
 
-def _document(title: str, body: Html) -> str:
-    """The whole document; its policy names the scripts and the style by their hashes, and allows nothing else."""
+def _document(title: str, body: Html, *, with_media: bool) -> str:
+    """The whole document; its policy names the scripts and the style by their hashes, and allows nothing else.
+
+    With media it also allows those beside the page; `file:` is for a page opened from a disk, which is no `'self'`.
+    """
     scripts, style = [_asset(name) for name in SCRIPTS], "\n".join(_asset(name) for name in STYLES)
     policy = "; ".join(
         [
             "default-src 'none'",
             f"script-src {' '.join(map(_hashed, scripts))}",
             f"style-src {_hashed(style)}",
-            "img-src data:",
+            *([f"{kind}-src 'self' file:" for kind in ("img", "media")] if with_media else []),
             "base-uri 'none'",
             "form-action 'none'",
         ]

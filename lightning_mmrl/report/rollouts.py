@@ -32,6 +32,14 @@ class StageRollouts:
     rows: tuple[tuple[str, RolloutRow], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A group in the browser: its row, and its values for the script."""
+
+    row: RolloutRow
+    values: dict[str, Any]
+
+
 def spread(total: int, wanted: int) -> list[int]:
     """Returns up to `wanted` of `total` places, evenly spread, with the first and the last.
 
@@ -60,18 +68,18 @@ def read_rollouts(run: RunFiles) -> list[StageRollouts]:
     return found
 
 
-def browser_groups(run: int, found: Sequence[StageRollouts]) -> list[dict[str, Any]]:
-    """The groups that the browser of run number `run` shows, as values for its script, within the limits."""
+def browser_groups(run: int, found: Sequence[StageRollouts]) -> list[Shown]:
+    """The groups that the browser of run number `run` shows, within the limits."""
     quotas = _quotas([len(each.rows) for each in found], MOST_SHOWN)
     groups = [
-        _group(run, each.stage, *each.rows[place])
+        Shown(row=each.rows[place][1], values=_group(run, each.stage, *each.rows[place]))
         for each, quota in zip(found, quotas, strict=True)
         for place in spread(len(each.rows), quota)
     ]
-    size = sum(len(json.dumps(group)) for group in groups)
+    size = sum(len(json.dumps(group.values)) for group in groups)
     while size > MOST_BYTES and len(groups) > 1:
         groups = [groups[place] for place in spread(len(groups), max(1, int(len(groups) * 0.95 * MOST_BYTES / size)))]
-        size = sum(len(json.dumps(group)) for group in groups)
+        size = sum(len(json.dumps(group.values)) for group in groups)
     return groups
 
 
@@ -149,7 +157,7 @@ def _group(run: int, stage: str, table: str, row: RolloutRow) -> dict[str, Any]:
         "label": None if row.sample.solution is None else _cut(row.sample.solution),
         "version": row.policy_version,
         "turns": [[message.role, _cut(message.content)] for message in row.sample.messages],
-        "media": [f"{ref.kind}: {visible(ref.path)}" for ref in row.sample.media],
+        "media": [{"name": f"{ref.kind}: {visible(ref.path)}"} for ref in row.sample.media],
         "mean": rounded(mean),
         "rate": rounded(row.pass_rate),
         "responses": responses,

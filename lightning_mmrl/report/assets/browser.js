@@ -75,9 +75,37 @@
     if (each.text.length > 800) text.setAttribute("tabindex", "0");
     return make("div", { class: `answer ${state}` }, facts, text);
   };
+  const wave = (each) => {
+    const space = "http://www.w3.org/2000/svg";
+    const picture = document.createElementNS(space, "svg");
+    const size = { class: "wave", viewBox: `0 0 ${each.columns} 80`, preserveAspectRatio: "none", role: "img",
+      "aria-label": `outline of the sound, ${each.caption}` };
+    for (const [key, value] of Object.entries(size)) picture.setAttribute(key, value);
+    const path = document.createElementNS(space, "path");
+    path.setAttribute("d", each.wave);
+    picture.append(path);
+    return picture;
+  };
+  const medium = (each) => {
+    const note = each.error ? `${each.name}: ${each.error}` : each.caption ? `${each.name}, ${each.caption}` : each.name;
+    const figure = make("figure", { class: "medium" }, make("figcaption", {}, note));
+    const frames = each.frames || [];
+    if (frames.length) {
+      const pictures = frames.map((place, number) => make("img", { src: place, loading: "lazy",
+        alt: frames.length > 1 ? `frame ${number + 1} of ${frames.length}` : "picture" }));
+      figure.append(make("div", { class: "strip", tabindex: "0", role: "group", "aria-label": "frames" }, ...pictures));
+    }
+    if (each.wave) figure.append(wave(each));
+    if (each.play) {
+      const start = each.from ? `#t=${each.from}` : "";
+      figure.append(make(each.kind === "video" ? "video" : "audio", { src: each.play + start, controls: "",
+        preload: "none", "aria-label": each.name }));
+    }
+    return figure;
+  };
   const content = (group) => [
     ...group.turns.map(([role, text]) => make("p", { class: "turn", dir: "auto" }, make("strong", {}, `${role}: `), text)),
-    ...(group.media.length ? [make("p", { class: "note" }, group.media.join("; "))] : []),
+    ...group.media.map(medium),
     make("p", {}, make("strong", {}, "label: "), group.label === null ? "none" : group.label),
     ...group.responses.map(answer),
   ];
