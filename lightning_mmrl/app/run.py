@@ -19,6 +19,7 @@ from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
 from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
+from lightning_mmrl.app.starts import note_start
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
@@ -256,6 +257,7 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
     # The comment only informs the reader; loading the file does not allow any code of the user's own.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
     write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
+    note_start(resolved.parent)
     parent.log_artifact(resolved, "config")
     kept = Path(config.data.media.cache_dir)
     for context, (root, manifest, form) in manifests(config).items():

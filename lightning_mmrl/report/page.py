@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -131,6 +131,11 @@ def _facts(run: RunFiles) -> Html:
         "Run": run.name,
         "Status": run.status,
         "Folder": run.folder.name if run.folder.name else str(run.folder),
+        "Commit": _each(start.get("commit") for start in run.starts),
+        "Versions": _each(
+            ", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in run.starts
+        ),
+        "Started": f"{len(run.starts)} times" if len(run.starts) > 1 else "once" if run.starts else "not recorded",
         "Seed": ", ".join(seeds) or str(settings.get("seed", "unknown")),
         "Model": settings.get("model", {}).get("checkpoint") or "unknown",
         "Data": settings.get("data", {}).get("root") or "unknown",
@@ -138,6 +143,11 @@ def _facts(run: RunFiles) -> Html:
         "Tracked as": run.manifest.tracking_id or "not tracked",
     }
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()), class_="facts")
+
+
+def _each(values: Iterable[object]) -> str:
+    """Different values of all starts, in their order."""
+    return ", then ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"
 
 
 def _browser(runs: Sequence[RunFiles], found: Sequence[Sequence[Any]], groups: Sequence[dict[str, Any]]) -> Html:

@@ -14,9 +14,10 @@ from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import DataError, MmrlError
 from lightning_mmrl.files import read_json
 from lightning_mmrl.settings.stage import BASE
+from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.types.records import HANDOFF, StageResult
 
-CONFIG, SUMMARY, COMPARISON = "config.yaml", "evaluation.json", "comparison.json"
+CONFIG, SUMMARY, COMPARISON, STARTS = "config.yaml", "evaluation.json", "comparison.json", "starts.jsonl"
 CLOSED_LABELS = "uar"
 """Headline of a result that names no task, which is one of a closed label set (`ClosedLabels.described`)."""
 _FOLDER = re.compile(r"\d+-(.+?)(\.replaced-\d+)?")
@@ -67,7 +68,11 @@ class StageFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """What a run left on disk. `missing` says in one sentence each what was not there or could not be read."""
+    """What a run left on disk.
+
+    `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
+    could not be read.
+    """
 
     folder: Path
     name: str
@@ -76,6 +81,7 @@ class RunFiles:
     stages: tuple[StageFiles, ...]
     evaluated: tuple[Evaluated, ...]
     gains: tuple[Mapping[str, Any], ...]
+    starts: tuple[Mapping[str, Any], ...] = ()
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -119,8 +125,21 @@ def read_run(folder: Path) -> RunFiles:
         stages=stages,
         evaluated=evaluated,
         gains=tuple(_gains(folder, missing)) if evaluated else (),
+        starts=tuple(_starts(folder, missing)),
         missing=missing,
     )
+
+
+def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    try:
+        found = read_lines(folder / STARTS)
+    except OSError as error:
+        missing.append(f"{folder / STARTS} cannot be read ({error.strerror}).")
+        return []
+    whole = [each for each in found if isinstance(each.get("versions"), dict)]
+    if len(whole) < len(found):
+        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} are damaged and left out.")
+    return whole
 
 
 def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:

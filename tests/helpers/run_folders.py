@@ -51,6 +51,8 @@ class RunFolder:
             "stages": {name: {"kind": "sft" if name == "cold_start" else "rl"} for name in self.order},
         }
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        start = {"time": 0.0, "commit": "0123456789abcdef", "versions": {"torch": "2.13.0"}}
+        (self.folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
         self.save()
 
     def save(self):

@@ -79,6 +79,8 @@ def test_a_whole_run_shows_every_section(run):
     for part in ("all 2 stages finished", "3", "train.jsonl abcdef012345", "[+10.0, +90.0]", "1 min 1 s", "generate"):
         assert part in text, part
     assert "5,120 generated" in text
+    assert "0123456789abcdef" in text
+    assert "torch 2.13.0" in text
     assert len(found.data["groups"]) == 3
     assert found.data["curves"][0]["metrics"]["rollout/reward_mean"] == [
         {"run": 0, "x": [1, 2, 3], "y": [0.25, 0.5, 0.75]}
@@ -289,6 +291,11 @@ DAMAGES = {
         whole_run,
         lambda run: (run.place("reason") / "rollouts" / "iteration_000001.jsonl").write_text(""),
         "is empty",
+    ),
+    "a record of starts that is cut off": (
+        whole_run,
+        lambda run: (run.folder / "starts.jsonl").write_text('{"time": 1}\n'),
+        "starts.jsonl are damaged",
     ),
     "metrics that are cut off": (
         whole_run,
