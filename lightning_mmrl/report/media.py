@@ -141,12 +141,17 @@ def _located(ref: MediaRef, roots: Sequence[Path]) -> tuple[Path, Path] | str:
 def _roots(settings: Mapping[str, Any]) -> Iterator[Path]:
     """Every folder of media or data that a configuration names, folders of media first."""
     for key in ("media_root", "root"):
-        yield from (Path(value) for value in _values(settings, key) if Path(value).is_dir())
+        yield from (Path(value) for value in _values(settings, key, set()) if Path(value).is_dir())
 
 
-def _values(node: Any, wanted: str) -> Iterator[str]:
+def _values(node: Any, wanted: str, seen: set[int]) -> Iterator[str]:
+    """The texts at a key, however deep; a node that aliases repeat is visited once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
         if key == wanted and isinstance(child, str):
             yield child
-        yield from _values(child, wanted)
+        elif isinstance(child, Mapping | list):
+            yield from _values(child, wanted, seen)

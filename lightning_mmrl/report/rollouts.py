@@ -86,7 +86,9 @@ def browser_groups(run: int, found: Sequence[StageRollouts]) -> list[Shown]:
 def _tables(stage: StageFiles) -> list[Path]:
     if stage.folder is None:
         return []
-    return [path for place in PLACES for path in sorted((stage.folder / place).glob("*.jsonl"))]
+    home = stage.folder.resolve()
+    found = [path for place in PLACES for path in sorted((stage.folder / place).glob("*.jsonl"))]
+    return [path for path in found if path.is_file() and path.resolve().is_relative_to(home)]
 
 
 def _num_lines(path: Path, missing: list[str]) -> int:

@@ -161,7 +161,7 @@ def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
 
 
 def _stages(folder: Path, manifest: Manifest, settings: Mapping[str, Any], missing: list[str]) -> list[StageFiles]:
-    paths = sorted(path for path in folder.glob("stages/*") if path.is_dir())
+    paths = sorted(path for path in folder.glob("stages/*") if path.is_dir() and _inside(path, folder, missing))
     matches = {path: _FOLDER.fullmatch(path.name) for path in paths}
     folders = {match[1]: path for path, match in matches.items() if match and not match[2]}
     names = dict.fromkeys(map(str, [*settings.get("order", ()), *manifest.stages, *folders]))
@@ -189,7 +189,7 @@ def _facts(folder: Path, stage: FinishedStage, missing: list[str]) -> dict[str, 
     found = {}
     for name, made in stage.result.artifacts.items():
         place = folder / made.path
-        if name == HANDOFF:
+        if name == HANDOFF or not _inside(place, folder, missing):
             continue
         try:
             found[name] = sealed(place)
@@ -200,14 +200,22 @@ def _facts(folder: Path, stage: FinishedStage, missing: list[str]) -> dict[str, 
     return found
 
 
+def _inside(place: Path, folder: Path, missing: list[str]) -> bool:
+    """Whether a path that a file of the run names leads to its own folder; a run may come from anybody."""
+    inside = place.resolve().is_relative_to(folder.resolve())
+    if not inside:
+        missing.append(f"{place} leads out of {folder}, so it is not read.")
+    return inside
+
+
 def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...], missing: list[str]) -> list[Evaluated]:
     base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
-    places = {BASE: base} if (base / SUMMARY).is_file() else {}
+    places = {BASE: base} if (base / SUMMARY).is_file() and _inside(base, folder, missing) else {}
     for stage in stages:
         if stage.folder is None:
             continue
         place = stage.folder / "evaluation"
-        if (place / SUMMARY).is_file():
+        if (place / SUMMARY).is_file() and _inside(place / SUMMARY, folder, missing):
             places[stage.name] = place
         elif stage.trains:
             missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
@@ -215,7 +223,11 @@ def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...],
     for name, place in places.items():
         try:
             entries = read_json(place / SUMMARY, _WRITE_AGAIN)
-            found += [_one(name, key, entry, place) for key, entry in entries.items()]
+            found += [
+                _one(name, key, entry, place)
+                for key, entry in entries.items()
+                if _inside(place / f"{key}.jsonl", place, missing)
+            ]
         except MmrlError as error:
             missing.append(f"{error}.")
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:

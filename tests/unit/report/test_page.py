@@ -323,6 +323,29 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, dama
         assert "cold_start" in " ".join(found.text)
 
 
+SECRET = {"test": {"num_samples": 1, "metrics": {"uar": 0.123}, "intervals": {}}}
+
+
+def test_a_run_folder_from_elsewhere_shows_no_file_outside_of_it(tmp_path):
+    run, outside = whole_run(tmp_path / "run"), tmp_path / "outside"
+    (outside / "evaluation").mkdir(parents=True)
+    (outside / "evaluation" / "evaluation.json").write_text(json.dumps(SECRET))
+    (outside / "secret.jsonl").write_text((run.place("reason") / "evaluation" / "test.jsonl").read_text())
+    manifest = run.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"base/evaluation"', '"../outside/evaluation"'))
+    summary = run.place("reason") / "evaluation" / "evaluation.json"
+    entries = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**entries, "../../../../outside/secret": entries["test"]}))
+    table = run.place("reason") / "rollouts" / "iteration_000002.jsonl"
+    (outside / "table.jsonl").write_text((table.with_name("iteration_000001.jsonl")).read_text())
+    table.symlink_to(outside / "table.jsonl")
+    (run.folder / "stages" / "02-linked").symlink_to(outside)
+    assert sum("leads out of" in note for note in missing(run.folder)) == 3
+    found = parsed(run.folder)
+    assert "12.3" not in " ".join(found.text)
+    assert {group["table"] for group in found.data["groups"]} == {"iteration_000001"}
+
+
 def test_one_class_and_unread_answers_make_a_matrix(tmp_path):
     run = RunFolder(tmp_path / "run", order=("cold_start",))
     run.finish("cold_start")
