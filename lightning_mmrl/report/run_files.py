@@ -255,9 +255,7 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
 def _gains(folder: Path, missing: list[str]) -> list[Mapping[str, Any]]:
     path = folder / COMPARISON
     if not path.is_file():
-        missing.append(
-            f"{COMPARISON} is missing, so there are no paired gains; `mmrl train` writes it when a run ends."
-        )
+        missing.append(f"{COMPARISON} is missing, so there are no paired gains; the same `mmrl train` writes it.")
         return []
     try:
         return [

@@ -110,8 +110,9 @@ def _against(runs: Sequence[RunFiles]) -> Html:
         if not labels or labels != _labels(second[key]) or before is None or after is None:
             unlike += 1
             continue
+        task = ClosedLabels(labels=_with_answered(labels, [*before, *after]))
         try:
-            own = ClusterBootstrap().paired_difference(after, before, ClosedLabels(labels=labels))
+            own = ClusterBootstrap().paired_difference(after, before, task)
         except DataError:  # other samples, or other truths
             unlike += 1
             continue
@@ -188,15 +189,15 @@ def _labels(each: Evaluated) -> list[str]:
 
 
 def _matrix(each: Evaluated, missing: list[str]) -> Html:
-    labels = _labels(each)
-    title = f"{each.stage} on {each.name}"
-    if len(labels) > MOST_LABELS:
-        return tag("p", f"{title}: {len(labels)} labels are too many to draw.", class_="missing")
+    labels, title = _labels(each), f"{each.stage} on {each.name}"
     answers = read_answers(each, missing)
     if answers is None:
         return tag("p", f"{title}: the answers cannot be read.", class_="missing")
     counts = Counter((one.truth, one.predicted) for one in answers)
-    columns = [*labels, *([UNREAD] if any(predicted is None for _, predicted in counts) else [])]
+    named = _with_answered(labels, answers)
+    if len(named) > MOST_LABELS:
+        return tag("p", f"{title}: {len(named)} labels are too many to draw.", class_="missing")
+    columns = [*named, *([UNREAD] if any(predicted is None for _, predicted in counts) else [])]
     rows = []
     for truth in labels:
         whole = sum(count for (true, _), count in counts.items() if true == truth)
@@ -208,6 +209,11 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
         rows.append([*cells, percent(each.metrics.get(RECALL + truth))])
     grid = table(["truth", *columns, "recall"], rows, label=f"Confusion matrix: {escaped(title)}")
     return tag("figure", tag("figcaption", title), grid, class_="matrix")
+
+
+def _with_answered(labels: Sequence[str], answers: Sequence[Judgement]) -> list[str]:
+    """Labels, which have a recall if they occur in the set, and those that only occur as answers."""
+    return [*labels, *sorted({one.predicted for one in answers if one.predicted is not None} - set(labels))]
 
 
 def read_answers(each: Evaluated, missing: list[str]) -> list[Judgement] | None:

@@ -352,8 +352,22 @@ def test_one_class_and_unread_answers_make_a_matrix(tmp_path):
     run.evaluate("cold_start", [("happy", None), ("happy", "happy")], labels=("happy", "sad"))
     text = " ".join(parsed(run.folder).text)
     assert "unparsed" in text
-    assert missing(run.folder) == ["comparison.json is missing, so there are no paired gains; "
-                                   "`mmrl train` writes it when a run ends."]  # fmt: skip
+    assert missing(run.folder) == [
+        "comparison.json is missing, so there are no paired gains; the same `mmrl train` writes it."
+    ]
+
+
+def test_an_answer_with_a_label_that_the_set_lacks_is_counted(tmp_path):
+    """A label without a sample has no recall, so it is found in the answers alone."""
+    runs = [RunFolder(tmp_path / name, order=("cold_start",)) for name in ("first", "second")]
+    for run, answered in zip(runs, ("afraid", "happy"), strict=True):
+        run.finish("cold_start")
+        run.evaluate("cold_start", [("happy", "happy"), ("happy", answered)], labels=("happy", "afraid"))
+    found = parsed(runs[0].folder)
+    assert "afraid" in found.text
+    text = " ".join(parsed(*(run.folder for run in runs)).text)
+    assert "+50.0" in text
+    assert "not compared" not in text
 
 
 def test_a_stage_without_recorded_phases_says_so(tmp_path):
