@@ -34,7 +34,9 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "Edge.artifact",
             "Edge.stage",
+            "Evaluated.stage",
             "Gain.stage",
+            "Link.artifact",
             "Order.artifact",
             "Order.stage",
             "OutOfMemoryError.stage",
@@ -42,6 +44,7 @@ COINCIDENCES: Mapping[str, str] = {
             "Request.stage",
             "SetResult.stage",
             "StageProfile.stage",
+            "StageRollouts.stage",
         ),
         "the name of any stage or artifact, not the one that a source reads",
     ),
@@ -63,6 +66,7 @@ COINCIDENCES: Mapping[str, str] = {
             "Publication.directory",
             "RolloutTable.directory",
             "RunLogger.directory",
+            "RunPage.directory",
             "Spool.directory",
             "StageContext.directory",
             "StageOrchestrator.directory",
@@ -106,7 +110,10 @@ COINCIDENCES: Mapping[str, str] = {
         "ending of a file's name, not of a prompt",
     ),
     **dict.fromkeys(
-        ("ClipFolder.root", "DecodeTask.root", "Lists.root", "MediaFiles.root", "PrepareRequest.root"),
+        (
+            *("ClipFolder.root", "DecodeTask.root", "Lists.root", "MediaFiles.root", "MediaFolder.root"),
+            "PrepareRequest.root",
+        ),
         "folder of one clip or of a download, not of the dataset",
     ),
     **dict.fromkeys(
@@ -142,7 +149,7 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(("ClusterBootstrap.seed", "DrawSampler.seed", "Walks.seed"), "seed of one random generator"),
     **dict.fromkeys(("Policy.temperature", "SamplingRequest.temperature"), "temperature of the phase at hand"),
     **dict.fromkeys(("DecidedSet.manifest", "DecidedSet.root"), "name in a file that an earlier process wrote"),
-    "Forebear.kind": "kind of a stage that ran, from its record",
+    **dict.fromkeys(("Forebear.kind", "StageFiles.kind"), "kind of a stage that ran, from its record"),
     "Connection.run_name": "name of a run in MLflow, not of the run folder",
     "Connection.uri": "address of the open store, without credentials",
     "Canary.max_new_tokens": "tokens that the check of the engine samples",

@@ -17,7 +17,9 @@ from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
+from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
+from lightning_mmrl.app.starts import note_start
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
@@ -113,11 +115,18 @@ def _lead(
     curriculum = Curriculum(
         name=config.run_name, stages=specs, base=parts.starting_point, base_evaluation=base_evaluation(config)
     )
+
+    def compare() -> Comparison:
+        found = _compare(config, specs, directory, orchestrator.finished())
+        write_json(directory / "comparison.json", found.plain())
+        return found
+
+    page = RunPage(directory=directory, compare=compare, say=parts.console.say)
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
         build_stage=leader.build_stage,
-        evaluate=leader.evaluate,
+        evaluate=page.after(leader.evaluate),
         tracker=lambda: open_tracker(config),
         on_start=lambda parent: describe_run(config, parent, resolved),
         on_made=partial(check_made, config, specs),
@@ -129,9 +138,12 @@ def _lead(
             results = orchestrator.run(selection)
         except GateError as error:
             results, ended_by_gate = orchestrator.finished(), str(error)
+        except BaseException:
+            page.refresh()
+            raise
         note_report(config, directory)
-        comparison = _compare(config, specs, directory, results)
-        write_json(directory / "comparison.json", comparison.plain())
+        comparison = compare()
+        page.refresh()
     return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,
@@ -245,6 +257,7 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
     # The comment only informs the reader; loading the file does not allow any code of the user's own.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
     write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
+    note_start(resolved.parent)
     parent.log_artifact(resolved, "config")
     kept = Path(config.data.media.cache_dir)
     for context, (root, manifest, form) in manifests(config).items():

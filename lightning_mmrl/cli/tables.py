@@ -12,6 +12,7 @@ from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.report.page import FILE as REPORT
 from lightning_mmrl.training.console import format_seconds, report_console
 from lightning_mmrl.types.costs import StageCosts
 from lightning_mmrl.types.redaction import redact
@@ -36,6 +37,9 @@ def print_comparison(outcome: FinishedRun) -> None:
     kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     console.print(f"peak memory  {kibibytes / 2**20:.1f} GiB (this process and its largest worker)")
     console.print(f"run folder   {outcome.directory}")
+    page = outcome.directory / REPORT
+    if page.is_file():
+        console.print(f"report       {page}")
     handoffs = [result.handoff for result in outcome.results if result.handoff is not None]
     if handoffs:
         console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")

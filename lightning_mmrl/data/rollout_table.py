@@ -6,7 +6,7 @@ Reading a table needs no torch, so rewards can be rerun on it without a model.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -77,8 +77,12 @@ def read_table(path: Path) -> list[RolloutRow]:
     return list(iter_table(path))
 
 
-def iter_table(path: Path) -> Iterator[RolloutRow]:
+def iter_table(path: Path, only: Container[int] | None = None) -> Iterator[RolloutRow]:
     """Yields the rows of one table, with one line of the file in memory at a time.
+
+    Args:
+        path: The table.
+        only: Numbers of the rows to yield, from 0, in place of all; the others are not parsed.
 
     Raises:
         DataError: The file cannot be read or is empty, or a line is cut off, damaged or of another version.
@@ -87,7 +91,8 @@ def iter_table(path: Path) -> Iterator[RolloutRow]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                yield _parsed(line, f"{path} line {number}")
+                if only is None or number - 1 in only:
+                    yield _parsed(line, f"{path} line {number}")
     except OSError as error:
         raise DataError(f"rollout table {path} cannot be read ({os.strerror(error.errno or 0)})") from error
     if not number:

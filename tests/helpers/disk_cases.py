@@ -77,7 +77,8 @@ PLACES: Mapping[str, Place] = {
     "predictions": Place(event=OPEN, path=SFT + "evaluation/test.jsonl*"),
     "confusion figure": Place(event=OPEN, path=RL + "evaluation/test.png"),
     "evaluation": Place(event=OPEN, path=RL + "evaluation/evaluation.json*"),
-    "comparison": Place(event=OPEN, path=HERE + "comparison.json*"),
+    "comparison": Place(event=OPEN, path=HERE + "comparison.json*", nth=3),
+    "page of the run": Place(event=OPEN, path=HERE + "report.html*", volume="file", goes_on=True),
     "media cache": Place(event=OPEN, path="cache/*", nth=20, volume="cache", command="train decoding", goes_on=True),
     "media cache, its folder": Place(
         event=MAKE, path="cache/*", nth=2, volume="cache", command="train decoding", goes_on=True

@@ -97,11 +97,13 @@ def test_a_gate_ends_a_run_with_its_report_and_a_second_call_evaluates_or_goes_o
     assert list(Manifest.read(run).stages) == ["cold_start"]
     results = json.loads((run / "comparison.json").read_text())["results"]
     assert [row["stage"] for row in results] == ["base"] * 2 + ["cold_start"] * 2
+    assert "ended with 1 of 2 stages finished" in (run / "report.html").read_text()
     weights = (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes()
     assert train(workplace, "gated", *arguments, "evaluation.limit=4") == 0
     assert (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes() == weights
     comparison = json.loads((run / "comparison.json").read_text())
     assert {row["num_samples"] for row in comparison["results"]} == {4}
+    assert "all 2 stages finished" in (run / "report.html").read_text()
     assert {(gain["stage"], gain["over"]) for gain in comparison["gains"]} == {
         ("cold_start", "base"),
         ("reason", "cold_start"),

@@ -1,0 +1,47 @@
+"""Records each start of a run: the commit of this package and the versions of what it computes with."""
+
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from lightning_mmrl import __version__
+from lightning_mmrl.files import dispensable
+from lightning_mmrl.tracking.jsonl import append_lines
+
+FILE = "starts.jsonl"
+PACKAGES = ("torch", "transformers", "lightning", "peft")
+CHECKOUT = Path(__file__).parents[2]
+_LONGEST_S = 10.0
+
+
+def note_start(directory: Path) -> None:
+    """Appends a line to `starts.jsonl` of a run folder; the run goes on without one that the disk refuses."""
+    versions = {"lightning_mmrl": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in PACKAGES}
+    with dispensable("lines of starts.jsonl", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        append_lines(directory / FILE, [{"time": time.time(), "commit": commit_of(CHECKOUT), "versions": versions}])
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit that a folder is a checkout of, with `+changes` if files of it differ; None if it is no checkout.
+
+    A folder within a checkout of something else, such as an installed package, is none.
+    """
+    if _git(checkout, "rev-parse", "--show-toplevel") != str(checkout.resolve()):
+        return None
+    commit, changed = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain", "-uno")
+    return f"{commit}+changes" if commit and changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The answer of git; None if there is no git, or if it complains or hangs."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_LONGEST_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,38 @@
+"""`mmrl report RUN [RUN2]`: one HTML page that shows a run, or two side by side; torch is not loaded."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="mmrl report",
+        description="Write one HTML page about a run, or about two side by side, from the files in their folders: "
+        "scores with intervals and gains, learning curves, confusion matrices, costs, and sampled answers. The page "
+        "needs no network.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/quickstart")
+    parser.add_argument(
+        "--out", type=Path, help="the page to write; report.html in the folder of the first run if unset"
+    )
+    parser.add_argument(
+        "--media", action="store_true", help="lay frames and clips of the shown samples beside the page"
+    )
+    parser.add_argument(
+        "--media-root", type=Path, help="folder that paths of media are relative to; as in the configuration if unset"
+    )
+    options = parser.parse_args(arguments)
+
+    # Loaded here, so that argument errors load no libraries.
+    from lightning_mmrl.report.page import write_report
+
+    media = None
+    if options.media or options.media_root is not None:
+        from lightning_mmrl.report.media import MediaFolder
+
+        media = MediaFolder(root=options.media_root)
+    path = write_report(options.runs, options.out, media)
+    print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

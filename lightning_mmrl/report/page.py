@@ -1,0 +1,219 @@
+"""One HTML page that shows a run, or two side by side; it loads nothing and needs no network."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.files import write_whole
+from lightning_mmrl.report.curves import curves_section
+from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
+from lightning_mmrl.report.graph import curriculum_section
+from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
+from lightning_mmrl.report.rollouts import Shown, browser_groups, read_rollouts
+from lightning_mmrl.report.run_files import RunFiles, read_run
+from lightning_mmrl.report.scores import confusion_section, modality_section, stages_section
+
+if TYPE_CHECKING:
+    from lightning_mmrl.report.media import MediaFolder
+
+FILE = "report.html"
+MOST_RUNS = 2
+SCRIPTS = ("uPlot.iife.min.js", "curves.js", "browser.js")
+STYLES = ("uPlot.min.css", "page.css")
+
+
+def write_report(folders: Sequence[Path], target: Path | None = None, media: "MediaFolder | None" = None) -> Path:
+    """Writes the page of a run, or of two runs, and returns its path: `report.html` in the first run's folder.
+
+    With `media`, a folder beside the page, `report_media`, holds the media of the groups that it shows.
+
+    Raises:
+        ConfigError: There are no runs or more than two, or the target is no place for a file.
+        DataError: A folder is none of a run.
+        StageError: The manifest of a run is damaged.
+        DiskError: The page cannot be written.
+    """
+    if not 1 <= len(folders) <= MOST_RUNS:
+        raise ConfigError(f"a report shows one run or two, not {len(folders)}; name one or two run folders")
+    path = target or folders[0] / FILE
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name the page to write, such as {path / FILE}")
+    if target is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; create it, or write the page elsewhere")
+    beside = path.with_name(f"{path.stem}_media")
+    runs = [read_run(folder) for folder in folders]
+    write_whole(path, page(runs, None if media is None else partial(media.fill, beside, runs)))
+    return path
+
+
+def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | None = None) -> str:
+    """The HTML of the page; the same folders give the same bytes.
+
+    Args:
+        runs: One run or two.
+        fill: Lays media of the groups beside the page, and adds to the groups where they lie.
+    """
+    missing = [run.missing for run in runs]
+    found = _tried(lambda: [read_rollouts(run) for run in runs], missing[0], "rollouts") or [[] for _ in runs]
+    shown_groups = [group for place, stages in enumerate(found) for group in browser_groups(place, stages)]
+    if fill is not None:
+        fill(shown_groups)
+    groups = [group.values for group in shown_groups]
+    curves: list[dict[str, Any]] = []
+
+    def learning_curves() -> Html:
+        section, drawn = curves_section(runs)
+        curves.extend(drawn)
+        return section
+
+    builders: list[tuple[str, str, Callable[[], Html | None]]] = [
+        ("scores", "What each stage brought", lambda: stages_section(runs)),
+        ("curriculum", "Curriculum", lambda: curriculum_section(runs)),
+        ("curves", "Learning curves", learning_curves),
+        ("modalities", "Whether the model looks and listens", lambda: modality_section(runs)),
+        ("confusion", "Confusion matrices", lambda: confusion_section(runs)),
+        ("costs", "Time and tokens", lambda: costs_section(runs)),
+        ("routing", "Where samples went", lambda: routing_section(runs)),
+        ("answers", "Rewards and lengths of sampled answers", lambda: distribution_section(runs, found)),
+        ("rollouts", "Sampled answers", lambda: _browser(runs, found, groups)),
+    ]
+    built = [(key, title, _tried(make, missing[0], title)) for key, title, make in builders]
+    shown = [(key, title, content) for key, title, content in built if content is not None]
+    names = " and ".join(run.name for run in runs)
+    body = joined(
+        [
+            tag("header", tag("h1", names), *(_facts(run) for run in runs)),
+            tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in shown), aria_label="Sections"),
+            tag("main", _missing(runs), *(_section(key, title, content) for key, title, content in shown)),
+            data({"runs": [escaped(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
+        ]
+    )
+    return _document(names, body, with_media=fill is not None)
+
+
+def _tried(make: Callable[[], Any], missing: list[str], what: str) -> Any:
+    """The result of a builder; a file of a shape that no version writes costs its section, and the page says so."""
+    try:
+        return make()
+    except (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        missing.append(f"{what}: cannot be shown ({type(error).__name__}: {error}).")
+        return None
+
+
+def _section(key: str, title: str, content: Html) -> Html:
+    return tag("section", tag("h2", title), content, id=key, class_="part")
+
+
+def _missing(runs: Sequence[RunFiles]) -> Html:
+    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in dict.fromkeys(run.missing)]
+    if not notes:
+        return Html("")
+    listed = tag("ul", *(tag("li", note) for note in notes))
+    return tag("section", tag("h2", "What is missing"), listed, id="missing", class_="part")
+
+
+def _facts(run: RunFiles) -> Html:
+    contents = [stage.finished.content for stage in run.stages if stage.finished is not None]
+    seeds = sorted({str(content["seed"]) for content in contents if "seed" in content})
+    sets = {
+        f"{key.removeprefix('data.')} {str(value)[:12]}"
+        for content in contents
+        for key, value in content.items()
+        if key.startswith("data.") and key.endswith((".jsonl", ".json", ".parquet", ".csv")) and isinstance(value, str)
+    }
+    settings = run.settings
+    facts = {
+        "Run": run.name,
+        "Status": run.status,
+        "Folder": run.folder.name if run.folder.name else str(run.folder),
+        "Commit": _each(start.get("commit") for start in run.starts),
+        "Versions": _each(
+            ", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in run.starts
+        ),
+        "Started": f"{len(run.starts)} times" if len(run.starts) > 1 else "once" if run.starts else "not recorded",
+        "Seed": ", ".join(seeds) or str(settings.get("seed", "unknown")),
+        "Model": settings.get("model", {}).get("checkpoint") or "unknown",
+        "Data": settings.get("data", {}).get("root") or "unknown",
+        "Data sets and the beginning of their SHA-256": ", ".join(sorted(sets)) or "not recorded",
+        "Tracked as": run.manifest.tracking_id or "not tracked",
+    }
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()), class_="facts")
+
+
+def _each(values: Iterable[object]) -> str:
+    """Different values of all starts, in their order."""
+    return ", then ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"
+
+
+def _browser(runs: Sequence[RunFiles], found: Sequence[Sequence[Any]], groups: Sequence[dict[str, Any]]) -> Html:
+    total = sum(each.total for stages in found for each in stages)
+    if not groups:
+        return tag("p", "The run has left no rollout tables that can be read.", class_="missing")
+    counts = [
+        f"{each.stage}{f' of {run.name}' if len(runs) > 1 else ''}: {each.total:,} groups in its tables"
+        for run, stages in zip(runs, found, strict=True)
+        for each in stages
+    ]
+    return joined(
+        [
+            tag("p", f"{len(groups):,} of {total:,} groups shown, evenly chosen. {'; '.join(counts)}.", class_="note"),
+            tag(
+                "div",
+                tag("p", "The browser of answers needs its script, which did not run.", class_="note"),
+                id="browser",
+            ),
+            folded(
+                "What the columns say",
+                tag(
+                    "p",
+                    "A group is one prompt with its G answers. 'over' is an answer's reward minus the mean reward of "
+                    "its group: the advantage before an algorithm scales it. An answer without a reward was not "
+                    "scored and counts in no mean.",
+                ),
+            ),
+        ]
+    )
+
+
+def _document(title: str, body: Html, *, with_media: bool) -> str:
+    """The whole document; its policy names the scripts and the style by their hashes, and allows nothing else.
+
+    With media it also allows those beside the page; `file:` is for a page opened from a disk, which is no `'self'`.
+    """
+    scripts, style = [_asset(name) for name in SCRIPTS], "\n".join(_asset(name) for name in STYLES)
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(map(_hashed, scripts))}",
+            f"style-src {_hashed(style)}",
+            *([f"{kind}-src 'self' file:" for kind in ("img", "media")] if with_media else []),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    head = joined(
+        [
+            Html('<meta charset="utf-8">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Html('<meta name="color-scheme" content="light dark">'),
+            Html('<meta name="referrer" content="no-referrer">'),
+            tag("title", title),
+            Html(f"<style>{style}</style>"),
+        ]
+    )
+    code = joined(Html(f"<script>{script}</script>") for script in scripts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}{code}</body></html>\n'
+
+
+def _asset(name: str) -> str:
+    return files("lightning_mmrl.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _hashed(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,273 @@
+"""Reads what a run left in its folder; a missing or damaged part is named, and the rest is read all the same."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_mmrl.curriculum.artifacts import SEAL, sealed
+from lightning_mmrl.curriculum.lineage import COUNTS, ROUTING
+from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.errors import DataError, MmrlError
+from lightning_mmrl.files import read_json
+from lightning_mmrl.settings.stage import BASE
+from lightning_mmrl.tracking.jsonl import read_lines
+from lightning_mmrl.types.records import HANDOFF, StageResult
+
+CONFIG, SUMMARY, COMPARISON, STARTS = "config.yaml", "evaluation.json", "comparison.json", "starts.jsonl"
+CLOSED_LABELS = "uar"
+"""Headline of a result that names no task, which is one of a closed label set (`ClosedLabels.described`)."""
+_FOLDER = re.compile(r"\d+-(.+?)(\.replaced-\d+)?")
+_SHAPES = {"order": list, "stages": dict, "model": dict, "data": dict, "evaluation": dict}
+"""Keys of a configuration that the page reads, and the kind of their values."""
+_WRITE_AGAIN = "evaluate the stage again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One stage on one set. `intervals` maps a metric to its estimate, low and high end; `folder` has the answers."""
+
+    stage: str
+    name: str
+    num_samples: int
+    num_left_out: int
+    headline: str
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Mapping[str, Any]]
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFiles:
+    """One stage of a run: `folder` and `finished` are None if it has not begun or not ended.
+
+    `counts` maps each artifact of data to the numbers of samples that it holds and lacks. `routing` is what a stage
+    that sorts prompts did with them.
+    """
+
+    name: str
+    kind: str
+    folder: Path | None
+    finished: FinishedStage | None
+    counts: Mapping[str, Mapping[str, int]]
+    routing: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def result(self) -> StageResult | None:
+        """The result, if the stage is finished."""
+        return None if self.finished is None else self.finished.result
+
+    @property
+    def trains(self) -> bool:
+        """Whether it made weights."""
+        return self.result is not None and HANDOFF in self.result.artifacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """What a run left on disk.
+
+    `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
+    could not be read.
+    """
+
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+    manifest: Manifest
+    stages: tuple[StageFiles, ...]
+    evaluated: tuple[Evaluated, ...]
+    gains: tuple[Mapping[str, Any], ...]
+    starts: tuple[Mapping[str, Any], ...] = ()
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """Whether the run ended, as far as its files say."""
+        done = [stage for stage in self.stages if stage.finished is not None]
+        if self.manifest.running_id is not None:
+            name = self.manifest.running_name or "a stage"
+            return f"in progress, or killed, in {name}; {len(done)} of {len(self.stages)} stages finished"
+        if len(done) == len(self.stages) and done:
+            return f"all {len(done)} stages finished"
+        return f"ended with {len(done)} of {len(self.stages)} stages finished"
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Reads a run folder.
+
+    Raises:
+        DataError: The folder is none of a run.
+        StageError: The manifest is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name the folder of a run, such as runs/quickstart")
+    if not (folder / FILE).is_file():
+        raise DataError(
+            f"{folder} is no run folder, it has no {FILE}; name the folder of a run, such as runs/quickstart"
+        )
+    missing: list[str] = []
+    manifest, settings = Manifest.read(folder), _settings(folder, missing)
+    stages = tuple(_stages(folder, manifest, settings, missing))
+    if not stages:
+        missing.append("No stage has begun.")
+    evaluated = tuple(_evaluated(folder, manifest, stages, missing))
+    if not evaluated:
+        missing.append("No stage was evaluated, so there are no scores; give the configuration evaluation sets.")
+    return RunFiles(
+        folder=folder,
+        name=str(settings.get("run_name") or folder.resolve().name),
+        settings=settings,
+        manifest=manifest,
+        stages=stages,
+        evaluated=evaluated,
+        gains=tuple(_gains(folder, missing)) if evaluated else (),
+        starts=tuple(_starts(folder, missing)),
+        missing=missing,
+    )
+
+
+def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    try:
+        found = read_lines(folder / STARTS)
+    except OSError as error:
+        missing.append(f"{folder / STARTS} cannot be read ({error.strerror}).")
+        return []
+    whole = [each for each in found if isinstance(each.get("versions"), dict)]
+    if len(whole) < len(found):
+        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} are damaged and left out.")
+    return whole
+
+
+def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        missing.append(f"{CONFIG} is missing: the run ended before its configuration was written.")
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        missing.append(f"{CONFIG} cannot be read ({type(error).__name__}).")
+        return {}
+    if not isinstance(found, dict):
+        missing.append(f"{CONFIG} holds no keys.")
+        return {}
+    odd = [key for key, kind in _SHAPES.items() if key in found and not isinstance(found[key], kind)]
+    missing.extend(f"{CONFIG}: {key} is no {_SHAPES[key].__name__}, so it is not read." for key in odd)
+    return {key: value for key, value in found.items() if key not in odd}
+
+
+def _stages(folder: Path, manifest: Manifest, settings: Mapping[str, Any], missing: list[str]) -> list[StageFiles]:
+    paths = sorted(path for path in folder.glob("stages/*") if path.is_dir() and _inside(path, folder, missing))
+    matches = {path: _FOLDER.fullmatch(path.name) for path in paths}
+    folders = {match[1]: path for path, match in matches.items() if match and not match[2]}
+    names = dict.fromkeys(map(str, [*settings.get("order", ()), *manifest.stages, *folders]))
+    configured = settings.get("stages", {})
+    found = []
+    for name in names:
+        finished, own = manifest.stages.get(name), configured.get(name)
+        kind = finished.content.get("stage.kind") if finished else isinstance(own, dict) and own.get("kind")
+        facts = _facts(folder, finished, missing) if finished else {}
+        found.append(
+            StageFiles(
+                name=name,
+                kind=str(kind or "unknown kind"),
+                folder=folders.get(name),
+                finished=finished,
+                counts={key: each[COUNTS] for key, each in facts.items() if COUNTS in each},
+                routing=next((each[ROUTING] for each in facts.values() if ROUTING in each), {}),
+            )
+        )
+    return found
+
+
+def _facts(folder: Path, stage: FinishedStage, missing: list[str]) -> dict[str, dict[str, Any]]:
+    """The seals of the data that a stage made."""
+    found = {}
+    for name, made in stage.result.artifacts.items():
+        place = folder / made.path
+        if name == HANDOFF or not _inside(place, folder, missing):
+            continue
+        try:
+            found[name] = sealed(place)
+        except MmrlError as error:
+            missing.append(f"Counts of {name} of stage {stage.result.name}: {error}.")
+        except OSError as error:
+            missing.append(f"{place / SEAL} cannot be read ({error.strerror}).")
+    return found
+
+
+def _inside(place: Path, folder: Path, missing: list[str]) -> bool:
+    """Whether a path that a file of the run names leads to its own folder; a run may come from anybody."""
+    inside = place.resolve().is_relative_to(folder.resolve())
+    if not inside:
+        missing.append(f"{place} leads out of {folder}, so it is not read.")
+    return inside
+
+
+def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...], missing: list[str]) -> list[Evaluated]:
+    base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
+    places = {BASE: base} if (base / SUMMARY).is_file() and _inside(base, folder, missing) else {}
+    for stage in stages:
+        if stage.folder is None:
+            continue
+        place = stage.folder / "evaluation"
+        if (place / SUMMARY).is_file() and _inside(place / SUMMARY, folder, missing):
+            places[stage.name] = place
+        elif stage.trains:
+            missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
+    found = []
+    for name, place in places.items():
+        try:
+            entries = read_json(place / SUMMARY, _WRITE_AGAIN)
+            found += [
+                _one(name, key, entry, place)
+                for key, entry in entries.items()
+                if _inside(place / f"{key}.jsonl", place, missing)
+            ]
+        except MmrlError as error:
+            missing.append(f"{error}.")
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            missing.append(f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}.")
+    return found
+
+
+def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evaluated:
+    return Evaluated(
+        stage=stage,
+        name=str(name),
+        num_samples=int(entry["num_samples"]),
+        num_left_out=len(entry.get("left_out", ())),
+        headline=str(entry.get("task", {}).get("headline", CLOSED_LABELS)),
+        metrics={str(key): float(value) for key, value in entry["metrics"].items()},
+        intervals={
+            str(key): {part: float(value[part]) for part in ("estimate", "low", "high", "level")}
+            | {"unit": str(value.get("unit", "sample"))}
+            for key, value in entry["intervals"].items()
+        },
+        folder=place,
+    )
+
+
+def _gains(folder: Path, missing: list[str]) -> list[Mapping[str, Any]]:
+    path = folder / COMPARISON
+    if not path.is_file():
+        missing.append(f"{COMPARISON} is missing, so there are no paired gains; the same `mmrl train` writes it.")
+        return []
+    try:
+        return [
+            {key: each[key] for key in ("stage", "over", "name", "difference")}
+            | {
+                "headline": each.get("task", {}).get("headline", CLOSED_LABELS),
+                "num_unpaired": each.get("num_unpaired", 0),
+            }
+            for each in read_json(path, "run the same `mmrl train` again")["gains"]
+        ]
+    except MmrlError as error:
+        missing.append(f"{error}.")
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        missing.append(f"{path} is damaged ({type(error).__name__}); run the same `mmrl train` again.")
+    return []

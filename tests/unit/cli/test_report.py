@@ -1,0 +1,30 @@
+"""The command `mmrl report`."""
+
+import subprocess
+import sys
+
+from run_folders import whole_run
+
+from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
+
+
+def test_the_page_lies_in_the_run_folder_or_where_it_is_asked_for(tmp_path, capsys):
+    run = whole_run(tmp_path / "run")
+    assert main(["report", str(run.folder)]) == 0
+    assert str(run.folder / "report.html") in capsys.readouterr().out
+    assert main(["report", str(run.folder), str(run.folder), "--out", str(tmp_path / "two.html")]) == 0
+    assert (tmp_path / "two.html").read_text().count("<h1>run and run</h1>") == 1
+
+
+def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_torch_is_loaded(tmp_path):
+    run = whole_run(tmp_path / "run")
+    code = "import sys; from lightning_mmrl.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(run.folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,76 @@
+"""Media beside the page."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clips import tone, write_wav
+from PIL import Image
+from run_folders import rollout, whole_run
+
+from lightning_mmrl.report import media as report_media
+from lightning_mmrl.report.media import MediaFolder
+from lightning_mmrl.report.page import write_report
+from lightning_mmrl.types.records import MediaRef
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose three groups have a picture, a sound, and files that are missing or outside the folder of media."""
+    run, root = whole_run(tmp_path / "run"), tmp_path / "media"
+    root.mkdir()
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(root / "a.png")
+    write_wav(root / "b.wav", tone(440, 0.2, 16000), 16000)
+    media = [("image", "a.png"), ("audio", "b.wav"), ("audio", "c.wav"), ("image", "../a.png"), ("image", "a.png")]
+    rows = [rollout(number) for number in range(len(media))]
+    refs = [MediaRef(kind=kind, path=path) for kind, path in media]
+    rows = [replace(row, sample=replace(row.sample, media=(ref,))) for row, ref in zip(rows, refs, strict=True)]
+    run.roll("reason", rows)
+    return run
+
+
+def shown(path):
+    text = path.read_text()
+    start = text.index('id="report-data">') + len('id="report-data">')
+    groups = json.loads(text[start : text.index("</script>", start)])["groups"]
+    return [group["media"][0] for group in groups]
+
+
+def test_frames_outlines_and_copies_lie_beside_the_page(run, tmp_path):
+    path = write_report([run.folder], tmp_path / "page.html", MediaFolder(root=tmp_path / "media"))
+    picture, sound, gone, outside, again = shown(path)
+    assert [(tmp_path / frame).exists() for frame in picture["frames"]] == [True]
+    assert picture == again, "one file is decoded once"
+    assert sound["wave"].startswith("M0 ")
+    assert (tmp_path / sound["play"]).read_bytes() == (tmp_path / "media" / "b.wav").read_bytes()
+    assert "does not exist" in gone["error"]
+    assert "must be relative" in outside["error"]
+    assert "img-src 'self' file:; media-src 'self' file:" in path.read_text()
+    assert len(list((tmp_path / "page_media").iterdir())) == 2
+
+
+def test_the_folders_of_the_configuration_are_searched(run, tmp_path):
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text().replace("root: data/emotions", f"root: {tmp_path / 'media'}"))
+    path = write_report([run.folder], None, MediaFolder())
+    assert "frames" in shown(path)[0]
+    assert (run.folder / "report_media").is_dir()
+
+
+def test_without_a_folder_of_media_the_page_says_how_to_name_one(run, tmp_path):
+    path = write_report([run.folder], tmp_path / "page.html", MediaFolder())
+    assert "give --media-root" in shown(path)[0]["error"]
+
+
+def test_large_files_are_not_copied_and_this_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_media, "MOST_FILE_BYTES", 100)
+    path = write_report([run.folder], tmp_path / "page.html", MediaFolder(root=tmp_path / "media"))
+    assert "play" not in shown(path)[1]
+    assert "1 media files are too large to be copied" in path.read_text()
+
+
+def test_a_page_without_media_allows_none(run):
+    text = write_report([run.folder]).read_text()
+    assert "img-src" not in text
+    assert "media-src" not in text
