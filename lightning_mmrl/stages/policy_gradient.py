@@ -32,6 +32,7 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_
 from lightning_mmrl.stages.costs import count_samples
 from lightning_mmrl.stages.critic import CriticTrainer
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
+from lightning_mmrl.stages.join import batch_places
 from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
@@ -227,7 +228,8 @@ class PolicyGradientModule(StageModule):
         """Advantages of this rank's completions, among the completions of all ranks."""
         assert self.algorithm.advantage is not None
         rewards = penalized_rewards(experience, self.algorithm.kl, self._kl_coefficient(iteration))
-        return shared_advantages(self.algorithm.advantage, rewards, experience.scores.valid, self._ranks)
+        valid, serials = experience.scores.valid, experience.prompts.serials
+        return shared_advantages(self.algorithm.advantage, rewards, valid, self._ranks, serials)
 
     def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration, over epochs, minibatches and microbatches; returns their metrics.
@@ -249,7 +251,8 @@ class PolicyGradientModule(StageModule):
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
-            minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks)
+            places = batch_places(self._ranks, experience.prompts)
+            minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks, places)
             live = [[row for row in minibatch if moves[row]] for minibatch in minibatches]
             has_signal = self._ranks.any([bool(rows) for rows in live])
             steps: list[dict[str, float]] = []
@@ -300,7 +303,7 @@ class PolicyGradientModule(StageModule):
         """The metrics of an iteration over all ranks; writes its rollout table, and warns if no group has a signal."""
         ranks = self._ranks
         if self._table is not None:
-            self._table.write(iteration, collected.all_samples, collected.all_rollouts, collected.all_scores, ranks)
+            self._table.write(iteration, *collected.everything, ranks, collected.serials)
         counters = self.policy.media.take_counters()
         counts = ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         has_signal = collected.spread(experience.has_signal)
