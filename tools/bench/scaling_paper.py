@@ -109,9 +109,9 @@ def phases(model: Model, load: Load, gpus: int, rates: Rates, bandwidth: float) 
 
 
 def decode_s(model: Model, load: Load, bandwidth: float) -> float:
-    """Seconds of decoding: each step reads the weights, each prompt's keys once, and the completions' own keys."""
+    """Seconds of decoding: each step reads the weights once, and the keys of prompt and answer for each completion."""
     weights = 2 * (model.body + model.head)
-    keys = model.cache * load.prompts * (load.prompt + load.group * load.completion / 2)
+    keys = model.cache * load.rows * (load.prompt + load.completion / 2)
     return load.completion * (weights + keys) / (bandwidth * FITTING)
 
 
