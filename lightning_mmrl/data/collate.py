@@ -26,6 +26,7 @@ class EncodedSample:
         media_key: Identifies the content of the sample's media as the model sees them; "" if this is unknown or there
             are no media.
         later: Further prompts of the same sample with their targets.
+        serial: The number of the draw that the sample answers; None outside of training.
     """
 
     sample: Sample
@@ -34,6 +35,12 @@ class EncodedSample:
     target_mask: tuple[bool, ...] = ()
     media_key: str = ""
     later: tuple["EncodedSample", ...] = ()
+    serial: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its prompts and targets."""
+        return sum(len(part.prompt["input_ids"]) + len(part.target_ids) for part in (self, *self.later))
 
 
 def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> PromptBatch:
@@ -53,6 +60,7 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
         position_ids=torch.stack(positions, dim=1),
         next_position=torch.cat([item.prompt["next_position"] for item in items]),
         media=MediaInputs(tensors=tensors, counts=counts, keys=tuple(item.media_key for item in items)),
+        serials=tuple(item.serial for item in items if item.serial is not None),
     )
 
 

@@ -6,12 +6,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Protocol
 
 from torch.profiler import record_function
 
 from lightning_mmrl.data.collate import EncodedSample
+from lightning_mmrl.data.dealing import dealt
 from lightning_mmrl.data.pipeline import DecodeAll
 from lightning_mmrl.data.prepared import DataMonitor, Fault, PreparedSet, Quarantined, unusable_now
 from lightning_mmrl.data.read_ahead import Read, ReadAhead, ReadNow, SampleReader
@@ -333,8 +335,33 @@ def next_share(
         if not faults:
             sets.use(batches[0])
             order.mark_read()
-            return [found for draw in own if isinstance(found := read[draw], EncodedSample)]
+            return _share(batches[0], order.share, read, sets, reader, ranks)
         sets.leave_out(faults)
+
+
+def _share(
+    batch: Sequence[Draw],
+    share: Share,
+    read: dict[Draw, EncodedSample | Fault],
+    sets: StreamedSets,
+    reader: SampleReader,
+    ranks: Ranks,
+) -> list[EncodedSample]:
+    """This rank's samples of a batch, in the order of the batch; a collective.
+
+    Ranks that train get about equally many tokens. A sample that moves to this rank is read here as well: it is in the
+    cache by then, unless each machine has its own.
+    """
+    own = share.of(batch)
+    if ranks.world_size > 1 and not share.repeats:
+        found = [each.num_tokens for draw in own if isinstance(each := read[draw], EncodedSample)]
+        lengths = [length for part in ranks.gather(found) for length in part]
+        own = [batch[place] for place in dealt(lengths, ranks.world_size)[ranks.rank]]
+        moved = [draw for draw in own if draw not in read]
+        read.update(zip(moved, reader.take(moved), strict=True))
+        sets.check_used({draw.index: each.reason for draw in own if isinstance(each := read[draw], Fault)})
+        sets.warn()
+    return [replace(each, serial=draw.serial) for draw in own if isinstance(each := read[draw], EncodedSample)]
 
 
 def read_now(sets: StreamedSets, decoder: Any) -> ReadNow:

@@ -1,8 +1,9 @@
 """Scores many completions: in the calling process, or in spawned processes that can be killed."""
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -107,6 +108,21 @@ class RewardPool(AbstractContextManager["RewardPool"]):
             raise RewardError(f"rewards: {error}") from error
         scores = iter(_invalid(each.error, each.doing) if each.error is not None else each.value for each in outcomes)
         return [[next(scores) for _ in group] for group in completions]
+
+    @contextmanager
+    def scoring(
+        self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]
+    ) -> Iterator[Callable[[], list[list[Score]]]]:
+        """Scores during a block of other work; yields a function that waits for what `score` returns or raises.
+
+        An error that leaves the block kills the processes, so that nobody waits for them; the pool is then unusable.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmrl-scores") as thread:
+            try:
+                yield thread.submit(self.score, samples, completions).result
+            except BaseException:
+                self._pool.kill()
+                raise
 
     def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
         """An outcome for each item; lost items are tried once more, since another cause may have killed their worker.

@@ -31,13 +31,14 @@ class EnginePrompt:
 
     `positions` holds the positions of its tokens and, in the last column, of the first completion token. `tensors` are
     the inputs of the towers for all its media, as transformers' model takes them. `spans` are the places of the media
-    of each kind, in order.
+    of each kind, in order. `media_key` identifies the content of all media; "" if it is unknown.
     """
 
     token_ids: list[int]
     positions: Int[Tensor, "3 P+1"]
     tensors: Mapping[str, Tensor]
     spans: Mapping[str, Sequence[MediaSpan]]
+    media_key: str = ""
 
 
 def engine_prompts(prompts: PromptBatch, backbone: MediaBackbone) -> list[EnginePrompt]:
@@ -58,7 +59,10 @@ def engine_prompts(prompts: PromptBatch, backbone: MediaBackbone) -> list[Engine
         rows = backbone.feature_rows(media)
         spans = {kind: media_spans(ids, backbone.placeholder_ids[kind], rows[kind]) for kind in rows}
         tensors = {name: tensor.cpu() for name, tensor in backbone.model_inputs(media).items()}
-        found.append(EnginePrompt(token_ids=ids.tolist(), positions=positions, tensors=tensors, spans=spans))
+        (key,) = media.keys or ("",)
+        found.append(
+            EnginePrompt(token_ids=ids.tolist(), positions=positions, tensors=tensors, spans=spans, media_key=key)
+        )
     return found
 
 
@@ -148,6 +152,25 @@ def _cut_sounds(features: Tensor, mask: Tensor, runs: Sequence[Sequence[MediaSpa
     sizes = torch.tensor([piece.shape[1] for piece in pieces])
     padded = torch.nn.utils.rnn.pad_sequence([piece.T for piece in pieces], batch_first=True).transpose(1, 2)
     return {AUDIO_FEATURES: padded, AUDIO_MASK: (torch.arange(int(sizes.max())) < sizes[:, None]).to(mask.dtype)}
+
+
+def medium_name(media_key: str, kind: str, number: int, tensors: Mapping[str, Tensor]) -> str:
+    """A name for the `number`-th medium of a kind in a prompt; media with equal names have equal tensors.
+
+    If a key identifies the content of the prompt's media, nothing of it is hashed again. The key was computed when the
+    files were read, and hashing pixels would take about a second for each GB in every iteration. A medium then has
+    another name in a prompt with further media.
+
+    >>> frames = {"pixels": torch.zeros(2)}
+    >>> medium_name("key", "video", 0, frames) == medium_name("key", "video", 0, frames)
+    True
+    >>> medium_name("key", "video", 0, frames) == medium_name("key", "video", 1, frames)
+    False
+    """
+    if not media_key:
+        return content_hash(tensors)
+    shapes = [(name, tuple(tensors[name].shape), str(tensors[name].dtype)) for name in sorted(tensors)]
+    return blake2b(repr((media_key, kind, number, shapes)).encode(), digest_size=16).hexdigest()
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

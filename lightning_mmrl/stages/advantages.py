@@ -1,5 +1,7 @@
 """Advantages of completions: a penalty in the reward, and statistics over the completions of all ranks."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,14 +26,18 @@ def penalized_rewards(experience: Experience, kl: KLPenalty, coefficient: float)
 
 
 def shared_advantages(
-    estimator: AdvantageEstimator, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"], ranks: Ranks
+    estimator: AdvantageEstimator,
+    rewards: Float[Tensor, "B G"],
+    valid: Bool[Tensor, "B G"],
+    ranks: Ranks,
+    serials: Sequence[int] = (),
 ) -> Float[Tensor, "B G"]:
     """Advantages of this rank's completions among the completions of all ranks.
 
     Each rank computes the advantages of all completions and keeps its own. So the statistics of the batch are bit for
     bit the statistics of one process with all prompts.
     """
-    everyone, own = gather_rows(ranks, rewards, valid)
+    everyone, own = gather_rows(ranks, rewards, valid, serials=serials)
     return estimator(*(column.to(rewards.device) for column in everyone))[own]
 
 

@@ -40,6 +40,16 @@ class Collected:
     refilled: bool
     num_samplings: int
 
+    @property
+    def everything(self) -> tuple[tuple[Sample, ...], Rollout, Scores]:
+        """All samples, their completions and the scores of these."""
+        return self.all_samples, self.all_rollouts, self.all_scores
+
+    @property
+    def serials(self) -> tuple[int, ...]:
+        """The order of all samples among those of all ranks; empty if there were several samplings."""
+        return self.batch.prompts.serials if self.num_samplings == 1 else ()
+
     def spread(self, values: Tensor) -> Tensor:
         """Values [B, ...] of the batch, each at its place among all that was sampled; zero elsewhere."""
         whole = torch.zeros(len(self.all_samples), *values.shape[1:], dtype=values.dtype, device=values.device)

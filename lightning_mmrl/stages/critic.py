@@ -79,7 +79,10 @@ class CriticTrainer:
         self._costs.take_counters(trunk, updates=False)
         scores = experience.scores
         if self.settings.normalize_rewards:
-            scaled = self._rewards.normalized(scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks)
+            serials = experience.prompts.serials
+            scaled = self._rewards.normalized(
+                scores.rewards, scores.valid, iteration=iteration, ranks=self._ranks, serials=serials
+            )
             scores = replace(scores, rewards=scaled)
         rewards = token_rewards(replace(experience, scores=scores), self._algorithm.kl, kl_coefficient)
         estimated = with_advantages(experience, rewards, values, settings=self.settings, ranks=self._ranks)

@@ -100,8 +100,26 @@ def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
     )
 
 
-def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
-    """The rows of all ranks, column by column in host memory, and the slice of this rank's rows; a collective."""
-    parts = ranks.gather(tuple(column.cpu() for column in columns))
-    first = sum(len(part[0]) for part in parts[: ranks.rank])
-    return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
+def gather_rows(ranks: Ranks, *columns: Tensor, serials: Sequence[int] = ()) -> tuple[list[Tensor], list[int]]:
+    """The rows of all ranks, column by column in host memory, and which are this rank's; a collective.
+
+    They are in the order of the prompts' `serials`, in which one process would have them, or of the ranks without any.
+    """
+    parts = ranks.gather((tuple(serials), *(column.cpu() for column in columns)))
+    order, own = _merged([part[0] or range(len(part[1])) for part in parts], ranks.rank, sort=bool(parts[0][0]))
+    return [torch.cat(column)[order] for column in list(zip(*parts, strict=True))[1:]], own
+
+
+def batch_places(ranks: Ranks, prompts: PromptBatch) -> list[int]:
+    """Where this rank's prompts stand among those of all ranks, in the order of the draws; a collective."""
+    parts = ranks.gather(prompts.serials or range(len(prompts.samples)))
+    return _merged(parts, ranks.rank, sort=bool(prompts.serials))[1]
+
+
+def _merged(parts: Sequence[Sequence[int]], rank: int, *, sort: bool) -> tuple[list[int], list[int]]:
+    """The rows of all ranks, one rank after the other, in the order of their serials; and the places of one rank's."""
+    serials = [serial for part in parts for serial in part]
+    order = sorted(range(len(serials)), key=serials.__getitem__) if sort else list(range(len(serials)))
+    place = {row: at for at, row in enumerate(order)}
+    first = sum(len(part) for part in parts[:rank])
+    return order, [place[first + row] for row in range(len(parts[rank]))]

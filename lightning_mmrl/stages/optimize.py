@@ -62,7 +62,11 @@ class Objective:
 
 
 def plan_minibatches(
-    num_prompts: int, settings: UpdateSettings, generator: torch.Generator, ranks: Ranks = ALONE
+    num_prompts: int,
+    settings: UpdateSettings,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
+    places: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """This rank's prompts of each optimizer step, for all epochs, by their rows.
 
@@ -74,8 +78,12 @@ def plan_minibatches(
         settings: Epochs and minibatches.
         generator: Shuffles the prompts in each epoch if there are several minibatches; the same on all ranks.
         ranks: Who trains together.
+        places: Where this rank's prompts stand among those of all ranks; None: one rank after the other.
     """
-    total, first, count = num_prompts * ranks.world_size, num_prompts * ranks.rank, settings.num_minibatches
+    total, count = num_prompts * ranks.world_size, settings.num_minibatches
+    if places is None:
+        places = range(num_prompts * ranks.rank, num_prompts * (ranks.rank + 1))
+    rows = {place: row for row, place in enumerate(places)}
     plans = []
     for _ in range(settings.num_epochs):
         order = list(range(total))
@@ -83,7 +91,7 @@ def plan_minibatches(
             order = torch.randperm(total, generator=generator).tolist()
         for part in range(count):
             chosen = order[part * total // count : (part + 1) * total // count]
-            plans.append([prompt - first for prompt in chosen if first <= prompt < first + num_prompts])
+            plans.append([rows[place] for place in chosen if place in rows])
     return plans
 
 

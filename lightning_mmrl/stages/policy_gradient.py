@@ -27,11 +27,12 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
 from lightning_mmrl.stages.collect import Collected, Collector
+from lightning_mmrl.stages.compare import compared
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients, finished_steps, scalar_values
 from lightning_mmrl.stages.costs import count_samples
 from lightning_mmrl.stages.critic import CriticTrainer
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
-from lightning_mmrl.stages.failures import refuse_failures
+from lightning_mmrl.stages.join import batch_places
 from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
@@ -45,7 +46,8 @@ from lightning_mmrl.stages.optimize import (
 from lightning_mmrl.stages.resample import resample_stats, resampled
 from lightning_mmrl.stages.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutTable
-from lightning_mmrl.stages.scores import RewardSource, score_rollout
+from lightning_mmrl.stages.scores import RewardSource
+from lightning_mmrl.stages.scoring import pending_scores, scored, untruncated
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import RolloutSummary, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import PromptBatch, Rollout
@@ -157,21 +159,24 @@ class PolicyGradientModule(StageModule):
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
         self._bad_steps.require(iteration, sampled, prompts.samples)
         count_samples(self.costs, prompts, rollout)
-        with self.costs.phase("score"), self.costs.meeting(self._context.rank_local()):
-            scores = score_rollout(self.rewards, prompts.samples, rollout)
-        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
-        trainable = scores.valid
-        if self.algorithm.settings.mask_truncated:
-            truncated = torch.tensor([completion.truncated for completion in rollout.completions])
-            trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
-        return Experience(
+        scores = pending_scores(rollout)
+        unscored = Experience(
             raw=prompts,
             prompts=with_features,
             towers=towers,
             rollout=rollout,
             scores=scores,
-            trainable=trainable,
-            advantages=of_tokens(torch.zeros_like(scores.rewards), rollout.completion_mask),
+            trainable=untruncated(rollout) if self.algorithm.settings.mask_truncated else scores.valid,
+            advantages=of_tokens(scores.rewards, rollout.completion_mask),
+        )
+        takes_all = self.algorithm.select is None or iteration <= self.algorithm.settings.select_after
+        return scored(
+            unscored,
+            self.rewards,
+            costs=self.costs,
+            ranks=self._ranks,
+            rank_local=self._context.rank_local,
+            meanwhile=self.compare_ahead if takes_all and self._reference is not None else None,
         )
 
     def generate(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
@@ -192,9 +197,8 @@ class PolicyGradientModule(StageModule):
         Raises:
             NotFiniteError: One of these numbers is not finite; on all ranks.
         """
-        if self._reference is not None:
-            with self.costs.phase("reference"):
-                experience = self.compare(experience, self._reference)
+        if self._reference is not None and experience.reference_logprobs is None:
+            experience = self.compare(experience)
         if self._critic_trainer is not None:
             with self.costs.phase("values"):
                 experience = self._critic_trainer.estimate(experience, self._kl_coefficient(iteration), iteration)
@@ -207,29 +211,25 @@ class PolicyGradientModule(StageModule):
             experience = resampled(experience, self.algorithm.resample, self._context, iteration)
         return experience
 
-    def compare(self, experience: Experience, reference: Reference) -> Experience:
-        """Adds log-probabilities of the reference policy and, where the reward has a penalty, the policy's own.
+    def compare_ahead(self, experience: Experience) -> Experience:
+        """As `compare`, before there are scores; no further prompts may be sampled in this iteration."""
+        self.engine.sleep()
+        return self.compare(experience)
 
-        A penalty in the reward covers every completion with a valid score, also truncated ones that leave the loss.
-        Towers that train are run again, since the reference has towers of its own.
-        """
-        budget, in_reward = budget_of(self.algorithm.settings.update), self.algorithm.kl.in_reward
-        scored = replace(experience, trainable=experience.scores.valid) if in_reward else experience
-        rows = range(len(experience.trainable))
-        count = self.costs.counting(SCORE)
-        batches = partial(scoring_batches, scored, rows, budget=budget, ranks=self._ranks, count=count)
-        prompts = experience.raw if self.policy.media.towers_train else experience.prompts
-        with reference.entered() as frozen:
-            found = rollout_logprobs(frozen, scored, batches(prompts=prompts.select))
-            self.costs.take_counters(frozen, updates=False)
-        old = rollout_logprobs(self.policy, scored, batches()) if in_reward else None
-        return replace(experience, reference_logprobs=found, old_logprobs=old)
+    def compare(self, experience: Experience) -> Experience:
+        """Adds log-probabilities of the reference policy and, where the reward has a penalty, the policy's own."""
+        assert self._reference is not None
+        with self.costs.phase("reference"):
+            return compared(
+                experience, self.policy, self._reference, algorithm=self.algorithm, ranks=self._ranks, costs=self.costs
+            )
 
     def advantages(self, experience: Experience, iteration: int) -> Float[torch.Tensor, "B G"]:
         """Advantages of this rank's completions, among the completions of all ranks."""
         assert self.algorithm.advantage is not None
         rewards = penalized_rewards(experience, self.algorithm.kl, self._kl_coefficient(iteration))
-        return shared_advantages(self.algorithm.advantage, rewards, experience.scores.valid, self._ranks)
+        valid, serials = experience.scores.valid, experience.prompts.serials
+        return shared_advantages(self.algorithm.advantage, rewards, valid, self._ranks, serials)
 
     def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration, over epochs, minibatches and microbatches; returns their metrics.
@@ -251,7 +251,8 @@ class PolicyGradientModule(StageModule):
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
-            minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks)
+            places = batch_places(self._ranks, experience.prompts)
+            minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks, places)
             live = [[row for row in minibatch if moves[row]] for minibatch in minibatches]
             has_signal = self._ranks.any([bool(rows) for rows in live])
             steps: list[dict[str, float]] = []
@@ -302,7 +303,7 @@ class PolicyGradientModule(StageModule):
         """The metrics of an iteration over all ranks; writes its rollout table, and warns if no group has a signal."""
         ranks = self._ranks
         if self._table is not None:
-            self._table.write(iteration, collected.all_samples, collected.all_rollouts, collected.all_scores, ranks)
+            self._table.write(iteration, *collected.everything, ranks, collected.serials)
         counters = self.policy.media.take_counters()
         counts = ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         has_signal = collected.spread(experience.has_signal)

@@ -21,7 +21,9 @@ def resampled(
     own, as one process would draw. All tokens of a completion must have the same advantage.
     """
     sequence_advantages = experience.advantages[:, 0].reshape(experience.trainable.shape)
-    (advantages, candidates), own = gather_rows(context.ranks, sequence_advantages, experience.trainable)
+    (advantages, candidates), own = gather_rows(
+        context.ranks, sequence_advantages, experience.trainable, serials=experience.prompts.serials
+    )
     # The word is part of the seed: another one would draw other completions.
     generator = torch.Generator().manual_seed(hashed_seed(f"{context.seed}/{iteration}/distill", num_bytes=4))
     weights = resample(

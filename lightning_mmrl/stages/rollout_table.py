@@ -33,15 +33,19 @@ class RolloutTable:
         rollout: Rollout,
         scores: Scores,
         ranks: Ranks = ALONE,
+        serials: Sequence[int] = (),
     ) -> Path | None:
         """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path.
 
-        Training goes on without a table that the disk refuses.
+        The rows are in the order of their `serials`, or one rank after the other without any. Training goes on without
+        a table that the disk refuses.
         """
         if iteration % self._every and iteration != 1:
             return None
         own = rows_of(samples, rollout, scores, self._pass_component)
-        rows = [row for share in ranks.gather(own) for row in share]
+        numbered = list(zip(serials or [0] * len(own), own, strict=True))
+        gathered = [each for share in ranks.gather(numbered) for each in share]
+        rows = [row for _, row in sorted(gathered, key=lambda each: each[0])]
         if ranks.rank:
             return None
         path = self._directory / f"iteration_{iteration:06d}.jsonl"

@@ -1,6 +1,6 @@
 """Normalizes rewards by the mean and deviation of all rewards of the stage so far."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,10 +42,16 @@ class RunningRewards:
     moments: Moments = field(default_factory=Moments)
 
     def normalized(
-        self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"], *, iteration: int, ranks: Ranks
+        self,
+        rewards: Float[Tensor, "B G"],
+        valid: Bool[Tensor, "B G"],
+        *,
+        iteration: int,
+        ranks: Ranks,
+        serials: Sequence[int] = (),
     ) -> Float[Tensor, "B G"]:
         """Counts and normalizes the valid rewards of an iteration, numbered from 1; others become 0; a collective."""
-        (everyone, counted), _ = gather_rows(ranks, rewards, valid)
+        (everyone, counted), _ = gather_rows(ranks, rewards, valid, serials=serials)
         if iteration > self.iteration:
             self.iteration, self.before = iteration, self.moments
         self.moments = self.before.plus(everyone[counted].double().tolist())

@@ -31,9 +31,13 @@ class RewardSource(Protocol):
 
 def score_rollout(rewards: RewardSource, samples: Sequence[Sample], rollout: Rollout) -> Scores:
     """Rewards [B, G] of the completions of B samples; the score of a failed verifier is invalid, not zero."""
+    return score_tensors(rewards.score(samples, completion_groups(rollout)), rollout.completion_ids.device)
+
+
+def completion_groups(rollout: Rollout) -> list[Sequence[Completion]]:
+    """The G completions of each prompt."""
     size = rollout.group_size
-    groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(samples))]
-    return score_tensors(rewards.score(samples, groups), rollout.completion_ids.device)
+    return [rollout.completions[first : first + size] for first in range(0, len(rollout.completions), size)]
 
 
 def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Scores:

@@ -100,7 +100,8 @@ class PromptBatch(_Movable):
     """B tokenized prompts with their media: the inputs of the towers, or their outputs once the towers have run.
 
     `position_ids` are the temporal, height and width rows of the model's rotary embedding. `next_position` is the
-    position of the first completion token on all three axes.
+    position of the first completion token on all three axes. `serials` orders the prompts among those of all ranks, as
+    the stage drew them; it is empty where the order is that of the ranks.
     """
 
     samples: tuple[Sample, ...]
@@ -109,6 +110,7 @@ class PromptBatch(_Movable):
     position_ids: Int[Tensor, "3 B P"]
     next_position: Int[Tensor, " B"]
     media: MediaInputs | MediaFeatures
+    serials: tuple[int, ...] = ()
 
     def select(self, rows: list[int]) -> "PromptBatch":
         """The given prompts, in that order; padding is kept."""
@@ -119,6 +121,7 @@ class PromptBatch(_Movable):
             position_ids=self.position_ids[:, rows],
             next_position=self.next_position[rows],
             media=self.media.select(rows),
+            serials=tuple(self.serials[row] for row in rows) if self.serials else (),
         )
 
 

@@ -12,6 +12,13 @@ STAGES = {
     "grpo": {"stage": "grpo"},
     "rloo": {"stage": "rloo", "aggregation": "constant"},
     "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},
+    "reinforce-of-dealt-prompts": {
+        "stage": "grpo",
+        "advantage": "reinforce",
+        "minibatches": 2,
+        "epochs": 2,
+        "dealt": True,
+    },
     "grpo-of-frozen-towers": {"stage": "grpo", "freeze": ["vision", "audio"]},
     "grpo-of-projectors-and-text": {"stage": "grpo", "freeze": ["vision_tower", "audio_tower"]},
     "grpo-of-frozen-text": {"stage": "grpo", "freeze": ["text"]},

@@ -111,8 +111,10 @@ def errors(found, expected):
     return worst
 
 
-def rows_of(rank, world_size, count):
-    """A rank's share of a batch."""
+def rows_of(rank, world_size, count, *, dealt=False):
+    """A rank's share of a batch: in one piece, or dealt out one by one."""
+    if dealt:
+        return list(range(rank, count, world_size))
     return list(range(rank * count // world_size, (rank + 1) * count // world_size))
 
 
@@ -162,6 +164,7 @@ def batches(case, encoder, share):
         samples = items(encoder, order, step, targets=case["stage"] == "sft", askers=case.get("askers", 1))
         if case["stage"] == "dpo":
             samples = pairs(encoder, order, step)
+        samples = [replace(sample, serial=step * len(samples) + row) for row, sample in enumerate(samples)]
         found.append(collate([samples[row] for row in share(len(samples))], encoder.pad_token_id))
     return found
 
@@ -387,7 +390,7 @@ def run_stage(case, folder):
         validate_every=1 if case.get("validate") else None,
         gradient_clip_val=case.get("max_grad_norm", 0.5) if case["stage"] in ("sft", "dpo") else None,
     )
-    share = partial(rows_of, trainer.global_rank, trainer.world_size)
+    share = partial(rows_of, trainer.global_rank, trainer.world_size, dealt=case.get("dealt", False))
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
     trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in GatheredState(module).items()}

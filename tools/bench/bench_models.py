@@ -56,17 +56,18 @@ RELEASED_3B = {
 }
 
 
-def model_folder(work: Path) -> Path:
-    """A random Qwen2.5-VL: hidden 256, 4 layers, a tower of 2 blocks, 4,096 tokens; built once.
+def model_folder(work: Path, hidden_size: int = 256, num_layers: int = 4) -> Path:
+    """A random Qwen2.5-VL, by default hidden 256 and 4 layers, with a tower of 2 blocks and 4,096 tokens; built once.
 
     Its weights are four times as wide as at initialisation. Most of its tokens are made-up words, so that every row of
     the head can be sampled and decoded, by all variants alike.
     """
-    folder = work / "models" / f"tiny-{FRAME_PIXELS}-{VOCABULARY}"
+    size = "" if (hidden_size, num_layers) == (256, 4) else f"-{hidden_size}x{num_layers}"
+    folder = work / "models" / f"tiny-{FRAME_PIXELS}-{VOCABULARY}{size}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as name:
-            sizes = {"hidden_size": 256, "num_layers": 4, "frame_size": FRAME_PIXELS}
+            sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "frame_size": FRAME_PIXELS}
             partial = build_tiny_qwen2_5_vl(Path(name) / folder.name, text=SENTENCES, seed=SEED, **sizes)
             _add_words(partial)
             partial.rename(folder)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK
-from lightning_mmrl.rollout.engine_inputs import EnginePrompt, content_hash
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt, medium_name
 
 
 def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, list[str]]]:
-    """Items of every kind, and their names by content; each item carries the positions of the whole prompt.
+    """Items of every kind, and their names, see `medium_name`; each item carries the positions of the whole prompt.
 
     Args:
         prompt: A prompt with at least one medium.
@@ -32,7 +32,10 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
     items = MultiModalKwargsItems.from_hf_inputs(tensors, fields)
     hashes = {
         kind: [
-            content_hash({name: torch.as_tensor(field.data) for name, field in item.items()}) for item in items[kind]
+            medium_name(
+                prompt.media_key, kind, number, {name: torch.as_tensor(field.data) for name, field in item.items()}
+            )
+            for number, item in enumerate(items[kind])
         ]
         for kind in items
     }

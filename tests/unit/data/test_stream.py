@@ -1,5 +1,6 @@
 """The same batches however samples are read: workers, reading ahead, ranks, caches, resumes and damaged files."""
 
+import random
 import threading
 from dataclasses import replace
 from functools import partial
@@ -125,6 +126,40 @@ def test_two_ranks_take_the_same_batches_whichever_of_them_meets_a_damaged_clip(
     found = on_two_ranks(run)
     assert [each for pair in zip(*found, strict=True) for part in pair for each in part] == expected
     assert path.read_bytes() == (tmp_path / "first" / "exclusions.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("prefetch", [0, 3, 64])
+def test_ranks_get_about_equally_many_tokens_of_the_same_batches(manifest, pipeline, prefetch, tmp_path):
+    """Questions of very different lengths: each batch is that of one process, and no rank waits long for another."""
+    generator = random.Random(0)
+    rows = [
+        row(f"s{number}", [("one.mp4", "two.mp4")[number % 2]], text="so " * generator.choice([1, 20, 60, 100]))
+        for number in range(NUM)
+    ]
+    write(manifest, *rows[:12])
+    write(manifest, *rows[12:], name="more.jsonl")
+    how = ReadAheadSettings(prefetch_samples=prefetch)
+    whole = list(loader(manifest, pipeline, read_ahead=how))
+
+    def run(ranks):
+        own = replace(pipeline, cache=MediaCache(tmp_path / f"cache{ranks.rank}"))
+        return list(loader(manifest, own, ranks=ranks, read_ahead=how))
+
+    fullest, before, best = 0, 0, 0
+    for batch, *parts in zip(whole, *on_two_ranks(run), strict=True):
+        serials = [serial for part in parts for serial in part.serials]
+        found = content(parts)
+        assert [found[serials.index(serial)] for serial in sorted(serials)] == content([batch])
+        assert tuple(sorted(serials)) == batch.serials
+        assert all(part.serials == tuple(sorted(part.serials)) for part in parts)
+        assert {len(part.samples) for part in parts} == {2}
+        lengths = batch.prompt_mask.sum(-1)
+        fullest += max(int(part.prompt_mask.sum()) for part in parts)
+        before += max(int(lengths[:2].sum()), int(lengths[2:].sum()))
+        pairs = [int(lengths[0] + other) for other in lengths[1:]]
+        best += min(max(pair, int(lengths.sum()) - pair) for pair in pairs)
+    assert before > 1.05 * best
+    assert fullest <= 1.02 * best
 
 
 @pytest.mark.parametrize("cut", range(1, 12, 2))

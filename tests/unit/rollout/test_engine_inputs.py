@@ -1,12 +1,14 @@
 """Prompts for an engine that knows no gaps within a medium: the same rows, in parts."""
 
+from dataclasses import replace
+
 import families
 import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID, VIDEO_PIXELS
-from lightning_mmrl.rollout.engine_inputs import EnginePrompt, MediaSpan, engine_prompts, without_gaps
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt, MediaSpan, engine_prompts, medium_name, without_gaps
 from lightning_mmrl.types.batches import MediaInputs
 
 WINDOW = 50
@@ -88,6 +90,22 @@ def test_the_towers_make_the_same_rows_of_the_parts(name, tmp_path):
             torch.testing.assert_close(parts[kind], whole[kind], rtol=0, atol=1e-12)
             compared += 1
     assert compared > 0
+
+
+def test_media_of_known_content_are_named_without_being_read(tmp_path):
+    """A tensor on the device `meta` cannot be read. Equal names mean equal tensors, so names must tell media apart."""
+    encoder, policy = families.load("qwen2_5_vl", families.build("qwen2_5_vl", tmp_path / "model"), torch.float32)
+    batch = families.prompts("qwen2_5_vl", encoder)
+    keys = tuple(f"content {row}" for row in range(len(batch.samples)))
+    known = engine_prompts(replace(batch, media=replace(batch.media, keys=keys)), policy.media.backbone)
+    assert [each.media_key for each in known] == list(keys)
+    assert {each.media_key for each in engine_prompts(batch, policy.media.backbone)} == {""}
+
+    def name(key="content", kind="video", number=0, rows=4):
+        return medium_name(key, kind, number, {"pixels": torch.empty(rows, 6, device="meta")})
+
+    assert name() == name()
+    assert len({name(), name("other"), name(kind="image"), name(number=1), name(rows=8)}) == 5
 
 
 def test_a_sound_that_is_cut_within_a_window_sounds_otherwise(tmp_path):

@@ -221,6 +221,19 @@ def test_ranks_make_the_minibatches_of_one_process(world_size, num_minibatches):
         assert sorted(together) == sorted(whole)
 
 
+def test_dealt_prompts_are_in_the_minibatches_of_one_process():
+    """Prompts of a rank need not lie side by side in the batch."""
+    settings = UpdateSettings(num_epochs=2, num_minibatches=2)
+    shares = [[0, 3, 5, 6], [1, 2, 4, 7]]
+    plans = [
+        plan_minibatches(4, settings, torch.Generator().manual_seed(5), One(rank=rank, world_size=2), share)
+        for rank, share in enumerate(shares)
+    ]
+    expected = plan_minibatches(8, settings, torch.Generator().manual_seed(5), One())
+    for parts, whole in zip(zip(*plans, strict=True), expected, strict=True):
+        assert sorted(share[row] for share, part in zip(shares, parts, strict=True) for row in part) == sorted(whole)
+
+
 @pytest.mark.parametrize("live", [(), (0, 2)])
 def test_passes_for_other_ranks_change_neither_gradient_nor_statistics(model, experience, live):
     _, policy = model
