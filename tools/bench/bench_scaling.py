@@ -7,7 +7,7 @@
 On a busy machine, measure a second time with `--again`. A line of the file is one shape: sizes of a random
 Qwen2.5-VL, prompt and completion length, group size and number of prompts, and for each phase the smallest processor
 time of several repeats. Towers are frozen, completions have their full length, and all groups of a shape are one
-microbatch. `scaling_model` says which half of the shapes is fitted; this was fixed before anything was measured.
+microbatch. `scaling_model` says which half of the shapes is fitted.
 """
 
 import argparse
