@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_mmrl.models.decoding import Decoding, start_decoding
@@ -172,19 +172,28 @@ class HFEngine:
     def _fill(self, sheet: Sheet, decoding: Decoding, drafter: Drafter | None, greedy: bool) -> Tally | None:
         """Samples with drafts or without; a tally comes of drafts."""
         choose = partial(self._choose, greedy=greedy)
+        most = 0 if drafter is None else drafter.most_rows
+        rows, running = self._fill_step_by_step(sheet, decoding, choose, until=most)
         if drafter is None:
-            self._fill_step_by_step(sheet, decoding, choose)
             return None
-        return Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll).fill(decoding)
+        rest = Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll)
+        return rest.fill(decoding, rows.tolist(), running.tolist())
 
-    def _fill_step_by_step(self, sheet: Sheet, decoding: Decoding, choose: Choose) -> None:
-        """Samples token by token; rows that ended leave the batch once they are a quarter of it."""
+    def _fill_step_by_step(
+        self, sheet: Sheet, decoding: Decoding, choose: Choose, *, until: int = 0
+    ) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+        """Samples token by token; rows that ended leave the batch once they are a quarter of it.
+
+        It stops before a step of `until` rows or fewer, and returns the rows of the batch and which of them go on.
+        """
         tokens, logprobs, mask, noise = sheet
         eos = self._eos.to(noise.device)
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         num_steps = noise.shape[1]
         for step in range(num_steps):
+            if len(rows) <= until:
+                return rows, running
             self._poll()
             chosen, values = choose(decoding.states, noise[rows, step])
             tokens[rows, step] = chosen.where(running, self._pad)
@@ -198,3 +207,4 @@ class HFEngine:
                 decoding.keep(kept)
                 rows, chosen, running = rows[kept], chosen[kept], running[kept]
             decoding.advance(chosen)
+        return rows, torch.zeros_like(running)

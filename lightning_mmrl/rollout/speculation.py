@@ -20,6 +20,9 @@ from lightning_mmrl.rollout.drafts import Draft, Drafter, Tally
 
 NO_DRAFT = Draft([], [])
 
+FEW_STATES = 32
+"""States whose distributions may always be in memory together: 160 MB for a vocabulary of 151,936 tokens."""
+
 Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps states [T, D] and noise [T] to the tokens that they choose and the log-probabilities of these."""
 
@@ -38,10 +41,10 @@ class Sheet(NamedTuple):
 
 
 class Speculation:
-    """Fills a sheet pass by pass; rows that ended leave the batch once they are a quarter of it.
+    """Fills the rest of a sheet pass by pass; rows that ended leave the batch once they are a quarter of it.
 
     Args:
-        sheet: The results.
+        sheet: The results; its first columns may be filled already.
         choose: The sampler.
         drafter: Guesses; its rollout has begun.
         ends: Tokens that end a completion.
@@ -54,20 +57,20 @@ class Speculation:
         self._sheet, self._choose, self._drafter = sheet, choose, drafter
         self._ends, self._poll = ends, poll
         self._width = sheet.noise.shape[1]
-        self._lengths = [0] * len(sheet.noise)
+        self._lengths = sheet.mask.sum(-1).tolist()
         self._pending = [0] * len(sheet.noise)  # the last token of each row, which no pass has seen yet
         self._drafted, self._accepted = list[str](), list[str]()  # the sources of drafted and of right tokens
-        self.tally = Tally()
+        self.tally = Tally(steps=max(self._lengths), passes=max(self._lengths))
 
-    def fill(self, decoding: Decoding) -> Tally:
-        """Decides tokens until every row has ended."""
-        rows, drafts = list(range(len(self._lengths))), [NO_DRAFT] * len(self._lengths)
-        running = [True] * len(rows)
-        states = decoding.states
-        while True:
+    def fill(self, decoding: Decoding, rows: list[int], running: list[bool]) -> Tally:
+        """Decides tokens until every row has ended; `running` is updated for the `rows` of the batch."""
+        for row, (tokens, length) in enumerate(zip(self._sheet.tokens.tolist(), self._lengths, strict=True)):
+            self._drafter.note(row, tokens[:length])
+        before, drafts, states = sum(self._lengths), [NO_DRAFT] * len(rows), decoding.states
+        while any(running):
             self._poll()
             counts = self._decide(rows, drafts, running, states)
-            if self.tally.passes:
+            if self.tally.fed:
                 decoding.retain(counts)
             self.tally.passes += 1
             if not any(running):
@@ -84,10 +87,11 @@ class Speculation:
                 token for row, draft in zip(rows, drafts, strict=True) for token in (self._pending[row], *draft.tokens)
             ]
             widths = [1 + len(draft.tokens) for draft in drafts]
-            self.tally.fed += len(fed)
+            self.tally.fed += sum(width for width, runs in zip(widths, running, strict=True) if runs)
             states = decoding.extend(torch.tensor(fed, device=states.device), widths)
         self.tally.drafted, self.tally.accepted = Counter(self._drafted), Counter(self._accepted)
         self.tally.longest, self.tally.tokens = max(self._lengths), sum(self._lengths)
+        self.tally.rest = self.tally.tokens - before
         return self.tally
 
     def _drafts(self, rows: Sequence[int], running: Sequence[bool], careful: Sequence[bool]) -> list[Draft]:
@@ -107,7 +111,7 @@ class Speculation:
         spans = Spans([1 + len(draft.tokens) for draft in drafts], device)
         first = torch.tensor([self._lengths[row] for row in rows], device=device)
         at = torch.stack([torch.tensor(rows, device=device)[spans.row], spans.positions(first)])
-        chosen, values = self._choose(states, self._noise(at))
+        chosen, values = self._chosen(states, self._noise(at))
         tokens, finite = chosen.tolist(), values.isfinite().tolist()
         counts = []
         for place, (row, draft, start) in enumerate(zip(rows, drafts, spans.starts, strict=True)):
@@ -121,6 +125,18 @@ class Speculation:
         sheet.tokens[found], sheet.logprobs[found] = chosen[decided], values[decided].to(sheet.logprobs)
         sheet.mask[found] = True
         return counts
+
+    def _chosen(self, states: Float[Tensor, "T D"], noise: Float[Tensor, " T"]) -> tuple[Tensor, Tensor]:
+        """The token after each state, and its log-probability.
+
+        Distributions are as wide as the vocabulary. Those of a few states at a time are in memory together: no more
+        than for the first token of all rows, or a small number.
+        """
+        most = max(len(self._sheet.noise), FEW_STATES)
+        parts = [self._choose(*part) for part in zip(states.split(most), noise.split(most), strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([chosen for chosen, _ in parts]), torch.cat([values for _, values in parts])
 
     def _noise(self, at: Int[Tensor, "2 T"]) -> Float[Tensor, " T"]:
         """The noise of each place; a row that ended may have none left, and what is chosen for it is not used."""

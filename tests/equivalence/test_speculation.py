@@ -13,7 +13,7 @@ from lightning_mmrl.models import decoding
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds
-from lightning_mmrl.rollout.speculation import Speculation
+from lightning_mmrl.rollout.speculation import FEW_STATES, Speculation
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
@@ -159,6 +159,50 @@ def test_a_draft_that_breaks_the_model_leaves_no_trace(one, sharing):
             weight[broken] = before
     assert_same(found, expected)
     assert found.decoding["accepted/told"] > 0
+
+
+@pytest.mark.parametrize("sharing", [True, False], ids=["shared", "copied"])
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_drafts_begin_when_few_rows_are_left(one, sharing, group_size):
+    """Rows that have ended by then stay as they are, those that go on are continued, and no earlier pass has drafts."""
+    _, policy, unshared, _ = one
+    policy = policy if sharing else unshared
+    expected = rollout_of(one, policy, group_size=group_size)
+    lengths = expected.completion_mask.sum(-1)
+    passes = {}
+    for most_rows in (0, len(lengths) // 2, len(lengths)):
+        drafter = drafters.Told(sampled(expected), 1.0, [0], most_rows=most_rows)
+        found = rollout_of(one, policy, drafter, group_size=group_size)
+        assert_same(found, expected)
+        assert all(len(asked) <= most_rows for asked in drafter.asked)
+        passes[most_rows] = found.decoding["passes"]
+    none, few, all_ = passes.values()
+    assert all_ < few < none == lengths.max()
+
+
+@pytest.mark.parametrize("sharing", [True, False], ids=["shared", "copied"])
+def test_long_drafts_need_no_more_distributions_at_a_time_than_the_first_step(one, sharing, monkeypatch):
+    """A distribution is as wide as the vocabulary, which is most of the memory of a pass in a real model."""
+    _, policy, unshared, _ = one
+    policy = policy if sharing else unshared
+    expected = rollout_of(one, policy)
+    num_rows, together, fed = len(expected.completion_mask), [], []
+    assert num_rows < FEW_STATES
+    next_logprobs, extend = policy.next_logprobs, SharedDecoding.extend if sharing else StockDecoding.extend
+
+    def seen(hidden):
+        together.append(len(hidden))
+        return next_logprobs(hidden)
+
+    def widened(self, tokens, widths):
+        fed.append(len(tokens))
+        return extend(self, tokens, widths)
+
+    monkeypatch.setattr(policy, "next_logprobs", seen)
+    monkeypatch.setattr(SharedDecoding if sharing else StockDecoding, "extend", widened)
+    found = rollout_of(one, policy, drafters.Told(sampled(expected), 1.0, [0], longest=LENGTH))
+    assert_same(found, expected)
+    assert max(fed) > FEW_STATES >= max(together)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
