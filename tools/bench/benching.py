@@ -203,8 +203,14 @@ def _summary(counted: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
         "peak_bytes": max(step["peak_bytes"] for step in steps),
         "baseline_bytes": counted["baseline_bytes"],
         "counters": counted["counters"],
-        "notes": {**counted["notes"], **(steps[-1]["notes"] if steps else {})},
+        "notes": counted["notes"] | _medians([step["notes"] for step in steps]),
     }
+
+
+def _medians(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each note over the rounds that have it."""
+    names = dict.fromkeys(name for each in notes for name in each)
+    return {name: spread([each[name] for each in notes if name in each])["median"] for name in names}
 
 
 def _file_name(text: str) -> str:
