@@ -228,6 +228,14 @@ class Policy(nn.Module):
         return self._backbone.head
 
     @property
+    def num_weights_per_token(self) -> int:
+        """Weights of the decoder and the head that a token is multiplied with; the embedding is only looked up."""
+        text_model = self._backbone.text_model
+        embedding, head = text_model.get_input_embeddings(), self._backbone.head  # type: ignore[operator]
+        inner = sum(each.numel() for each in text_model.parameters()) - embedding.weight.numel()
+        return inner + head.weight.numel()  # type: ignore[operator]
+
+    @property
     def text_config(self) -> Any:
         """The decoder's configuration."""
         return self._backbone.text_model.config

@@ -13,7 +13,7 @@ from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally
+from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally, reckoned_pass_tokens
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
 from lightning_mmrl.rollout.speculation import Choose, Sheet, Speculation
 from lightning_mmrl.settings.algorithm import SamplingSettings
@@ -70,7 +70,10 @@ class HFEngine:
         self._sampling = sampling
         self._template = template or PromptTemplate()
         self._poll = poll
-        self.drafter: Drafter | None = DraftStore(drafting) if drafting.max_draft else None
+        self.drafter: Drafter | None = None
+        if drafting.max_draft:
+            sizes = policy.text_config.num_hidden_layers, policy.num_weights_per_token
+            self.drafter = DraftStore(drafting, reckoned_pass_tokens(*sizes))
 
     @classmethod
     def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":

@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="file of the results, one line for each batch")
     parser.add_argument("--group-size", type=int, help="completions per prompt; default: the stage's")
     parser.add_argument("--max-draft", type=int, default=8)
-    parser.add_argument("--pass-tokens", type=float, default=SpeculationSettings.pass_tokens)
+    parser.add_argument("--pass-tokens", type=float, help="default: from the model's sizes")
     parser.add_argument("--float64", action="store_true")
     parser.add_argument("--greedy", action="store_true")
     return parser.parse_intermixed_args()

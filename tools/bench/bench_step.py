@@ -16,8 +16,8 @@ output. Variants of the training part:
     ours        the product's Policy; activations are stored unless -checkpointed is added
     plain       the product's own path without sharing: G copies through the stock attention
     mask        the stock model on one packed row with a dense 4-D mask
-    drafts      ours, in whole iterations, with drafts from the completions of the iterations before; the first
-                iterations of a process have none or few, so let it warm up (--warmups 12)
+    drafts      ours, in whole iterations, with drafts from the completions of the iterations before: twelve of other
+                prompts come before the first round
 
 `trl-stored` is TRL with checkpointing off, `ours-checkpointed` ours with checkpointing on, and so on. `--wide 32` adds
 `ours` at another group size.
@@ -52,6 +52,7 @@ BASES = tuple(dict.fromkeys((*TRAINING_BASES, *ITERATION_BASES)))
 SUFFIXES = {"-stored": False, "-checkpointed": True}
 TRAINING = ("3000x200", "3000x50", "500x500")
 ITERATION = ("3000x64", "600x64")
+WARM_DRAFTS = 12
 NOTES = {"entropy": "entropy (nats)", "passes": "passes", "drafted": "drafted", "acceptance": "accepted"}
 # Dense bfloat16, in FLOP/s, from the vendor's data sheets; by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -144,7 +145,10 @@ def case_of(options: argparse.Namespace, lengths: tuple[int, int], plan: Plan) -
     """One pair of lengths in every variant."""
     names = variants_of(options)
     size = options.group_size
-    variants = [Variant(name=name, spec=_spec(options, name, lengths, size)) for name in names]
+    variants = [
+        Variant(name=name, spec=_spec(options, name, lengths, size), warmups=WARM_DRAFTS * (_base(name) == "drafts"))
+        for name in names
+    ]
     ratios = [(name, fast) for fast in ("ours", "drafts") if fast in names for name in names if name != fast]
     if options.wide and not options.iteration:
         name = f"ours G={options.wide}"

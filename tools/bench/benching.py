@@ -32,10 +32,17 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One way of doing the work: its name in tables, and what its worker is told."""
+    """One way of doing the work.
+
+    Attributes:
+        name: Its name in tables.
+        spec: What its worker is told.
+        warmups: Steps of its own before the first round, for a worker that learns from its steps.
+    """
 
     name: str
     spec: Mapping[str, Any]
+    warmups: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +178,9 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
             record["parity"] = case.gate(workers)
             say(f"  parity: {brief(record['parity'])}")
         counted = {name: worker.ask(do="step", count=True) for name, worker in workers.items()}
+        for variant in case.variants:
+            for _ in range(variant.warmups):
+                workers[variant.name].ask(do="step")
         for _ in range(plan.warmups - 1):
             for worker in workers.values():
                 worker.ask(do="step")

@@ -12,7 +12,7 @@ EAGER = {"max_draft": 4, "pass_tokens": 1e9}
 
 
 def store_of(**settings):
-    return DraftStore(SpeculationSettings(**{**EAGER, **settings}))
+    return DraftStore(SpeculationSettings(**{**EAGER, **settings}), 1.0)
 
 
 def sample(store, rows):
