@@ -1,10 +1,11 @@
 from collections import Counter
 
+import omni
 import pytest
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout import drafts
-from lightning_mmrl.rollout.drafts import Draft, DraftStore, Tally
+from lightning_mmrl.rollout.drafts import Draft, DraftStore, Tally, reckoned_pass_tokens
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
@@ -125,6 +126,17 @@ def test_drafts_that_pay_go_on_and_a_rest_ends_with_what_was_sampled_last():
         store.note(0, [5])
         assert store.propose([0], [9])[0].tokens
         store.end([[5, 6, 7]], Tally(passes=10, longest=20, tokens=20, rest=20, fed=25))
+
+
+def test_the_fixed_part_of_a_pass_is_given_or_reckoned_from_the_sizes(tmp_path):
+    encoder, policy = omni.load(omni.build(tmp_path / "omni"))
+    text = policy.model.model
+    found = sum(each.numel() for each in text.parameters()) - text.get_input_embeddings().weight.numel()
+    assert policy.num_weights_per_token == found + policy.head.weight.numel()
+    reckoned = reckoned_pass_tokens(policy.text_config.num_hidden_layers, policy.num_weights_per_token)
+    for settings, most_rows in (({}, int(reckoned)), ({"pass_tokens": 5.5}, 5)):
+        drafter = omni.engine(encoder, policy, speculation=SpeculationSettings(max_draft=2, **settings)).drafter
+        assert drafter.most_rows == most_rows
 
 
 def test_the_gain_is_that_of_passes_and_their_tokens():
