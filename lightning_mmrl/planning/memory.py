@@ -41,7 +41,7 @@ PREFILL_TOKENS = 16_384
 TOWER_ROWS = 8_192
 """Feature rows of the prompts that enter frozen towers together, as in `models.encoders`."""
 OWN_TOKENS = 32
-"""Room for a row's own keys at first; it doubles whenever it is full, as in `models.decoding`."""
+"""Room for a row's own keys at first; it doubles whenever it is full, up to the limit, as in `models.decode_cache`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,7 +374,7 @@ class _Rank:
         """Memory of sampling once all rows are as long as they may get."""
         precision, text = self.precision, self.shape.text
         rows = prompts * group_size
-        own = OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS)))
+        own = min(answer, OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS))))
         held = prompts * self.lengths.prompt + rows * own
         prefill = min(prompts * self.lengths.prompt, max(PREFILL_TOKENS, self.lengths.prompt))
         # A float64 distribution, its sum, and float32 log-probabilities.
