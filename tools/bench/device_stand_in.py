@@ -61,11 +61,13 @@ class Log:
     Attributes:
         waits: How often the host waited, by reason and operation.
         kernels: How often the device computed, by operation.
+        conversions: The shapes of all tensors that were copied to a wider type.
     """
 
     def __init__(self, refuse: Callable[[str, str], None] | None = None) -> None:
         self.waits: Counter[tuple[str, str]] = Counter()
         self.kernels: Counter[str] = Counter()
+        self.conversions: list[torch.Size] = []
         self._refuse = refuse
 
     def wait(self, reason: str, name: str) -> None:
@@ -275,6 +277,9 @@ def _note(func: Any, name: str, args: Any, kwargs: Any) -> None:
         target = kwargs.get("device")
         if target is not None and torch.device(target).type == "cpu":
             return _copied(TO_HOST, name, False)
+        if kwargs.get("dtype", args[0].dtype).itemsize > args[0].dtype.itemsize:
+            for log in _logs:
+                log.conversions.append(args[0].shape)
     if name == "copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
         to_host = isinstance(args[1], DeviceTensor)
         non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
