@@ -8,6 +8,7 @@ decoding (arXiv:2211.17192) in which the verifying sample is the very one that s
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_mmrl.models.decoding import Decoding
-from lightning_mmrl.models.spans import Spans
+from lightning_mmrl.ops.transfer import on_device, on_host
 from lightning_mmrl.rollout.drafts import Draft, Drafter, Tally
 
 NO_DRAFT = Draft([], [])
@@ -69,9 +70,9 @@ class Speculation:
         before, drafts, states = sum(self._lengths), [NO_DRAFT] * len(rows), decoding.states
         while any(running):
             self._poll()
-            counts = self._decide(rows, drafts, running, states)
+            counts, finite = self._decide(rows, drafts, running, states)
             if self.tally.fed:
-                decoding.retain(counts)
+                decoding.retain(counts, finite=finite)
             self.tally.passes += 1
             if not any(running):
                 break
@@ -79,7 +80,7 @@ class Speculation:
             careful = [not count for count in counts]
             if 4 * sum(running) <= 3 * len(rows):
                 kept = [place for place, runs in enumerate(running) if runs]
-                decoding.keep(torch.tensor(kept, device=states.device))
+                decoding.keep(torch.tensor(kept))
                 rows, careful = [rows[place] for place in kept], [careful[place] for place in kept]
                 running = [True] * len(kept)
             drafts = self._drafts(rows, running, careful)
@@ -88,7 +89,7 @@ class Speculation:
             ]
             widths = [1 + len(draft.tokens) for draft in drafts]
             self.tally.fed += sum(width for width, runs in zip(widths, running, strict=True) if runs)
-            states = decoding.extend(torch.tensor(fed, device=states.device), widths)
+            states = decoding.extend(on_device(fed, states.device), widths)
         self.tally.drafted, self.tally.accepted = Counter(self._drafted), Counter(self._accepted)
         self.tally.longest, self.tally.tokens = max(self._lengths), sum(self._lengths)
         self.tally.rest = self.tally.tokens - before
@@ -105,26 +106,31 @@ class Speculation:
 
     def _decide(
         self, rows: Sequence[int], drafts: Sequence[Draft], running: list[bool], states: Float[Tensor, "T D"]
-    ) -> list[int]:
-        """Decides the next tokens of each row; returns how many, and notes in `running` which rows ended."""
+    ) -> tuple[list[int], bool]:
+        """Decides the next tokens of each row, for which the host waits for the device once.
+
+        Returns how many are decided, and whether everything that the model computed is finite: a state that is not
+        gives no finite log-probability. Notes in `running` which rows ended.
+        """
         sheet, device = self._sheet, states.device
-        spans = Spans([1 + len(draft.tokens) for draft in drafts], device)
-        first = torch.tensor([self._lengths[row] for row in rows], device=device)
-        at = torch.stack([torch.tensor(rows, device=device)[spans.row], spans.positions(first)])
+        widths = [1 + len(draft.tokens) for draft in drafts]
+        steps = [(row, step) for row, width in zip(rows, widths, strict=True) for step in range(width)]
+        at = on_device([[row for row, _ in steps], [self._lengths[row] + step for row, step in steps]], device)
         chosen, values = self._chosen(states, self._noise(at))
-        tokens, finite = chosen.tolist(), values.isfinite().tolist()
-        counts = []
-        for place, (row, draft, start) in enumerate(zip(rows, drafts, spans.starts, strict=True)):
-            stop = start + 1 + len(draft.tokens)
+        tokens, finite = (tensor.tolist() for tensor in on_host([chosen, values.isfinite()]))
+        counts, decided = [], list[int]()
+        for place, (row, draft, stop) in enumerate(zip(rows, drafts, accumulate(widths), strict=True)):
+            start = stop - widths[place]
             count = self._judge(draft, tokens[start:stop], finite[start:stop]) if running[place] else 0
             counts.append(count)
+            decided += range(start, start + count)
             if count:
-                running[place] = self._advance(row, tokens[start : start + count], finite[start + count - 1])
-        decided = at[1] < (first + torch.tensor(counts, device=device))[spans.row]
-        found = tuple(at[:, decided])
-        sheet.tokens[found], sheet.logprobs[found] = chosen[decided], values[decided].to(sheet.logprobs)
+                running[place] = self._advance(row, tokens[start : start + count], bool(finite[start + count - 1]))
+        there = on_device(decided, device)
+        found = tuple(at[:, there])
+        sheet.tokens[found], sheet.logprobs[found] = chosen[there], values[there].to(sheet.logprobs)
         sheet.mask[found] = True
-        return counts
+        return counts, all(finite)
 
     def _chosen(self, states: Float[Tensor, "T D"], noise: Float[Tensor, " T"]) -> tuple[Tensor, Tensor]:
         """The token after each state, and its log-probability.

@@ -9,7 +9,7 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models import decoding
+from lightning_mmrl.models import decode_cache
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds
@@ -247,26 +247,28 @@ def test_control_the_noise_of_another_position(one, monkeypatch):
 @pytest.mark.parametrize("kind", [SharedDecoding, StockDecoding])
 def test_control_wrong_drafts_are_kept(one, monkeypatch, kind):
     retain = kind.retain
-    keep_all = wrong(one, monkeypatch, kind, "retain", lambda self, counts: retain(self, self._spans.widths))
+    keep_all = wrong(
+        one, monkeypatch, kind, "retain", lambda self, counts, **how: retain(self, self._spans.widths, **how)
+    )
     assert keep_all == [kind is SharedDecoding, kind is StockDecoding]
 
 
 def test_control_rows_see_what_comes_after_their_last_token(one, monkeypatch):
-    attend = decoding._Ragged.attend
+    attend = decode_cache._Ragged.attend
 
     def unmasked(self, *tensors):
         self._bias = torch.zeros_like(self._bias)
         return attend(self, *tensors)
 
-    assert wrong(one, monkeypatch, decoding._Ragged, "attend", unmasked) == [True, False]
+    assert wrong(one, monkeypatch, decode_cache._Ragged, "attend", unmasked) == [True, False]
 
 
 @pytest.mark.parametrize("kind", [SharedDecoding, StockDecoding])
 def test_control_positions_of_rows_that_advance_alike(one, monkeypatch, kind):
     retain = kind.retain
 
-    def alike(self, counts):
-        retain(self, counts)
+    def alike(self, counts, **how):
+        retain(self, counts, **how)
         self._position = self._position + max(counts) - torch.tensor(counts)
 
     assert wrong(one, monkeypatch, kind, "retain", alike) == [kind is SharedDecoding, kind is StockDecoding]

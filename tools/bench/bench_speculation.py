@@ -207,7 +207,7 @@ class Bench:
                 states = running.extend(torch.randint(20, 200, (num_rows * width,)), [width] * num_rows)
                 self.policy.next_logprobs(states)
                 seconds[width] = min(seconds[width], time.process_time() - before)
-                running.retain([width] * num_rows)
+                running.retain([width] * num_rows, finite=True)
         token = (seconds[3] - seconds[1]) / (2 * num_rows)
         return seconds[1] / token - num_rows
 
