@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops.transfer import placed, true_places
 from lightning_mmrl.types.batches import ScoringBatch
 
 
@@ -63,8 +64,8 @@ class Critic(nn.Module):
         assert isinstance(head.weight, Tensor)
         values = head(self.trunk.scored_states(batch).to(head.weight.dtype)).squeeze(-1)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        zeros = torch.zeros(batch.completion_mask.shape, dtype=values.dtype, device=values.device)
-        return zeros.masked_scatter(batch.completion_mask, values)
+        mask = batch.completion_mask
+        return placed(values, true_places(mask, len(values)), mask.shape)
 
 
 def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_mmrl.errors import MediaError
+from lightning_mmrl.ops.transfer import on_device, on_host
 from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, SftBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
@@ -62,7 +63,7 @@ def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
     tokens, media = backbone.placeholder_ids, _media_by_kind(backbone, prompts)
     surveys = {kind: _survey(prompts, token, media[kind].rows) for kind, token in tokens.items()}
     found = {}
-    for kind, survey in _on_host(surveys).items():
+    for kind, survey in zip(surveys, on_host(list(surveys.values())), strict=True):
         found[kind] = _placeholders(prompts, kind, media[kind].per_prompt, survey)
     for key, counts in carried.counts.items():
         for row, (sample, count) in enumerate(zip(prompts.samples, counts, strict=True)):
@@ -95,7 +96,7 @@ def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
     mask = batch.completion_mask.any(-1)
     ids, counted = batch.completion_ids[mask], batch.completion_mask[mask]
     hits = {kind: ((ids == token) & counted).sum(-1) for kind, token in placeholder_ids.items()}
-    for kind, counts in _on_host(hits).items():
+    for kind, counts in zip(hits, on_host(list(hits.values())), strict=True):
         for sample, count in zip(batch.samples, counts.tolist(), strict=True):
             if count:
                 raise MediaError(
@@ -111,7 +112,7 @@ def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _M
     if isinstance(media, MediaFeatures):
         sums = {kind: media.counts.get(kind, absent) for kind in backbone.placeholder_ids}
         once = (1,) * len(prompts.samples)
-        return {kind: _Media(rows=torch.tensor(rows, device=device), per_prompt=once) for kind, rows in sums.items()}
+        return {kind: _Media(rows=on_device(rows, device), per_prompt=once) for kind, rows in sums.items()}
     rows, none = backbone.feature_rows(media), torch.zeros(0, dtype=torch.long, device=device)
     return {
         kind: _Media(rows=rows.get(kind, none).to(device), per_prompt=media.counts.get(key, absent))
@@ -128,14 +129,6 @@ def _survey(prompts: PromptBatch, token: int, rows: Int[Tensor, " media"]) -> In
     ends[0] = True
     ends.scatter_(0, number.where(last.flatten(), 0), True)
     return torch.cat([slots.sum(-1), rows, ends[rows.cumsum(0).clamp(max=len(number))].long()])
-
-
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies one-dimensional tensors to the host in one transfer."""
-    if not tensors:
-        return {}
-    pieces = torch.cat(list(tensors.values())).cpu().split([len(tensor) for tensor in tensors.values()])
-    return dict(zip(tensors, pieces, strict=True))
 
 
 def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], survey: Tensor) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ forward; tests compare the packed row with that path.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import mul
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -21,6 +22,7 @@ from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, c
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import ATTENTION, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
+from lightning_mmrl.ops.transfer import placed, true_places
 from lightning_mmrl.settings.model import PROJECTOR, AdapterSettings, ModelSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
@@ -117,17 +119,18 @@ class Policy(nn.Module):
         """
         states = self.scored_states(batch)
         mask = batch.completion_mask
+        scored = true_places(mask, len(states))
         counted, entropy = tiled_token_logprobs(
             self._backbone.head,
             states,
-            batch.completion_ids[mask],
+            batch.completion_ids.flatten()[scored],
             temperature=self.temperature,
             banned=self.banned,
             entropy_gradient=entropy_gradient,
         )
-        zeros = torch.zeros(mask.shape, dtype=counted.dtype, device=counted.device)
         return PolicyOutput(
-            logprobs=zeros.masked_scatter(mask, counted), entropy=zeros.masked_scatter(mask, entropy.to(counted.dtype))
+            logprobs=placed(counted, scored, mask.shape),
+            entropy=placed(entropy.to(counted.dtype), scored, mask.shape),
         )
 
     def enter(self, function: Callable[[], Result]) -> Result:
@@ -143,16 +146,18 @@ class Policy(nn.Module):
 
     def _shared_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
         """The states that predict the n scored tokens, from one packed row."""
-        prompts, row = batch.prompts, pack(batch)
-        prompt_tokens = prompts.input_ids[prompts.prompt_mask]
-        tokens = torch.cat([prompt_tokens, batch.completion_ids[present_tokens(batch.completion_mask)]])
-        in_prompt = torch.arange(len(tokens), device=tokens.device) < len(prompt_tokens)
-        features = self.media.features(prompts)
+        row = pack(batch)
+        tokens = row.sources
+        in_prompt = torch.arange(len(tokens), device=tokens.device) < row.num_prompt_tokens
+        media = self.media.with_features(batch.prompts).media
+        features = media.tensors
         if row.source is not None:
             for kind, rows in features.items():
                 slots = (tokens == self._backbone.placeholder_ids[kind]) & in_prompt
                 numbers = slots.cumsum(0) - 1  # for each True slot, how many come before it
-                features = {**features, kind: rows[numbers[row.source][slots[row.source]]]}
+                num_slots = sum(map(mul, row.copies, media.counts[kind]))
+                places = true_places(slots[row.source], num_slots)
+                features = {**features, kind: rows[numbers[row.source][places]]}
             tokens, in_prompt = tokens[row.source], in_prompt[row.source]
         self.num_positions += len(tokens)
         hidden = self.text_states(
@@ -226,6 +231,14 @@ class Policy(nn.Module):
     def head(self) -> nn.Module:
         """The linear layer from the last states to logits."""
         return self._backbone.head
+
+    @property
+    def num_weights_per_token(self) -> int:
+        """Weights of the decoder and the head that a token is multiplied with; the embedding is only looked up."""
+        text_model = self._backbone.text_model
+        embedding, head = text_model.get_input_embeddings(), self._backbone.head  # type: ignore[operator]
+        inner = sum(each.numel() for each in text_model.parameters()) - embedding.weight.numel()
+        return inner + head.weight.numel()  # type: ignore[operator]
 
     @property
     def text_config(self) -> Any:

@@ -23,7 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_mmrl.ops.tiled_attention import Tile, attend, autocast_dtype
+from lightning_mmrl.ops.transfer import on_host, to_device, true_places
 from lightning_mmrl.types.batches import ScoringBatch
+
+TENSORS = ("queries", "keys", "filler", "slots", "tokens")
+"""The fields of a tile that lie on the device."""
 
 Block = TypeVar("Block", bound=tuple[int, ...])
 
@@ -117,12 +121,16 @@ def sharing_pays(prompt_length: int, lengths: Sequence[int]) -> bool:
 class PackedRow:
     """One row of T tokens that holds B groups, and where its tokens come from.
 
-    The sources are all prompt tokens and then all completion tokens, without padding and without left-out rows.
-    `source` gives for each token of the row the index of its source; None: the row equals its sources, since every
-    group shares its prompt. `predicts` gives for each scored completion token the row's token whose state predicts it.
+    The sources are all prompt tokens and then all completion tokens, without padding and without left-out rows. The
+    first `num_prompt_tokens` are the prompts', and the row has `copies` of each prompt. `source` gives for each token
+    of the row the index of its source; None: the row equals its sources, since every group shares its prompt.
+    `predicts` gives for each scored completion token the row's token whose state predicts it.
     """
 
     layout: TreeLayout
+    sources: Int[Tensor, " S"]
+    num_prompt_tokens: int
+    copies: tuple[int, ...]
     position_ids: Int[Tensor, "3 T"]
     source: Int[Tensor, " T"] | None
     predicts: Int[Tensor, " n"]
@@ -131,25 +139,35 @@ class PackedRow:
 def pack(batch: ScoringBatch) -> PackedRow:
     """Lays out a scoring batch in a row. Completions whose mask is False throughout take no token.
 
-    `prompts.prompt_mask` and `present_tokens(batch.completion_mask)` select the sources out of the batch's tensors.
+    The host waits for the device once, to read the lengths.
     """
     prompts, present = batch.prompts, present_tokens(batch.completion_mask)
-    device = present.device
-    prompt_lengths = prompts.prompt_mask.sum(-1).tolist()
-    lengths = present.sum(-1).unflatten(0, (len(prompt_lengths), batch.group_size)).tolist()
+    device, groups = present.device, (-1, batch.group_size)
+    counts = (prompts.prompt_mask.sum(-1), present.sum(-1).unflatten(0, groups), batch.completion_mask.sum())
+    *widths, num_scored = on_host(counts)
+    prompt_lengths, lengths = (tensor.tolist() for tensor in widths)
     plan = _Plan(prompt_lengths, lengths)
+    in_prompts = true_places(prompts.prompt_mask, sum(prompt_lengths))
+    in_completions = true_places(present, sum(map(sum, lengths)))
 
     owner = torch.arange(len(present), device=device) // batch.group_size
     steps = torch.arange(present.shape[1], device=device)
-    tail = (prompts.next_position[owner, None] + steps)[present].expand(3, -1)
-    position_ids = torch.cat([prompts.position_ids[:, prompts.prompt_mask], tail], dim=1)
-    source = None if plan.source is None else torch.cat(plan.source).to(device)
-    if source is not None:
-        position_ids = position_ids[:, source]
-    before = torch.cat(plan.before).to(device)
-    scored = batch.completion_mask[present]
-    layout = TreeLayout(tiles=tuple(_moved(tile, device) for tile in plan.tiles()))
-    return PackedRow(layout=layout, position_ids=position_ids, source=source, predicts=before[scored])
+    tail = (prompts.next_position[owner, None] + steps).flatten().index_select(0, in_completions).expand(3, -1)
+    position_ids = torch.cat([prompts.position_ids.flatten(1).index_select(1, in_prompts), tail], dim=1)
+    sources = [prompts.input_ids.flatten()[in_prompts], batch.completion_ids.flatten()[in_completions]]
+    tiles, (before, *source) = _on_device(
+        plan.tiles(), [torch.cat(plan.before), *([] if plan.source is None else [torch.cat(plan.source)])], device
+    )
+    scored = true_places(batch.completion_mask.flatten()[in_completions], int(num_scored))
+    return PackedRow(
+        layout=TreeLayout(tiles=tiles),
+        sources=torch.cat(sources),
+        num_prompt_tokens=sum(prompt_lengths),
+        copies=tuple(plan.copies),
+        position_ids=position_ids.index_select(1, source[0]) if source else position_ids,
+        source=source[0] if source else None,
+        predicts=before[scored],
+    )
 
 
 def present_tokens(completion_mask: Bool[Tensor, "N C"]) -> Bool[Tensor, "N C"]:
@@ -161,7 +179,7 @@ class _Plan:
     """Runs of tokens and the runs that they attend to, computed on the host from lengths alone.
 
     `before[k]` holds, for the k-th completion that is not left out, the row's token before each of its tokens; the
-    count begins at 1, and `before[0]` is empty.
+    count begins at 1, and `before[0]` is empty. `copies` has the number of copies of each prompt.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
@@ -170,6 +188,9 @@ class _Plan:
         self._branches: list[tuple[int, int, int, int]] = []
         shared = [sharing_pays(width, row) for width, row in zip(prompt_lengths, lengths, strict=True)]
         self.source: list[Tensor] | None = None if all(shared) else []
+        self.copies = [
+            1 if share else sum(length > 0 for length in row) for share, row in zip(shared, lengths, strict=True)
+        ]
         starts = list(accumulate(prompt_lengths, initial=0))[:-1]
         self._cursor, completion = 0, sum(prompt_lengths)
         if self.source is None:
@@ -223,7 +244,7 @@ def prompt_tiles(lengths: Sequence[int], device: torch.device) -> tuple[tuple[Ti
     """Tiles of prompts that lie side by side, and where each one starts."""
     starts = list(accumulate(lengths, initial=0))[:-1]
     tiles = [_tile(blocks, None) for blocks in _similar(list(zip(starts, lengths, strict=True)))]
-    return tuple(_moved(tile, device) for tile in tiles), starts
+    return _on_device(tiles, [], device)[0], starts
 
 
 def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | None) -> Tile:
@@ -261,8 +282,15 @@ def _index(blocks: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, "b L"], Bool[
     return index, filler if bool(filler.any()) else None
 
 
-def _moved(tile: Tile, device: torch.device) -> Tile:
-    queries = tile.queries.to(device)
-    keys = queries if tile.causal else tile.keys.to(device)
-    filler = None if tile.filler is None else tile.filler.to(device)
-    return replace(tile, queries=queries, keys=keys, filler=filler)
+def _on_device(
+    tiles: Sequence[Tile], others: Sequence[Tensor], device: torch.device
+) -> tuple[tuple[Tile, ...], list[Tensor]]:
+    """Copies tiles and other indices to a device in one transfer."""
+    names = [[name for name in TENSORS if getattr(tile, name) is not None] for tile in tiles]
+    held = [getattr(tile, name) for tile, own in zip(tiles, names, strict=True) for name in own]
+    moved = iter(to_device([*held, *others], device))
+    there = []
+    for tile, own in zip(tiles, names, strict=True):
+        fields = {name: next(moved) for name in own}
+        there.append(replace(tile, **fields | ({"keys": fields["queries"]} if tile.causal else {})))
+    return tuple(there), list(moved)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from lightning_mmrl.ops.transfer import on_device, to_device
 
 
 class Spans:
@@ -34,12 +36,15 @@ class Spans:
         self.widths, self.device, self.width = list(widths), device, max(widths)
         self.even_width = self.width if min(widths) == self.width else None
         self.starts = list(accumulate(self.widths, initial=0))[:-1]
-        counts, steps = torch.tensor(self.widths), torch.arange(self.width)
-        self.row = torch.arange(len(counts)).repeat_interleave(counts).to(device)
-        self._step = (torch.arange(sum(self.widths)) - torch.tensor(self.starts).repeat_interleave(counts)).to(device)
-        index = torch.tensor(self.starts)[:, None] + steps.minimum(counts[:, None] - 1)
-        self._index = None if self.even_width else index.to(device)
-        self.present: Bool[Tensor, "R W"] = (steps < counts[:, None]).to(device)
+        counts, steps, starts = torch.tensor(self.widths), torch.arange(self.width), torch.tensor(self.starts)
+        row = torch.arange(len(counts)).repeat_interleave(counts)
+        step = torch.arange(sum(self.widths)) - starts[row]
+        index = starts[:, None] + steps.minimum(counts[:, None] - 1)
+        present = steps < counts[:, None]
+        slots = row * self.width + step
+        self.row, self._step, self._index, self._slots, self.present = to_device(
+            [row, step, index, slots, present], device
+        )
 
     def positions(self, first: Int[Tensor, " R"]) -> Int[Tensor, " T"]:
         """Consecutive positions of each row's tokens, from the one of its first token."""
@@ -47,13 +52,14 @@ class Spans:
 
     def blocks(self, tokens: Float[Tensor, "T ..."] | Int[Tensor, "T ..."]) -> Tensor:
         """Blocks [R, W, ...] of tokens; a shorter row repeats its last token."""
-        if self._index is None:
+        if self.even_width:
             return tokens.unflatten(0, (-1, self.width))
         return tokens.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
 
     def tokens(self, blocks: Float[Tensor, "R W ..."] | Int[Tensor, "R W ..."]) -> Tensor:
         """The tokens [T, ...] of padded blocks."""
-        return blocks.flatten(0, 1) if self._index is None else blocks[self.present]
+        together = blocks.flatten(0, 1)
+        return together if self.even_width else together.index_select(0, self._slots)
 
 
 def spans_of(widths: Sequence[int], known: Spans | None, device: torch.device) -> Spans:
@@ -68,13 +74,13 @@ def spans_of(widths: Sequence[int], known: Spans | None, device: torch.device) -
 
 def last_kept(
     before: Float[Tensor, "R D"], states: Float[Tensor, "T D"], spans: Spans, counts: Sequence[int]
-) -> Float[Tensor, "R D"]:
-    """The state after the last token that each row keeps: `before` where it keeps none.
+) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"]]:
+    """The state after the last token that each row keeps, `before` where it keeps none; and the counts on the device.
 
     >>> spans = Spans([2, 1], torch.device("cpu"))
-    >>> last_kept(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [2.0], [3.0]]), spans, [2, 0]).tolist()
+    >>> last_kept(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [2.0], [3.0]]), spans, [2, 0])[0].tolist()
     [[2.0], [9.0]]
     """
     last = [start + max(count, 1) - 1 for start, count in zip(spans.starts, counts, strict=True)]
-    some = torch.tensor(counts, device=states.device) > 0
-    return states[last].where(some[:, None], before)
+    there, kept = on_device([last, list(counts)], states.device)
+    return states.index_select(0, there).where((kept > 0)[:, None], before), kept

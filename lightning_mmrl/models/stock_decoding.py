@@ -48,19 +48,19 @@ class StockDecoding:
         self._appended = spans.tokens(hidden)
         return self._appended
 
-    def retain(self, counts: Sequence[int]) -> None:
+    def retain(self, counts: Sequence[int], *, finite: bool) -> None:
         """Keeps the first of the appended tokens, and moves the rows so that their last tokens stand side by side."""
         assert self._spans is not None
         spans, states = self._spans, self._appended
-        self.states = last_kept(self.states, states, spans, counts)
-        kept = torch.tensor(counts, device=states.device)
+        self.states, kept = last_kept(self.states, states, spans, counts)
         self._position = self._position + kept
         if set(counts) == {spans.width}:
             return
         end = self._mask.shape[1] - spans.width + kept
         columns = torch.arange(self._mask.shape[1], device=states.device)
         mask = self._mask * (columns < end[:, None])
-        source = end[:, None] + columns[: int(mask.sum(-1).max())] - int(mask.sum(-1).max())
+        width = int(mask.sum(-1).max())
+        source = end[:, None] + columns[:width] - width
         self._mask = mask.gather(1, source.clamp(min=0)) * (source >= 0)
         rows, source = torch.arange(len(end), device=states.device)[:, None], source.clamp(min=0)
         for layer in self._cache.layers:
@@ -70,5 +70,6 @@ class StockDecoding:
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops rows that ended from the cache."""
+        rows = rows.to(self.states.device, non_blocking=True)
         self._cache.batch_select_indices(rows)
         self._mask, self._position, self.states = self._mask[rows], self._position[rows], self.states[rows]

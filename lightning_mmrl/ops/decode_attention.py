@@ -4,7 +4,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block, require_one_dtype, without_autocast
+from lightning_mmrl.ops.tiled_attention import (
+    PartialAttention,
+    attend_block,
+    merge,
+    require_one_dtype,
+    without_autocast,
+)
 
 
 def padding_bias(padding: Bool[Tensor, "b M"]) -> Float[Tensor, "b 1 1 M"] | None:
@@ -46,6 +52,39 @@ def attend_padded(
         return PartialAttention(*run(query, key, value, attn_mask=bias, scale=scale))
     with without_autocast(query.device):
         return _attend_by_matmul(query, key, value, bias, scale)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether `attend_padded` would convert keys of this type.
+
+    >>> is_half(torch.bfloat16), is_half(torch.float32)
+    (True, False)
+    """
+    return torch.promote_types(dtype, torch.float32) != dtype
+
+
+def attend_in_parts(
+    query: Float[Tensor, "b H L d"],
+    common: Float[Tensor, "2 b K N d"],
+    rest: Float[Tensor, "2 b K M d"],
+    bias: Float[Tensor, "b 1 Q M"],
+    scale: float,
+) -> PartialAttention:
+    """Attention to N keys and values that no query is denied, and to M more under a bias, as one attention to both.
+
+    The common ones are read in their own type by the device's kernel; only the rest is computed in float32, as in
+    `attend_padded`. Every query must see a key of the rest.
+
+    >>> keys = torch.zeros(2, 1, 1, 1, 1)
+    >>> hidden = padding_bias(torch.tensor([[False, True]]))
+    >>> attend_in_parts(torch.ones(1, 1, 1, 1), keys + 2, torch.cat([keys + 4, keys + 9], 3), hidden, 0.0).output
+    tensor([[[[3.]]]])
+    """
+    precision = torch.promote_types(query.dtype, torch.float32)
+    part = attend_padded(query.to(precision), rest[0].to(precision), rest[1].to(precision), bias, scale)
+    if not common.shape[3]:
+        return part
+    return merge(attend_block(query, common[0], common[1], causal=False, scale=scale), part)
 
 
 def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> PartialAttention:

@@ -36,6 +36,9 @@ class Tile:
     The keys of any other tile have no fillers. If the queries or the keys are a single block of consecutive tokens,
     `query_start` or `key_start` gives its first token, which saves copies.
 
+    With fillers, `slots` are the places of all other slots among the b * L, and `tokens` the row's tokens there. Both
+    are found from `filler` if they are not given; a tile is therefore made on the host, which then waits for no device.
+
     >>> prompt = torch.tensor([[0, 1]])
     >>> Tile(queries=prompt, keys=prompt, causal=True).query_blocks(torch.zeros(3, 1, 2)).shape
     torch.Size([1, 1, 2, 2])
@@ -47,6 +50,14 @@ class Tile:
     filler: Bool[Tensor, "b L"] | None = None
     query_start: int | None = None
     key_start: int | None = None
+    slots: Int[Tensor, " n"] | None = None
+    tokens: Int[Tensor, " n"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.filler is not None and self.slots is None:
+            slots = (~self.filler).flatten().nonzero().squeeze(-1)
+            object.__setattr__(self, "slots", slots)
+            object.__setattr__(self, "tokens", self.queries.flatten()[slots])
 
     def query_blocks(self, tokens: Float[Tensor, "T H d"]) -> Float[Tensor, "b H L d"]:
         """The rows of `tokens` at the tile's queries."""
@@ -223,9 +234,9 @@ def _add(
 
 def _tokens(tile: Tile, values: Float[Tensor, "b L ..."]) -> tuple[Int[Tensor, " n"], Float[Tensor, "n ..."]]:
     """The tile's real tokens and their values."""
-    if tile.filler is None:
+    if tile.slots is None or tile.tokens is None:
         return tile.queries.flatten(), values.flatten(0, 1)
-    return tile.queries[~tile.filler], values[~tile.filler]
+    return tile.tokens, values.flatten(0, 1).index_select(0, tile.slots)
 
 
 class _Kernel(Protocol):

@@ -41,7 +41,7 @@ PREFILL_TOKENS = 16_384
 TOWER_ROWS = 8_192
 """Feature rows of the prompts that enter frozen towers together, as in `models.encoders`."""
 OWN_TOKENS = 32
-"""Room for a row's own keys at first; it doubles whenever it is full, as in `models.decoding`."""
+"""Room for a row's own keys at first; it doubles whenever it is full, up to the limit, as in `models.decode_cache`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,10 +371,14 @@ class _Rank:
         return {"media": self.media(prompts, prompts), **self.generation(prompts, 1, beside.answer)}
 
     def generation(self, prompts: int, group_size: int, answer: int) -> dict[str, int]:
-        """Memory of sampling once all rows are as long as they may get."""
+        """Memory of sampling once all rows are as long as they may get, and all prompts as long as the longest.
+
+        In half precision, keys that a shorter prompt lacks are held in float32: prompts of which some are three
+        quarters as long take a quarter more.
+        """
         precision, text = self.precision, self.shape.text
         rows = prompts * group_size
-        own = OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS)))
+        own = min(answer, OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS))))
         held = prompts * self.lengths.prompt + rows * own
         prefill = min(prompts * self.lengths.prompt, max(PREFILL_TOKENS, self.lengths.prompt))
         # A float64 distribution, its sum, and float32 log-probabilities.

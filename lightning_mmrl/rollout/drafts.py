@@ -36,9 +36,32 @@ GUESS = 0.25
 """Cost of guessing and judging one token, in tokens of a pass: measured at 1.1 M parameters, and less in larger models.
 """
 
+UNEVEN = 0.25
+"""Share by which a pass takes longer if its rows differ in their numbers of tokens: measured with 8, 64 and 256 rows at
+1.1 M parameters, with two tokens of a row on average."""
+
 EARLIER, RECENT, SIBLING, OWN = "earlier", "recent", "sibling", "own"
 """Sources of drafts: completions of the same prompt in earlier rollouts, completions of any prompt, the other
 completions of the prompt in this rollout, and the completion itself."""
+
+
+TOKENS_OF_READING, WEIGHTS_OF_A_LAYER = 18.0, 6.5e6
+"""The fixed part of a pass: reading the weights, in tokens, and the overhead of a layer, in weights that a token could
+meet meanwhile. Fitted to three models on one thread of a CPU in float32 (`reckoned_pass_tokens` has their sizes), whose
+fixed parts cost 36 to 52, 16 to 25 and 21 tokens."""
+
+
+def reckoned_pass_tokens(num_layers: int, num_weights: int) -> float:
+    """How many tokens cost as much as the fixed part of a pass: the fewer, the larger the model.
+
+    Args:
+        num_layers: Layers of the decoder.
+        num_weights: Weights of the decoder and the head that each token is multiplied with.
+
+    >>> [round(reckoned_pass_tokens(*sizes)) for sizes in ((3, 714_368), (4, 4_198_656), (30, 134_515_008))]
+    [45, 24, 19]
+    """
+    return TOKENS_OF_READING + WEIGHTS_OF_A_LAYER * num_layers / num_weights
 
 
 class Draft(NamedTuple):
@@ -57,10 +80,12 @@ class Tally:
     """Costs and yield of a rollout with drafts.
 
     Attributes:
-        passes: Passes of the decoder, the one over the prompts included.
+        steps: Passes before drafts began, the one over the prompts included; each decided a token of every row.
+        passes: All passes.
         longest: Tokens of the longest completion: the number of passes without drafts.
         tokens: Tokens of all completions.
-        fed: Tokens that passes after the first one got, wrong drafts and ended rows among them.
+        rest: Tokens that were decided after the steps.
+        fed: Tokens of rows that had not ended, in the passes after the steps; wrong drafts are among them.
         drafted: Drafted tokens, by source.
         accepted: Drafted tokens that were right, by source.
 
@@ -68,9 +93,11 @@ class Tally:
     {'passes': 3, 'longest': 5, 'drafted/own': 4}
     """
 
+    steps: int = 0
     passes: int = 0
     longest: int = 0
     tokens: int = 0
+    rest: int = 0
     fed: int = 0
     drafted: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
@@ -83,7 +110,13 @@ class Tally:
 
 
 class Drafter(Protocol):
-    """Guesses tokens; whatever it guesses, the same tokens are sampled."""
+    """Guesses tokens; whatever it guesses, the same tokens are sampled.
+
+    Attributes:
+        most_rows: Rows in the batch up to which tokens are guessed; while there are more, it is not asked.
+    """
+
+    most_rows: int
 
     def begin(self, names: Sequence[str]) -> bool:
         """A rollout begins; `names` are the prompts of its rows. Returns whether there will be drafts."""
@@ -163,17 +196,20 @@ class _Table:
 class DraftStore:
     """Counts which tokens followed which contexts, and drafts the likeliest ones as far as that pays.
 
-    A drafted token costs a token of a pass. Accepted, it saves its row a pass, whose fixed part costs `pass_tokens`
-    tokens and is shared by the R rows. A draft therefore goes on while its tokens are all accepted with a probability
-    of at least R / (R + pass_tokens).
+    A drafted token costs a token of a pass and `GUESS` of another. Accepted, it saves its row a pass of one token; the
+    fixed part of that costs `pass_tokens` tokens and is shared by the R rows. A draft therefore goes on while its
+    tokens are all accepted with a probability of at least (1 + GUESS) R / (R + pass_tokens). Nothing is drafted while
+    R is above `pass_tokens`: the fixed part is then less than half of a pass.
 
     If by this reckoning the drafts of a rollout saved less than `LEAST_GAIN`, the next rollouts have none: one, then
-    two, then four and so on. Only the last of them is counted, so that nothing is spent on the others.
+    two, then four and so on. Only the last of them is counted, so that nothing is spent on the others. The reckoning
+    is one of counts, not of seconds: it gives the same drafts on every machine and in every repetition.
 
     Args:
         settings: Its bounds.
+        pass_tokens: See `SpeculationSettings`, for settings that leave it open.
 
-    >>> store = DraftStore(SpeculationSettings(max_draft=2))
+    >>> store = DraftStore(SpeculationSettings(max_draft=2), 64.0)
     >>> for number in range(4):
     ...     drafts = store.begin(["a"])
     ...     store.note(0, [5, 6, 7])
@@ -184,8 +220,10 @@ class DraftStore:
     [Draft(tokens=[6, 7], sources=['recent', 'recent'])]
     """
 
-    def __init__(self, settings: SpeculationSettings) -> None:
+    def __init__(self, settings: SpeculationSettings, pass_tokens: float) -> None:
         self._settings = settings
+        self._pass_tokens = pass_tokens if settings.pass_tokens is None else settings.pass_tokens
+        self.most_rows = int(self._pass_tokens)
         self._long, self._short, self._of_prompt = (
             _Table(settings.max_contexts // 3, order) for order in (LONG, SHORT, OF_PROMPT)
         )
@@ -215,10 +253,12 @@ class DraftStore:
             self._next_rest = 1
 
     def _gain(self, tally: Tally) -> float:
-        """The share of the cost of a rollout that its drafts saved; guessing costs too."""
-        fixed = self._settings.pass_tokens
-        plain = fixed * tally.longest + tally.tokens
-        return 1 - (fixed * tally.passes + (1 + GUESS) * tally.fed) / plain
+        """The share of the cost of a rollout that its drafts saved; guessing and uneven rows cost too."""
+        fixed = self._pass_tokens
+        without = fixed * (tally.longest - tally.steps) + tally.rest
+        passes = fixed * (tally.passes - tally.steps) + tally.fed
+        saved = without - (1 + UNEVEN) * passes - GUESS * tally.drafted.total()
+        return saved / (fixed * tally.longest + tally.tokens)
 
     def note(self, row: int, tokens: Sequence[int]) -> None:
         """Counts the tokens as followers of the contexts that they end."""
@@ -234,7 +274,7 @@ class DraftStore:
 
     def propose(self, rows: Sequence[int], rooms: Sequence[int]) -> list[Draft]:
         """The likeliest tokens of each row, each given the ones before it."""
-        least = len(rows) / (len(rows) + self._settings.pass_tokens)
+        least = (1 + GUESS) * len(rows) / (len(rows) + self._pass_tokens)
         self._every = max(1, len(rows) // ENOUGH)
         limits = [min(room, self._settings.max_draft) for room in rooms]
         return [self._draft(row, limit, least) for row, limit in zip(rows, limits, strict=True)]

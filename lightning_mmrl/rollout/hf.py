@@ -1,19 +1,20 @@
 """Samples rollouts with the policy's own weights; the G completions of a prompt share the cache of one prefill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops.transfer import on_device, on_host
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally
+from lightning_mmrl.rollout.drafts import Drafter, DraftStore, Tally, reckoned_pass_tokens
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
 from lightning_mmrl.rollout.speculation import Choose, Sheet, Speculation
 from lightning_mmrl.settings.algorithm import SamplingSettings
@@ -39,6 +40,9 @@ class HFEngine:
         poll: Called before every pass; an error that it raises ends the rollout.
 
     Attributes:
+        look_every: Decode steps from one look at which rows have ended to the next, by type of device. A look is free
+            on a CPU, where a step is not. It lets a GPU run dry, since the host can start the next step only after it;
+            up to seven steps with rows that have ended cost less.
         drafter: Guesses tokens; None samples token by token.
 
     Raises:
@@ -46,6 +50,7 @@ class HFEngine:
     """
 
     reads_features = True
+    look_every: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 8}
 
     def __init__(
         self,
@@ -70,7 +75,10 @@ class HFEngine:
         self._sampling = sampling
         self._template = template or PromptTemplate()
         self._poll = poll
-        self.drafter: Drafter | None = DraftStore(drafting) if drafting.max_draft else None
+        self.drafter: Drafter | None = None
+        if drafting.max_draft:
+            sizes = policy.text_config.num_hidden_layers, policy.num_weights_per_token
+            self.drafter = DraftStore(drafting, reckoned_pass_tokens(*sizes))
 
     @classmethod
     def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
@@ -122,7 +130,8 @@ class HFEngine:
         if greedy:
             refuse_broken(sheet.logprobs, prompts, group_size)
         eos, completions = set(self._eos.tolist()), []
-        rows = [row[:length] for row, length in zip(sheet.tokens.tolist(), sheet.mask.sum(-1).tolist(), strict=True)]
+        tokens, lengths = (tensor.tolist() for tensor in on_host([sheet.tokens, sheet.mask.sum(-1)]))
+        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         if self.drafter is not None:
             self.drafter.end(rows, tally)
         for ids in rows:
@@ -142,11 +151,13 @@ class HFEngine:
         self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Sheet, Tally | None]:
         """Prefills and samples until every row has ended, at this rank's own pace."""
-        noise, drafter = noise.to(prompts.input_ids.device), self.drafter
+        noise, drafter = noise.to(prompts.input_ids.device, non_blocking=True), self.drafter
         if drafter is not None and not drafter.begin([each.id for each in prompts.samples for _ in range(group_size)]):
             drafter = None
         with whole(self.policy):
-            decoding = start_decoding(self.policy, prompts, group_size, drafts=drafter is not None)
+            decoding = start_decoding(
+                self.policy, prompts, group_size, drafts=drafter is not None, max_tokens=noise.shape[1]
+            )
             sheet = Sheet(
                 tokens=torch.full(noise.shape, self._pad, device=noise.device),
                 logprobs=torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32)),
@@ -172,29 +183,43 @@ class HFEngine:
     def _fill(self, sheet: Sheet, decoding: Decoding, drafter: Drafter | None, greedy: bool) -> Tally | None:
         """Samples with drafts or without; a tally comes of drafts."""
         choose = partial(self._choose, greedy=greedy)
+        most = 0 if drafter is None else drafter.most_rows
+        rows, running = self._fill_step_by_step(sheet, decoding, choose, until=most)
         if drafter is None:
-            self._fill_step_by_step(sheet, decoding, choose)
             return None
-        return Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll).fill(decoding)
+        rest = Speculation(sheet, choose, drafter, ends=set(self._eos.tolist()), poll=self._poll)
+        return rest.fill(decoding, rows.tolist(), running.tolist())
 
-    def _fill_step_by_step(self, sheet: Sheet, decoding: Decoding, choose: Choose) -> None:
-        """Samples token by token; rows that ended leave the batch once they are a quarter of it."""
+    def _fill_step_by_step(
+        self, sheet: Sheet, decoding: Decoding, choose: Choose, *, until: int = 0
+    ) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+        """Samples token by token; rows that ended leave the batch once they are a quarter of it.
+
+        Ended rows may still be in the batch, whose tokens then count nothing. The host looks every few steps. It stops
+        before a step of `until` rows or fewer, and returns the rows of the batch and which of them go on.
+        """
         tokens, logprobs, mask, noise = sheet
-        eos = self._eos.to(noise.device)
+        eos = self._eos.to(noise.device, non_blocking=True)
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         num_steps = noise.shape[1]
         for step in range(num_steps):
+            if len(rows) <= until:
+                return rows, running
             self._poll()
             chosen, values = choose(decoding.states, noise[rows, step])
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()
-            num_running = int(running.sum())
-            if num_running == 0 or step + 1 == num_steps:
+            if step + 1 == num_steps:
                 break
-            if 4 * num_running <= 3 * len(rows):
-                kept = running.nonzero().flatten()
-                decoding.keep(kept)
-                rows, chosen, running = rows[kept], chosen[kept], running[kept]
+            if (step + 1) % self.look_every[noise.device.type] == 0:
+                places = [place for place, runs in enumerate(running.tolist()) if runs]
+                if not places:
+                    break
+                if 4 * len(places) <= 3 * len(rows):
+                    decoding.keep(torch.tensor(places))
+                    kept = on_device(places, noise.device)
+                    rows, chosen, running = rows[kept], chosen[kept], running[kept]
             decoding.advance(chosen)
+        return rows, torch.zeros_like(running)

@@ -38,7 +38,7 @@ def shared_advantages(
     bit the statistics of one process with all prompts.
     """
     everyone, own = gather_rows(ranks, rewards, valid, serials=serials)
-    return estimator(*(column.to(rewards.device) for column in everyone))[own]
+    return estimator(*(column.to(rewards.device, non_blocking=True) for column in everyone))[own]
 
 
 def of_tokens(advantages: Float[Tensor, "B G"], completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, "N C"]:

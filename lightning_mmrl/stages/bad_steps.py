@@ -163,7 +163,7 @@ def estimates(experience: Experience) -> Numbers:
         "log-probabilities": experience.old_logprobs,
         "values": experience.old_values,
         "returns": experience.returns,
-        "advantages": experience.advantages[experience.trainable.flatten()],
+        "advantages": experience.advantages.where(experience.trainable.reshape(-1, 1), 0.0),
     }
     return {name: [] if tensor is None else [tensor] for name, tensor in found.items()}
 
@@ -177,7 +177,7 @@ def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
     )
     flags = [all_finite(each) for each in tensors]
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
-    return torch.stack([flag.to(device) for flag in flags]).tolist()
+    return torch.stack([flag.to(device, non_blocking=True) for flag in flags]).tolist()
 
 
 def _are(names: Sequence[str]) -> str:

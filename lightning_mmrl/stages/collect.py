@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from lightning_mmrl.ops.transfer import on_device
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import GroupSelector
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
@@ -53,7 +54,7 @@ class Collected:
     def spread(self, values: Tensor) -> Tensor:
         """Values [B, ...] of the batch, each at its place among all that was sampled; zero elsewhere."""
         whole = torch.zeros(len(self.all_samples), *values.shape[1:], dtype=values.dtype, device=values.device)
-        whole[list(self.rows)] = values
+        whole[on_device(self.rows, values.device)] = values
         return whole
 
 
@@ -107,12 +108,13 @@ class Collector:
             raw = join_prompts([each.raw for each in samplings])
             prompts = join_prompts([each.prompts for each in samplings])
             batch = replace(batch, raw=raw.select(rows), prompts=prompts.select(rows), towers=None)
-        passed = kept[rows].to(scores.valid.device)[:, None]
+        device = scores.valid.device
+        passed = kept[rows].to(device, non_blocking=True)[:, None]
         batch = replace(
             batch,
             rollout=rollout,
             scores=replace(scores, valid=scores.valid & passed),
-            trainable=torch.cat([each.trainable for each in samplings])[rows] & passed,
+            trainable=torch.cat([each.trainable for each in samplings])[on_device(rows, device)] & passed,
             advantages=batch.advantages.new_zeros(rollout.completion_mask.shape),
         )
         return Collected(

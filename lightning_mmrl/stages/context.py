@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -125,5 +125,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def scalar_values(values: dict[str, Any]) -> dict[str, float]:
-    """Tensors and numbers as floats."""
-    return {key: float(value) for key, value in values.items()}
+    """Tensors and numbers as floats; the host waits for a device once."""
+    tensors = [value.detach().double() for value in values.values() if isinstance(value, Tensor)]
+    device = next((each.device for each in tensors if each.device.type != "cpu"), torch.device("cpu"))
+    read = iter(torch.stack([each.to(device, non_blocking=True) for each in tensors]).tolist() if tensors else ())
+    return {key: next(read) if isinstance(value, Tensor) else float(value) for key, value in values.items()}

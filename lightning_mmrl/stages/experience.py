@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops.transfer import on_device
 from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores
 
 
@@ -59,7 +60,8 @@ class Experience:
 
     def loss_mask(self, prompts: Sequence[int] | None = None) -> Bool[Tensor, "n C"]:
         """Mask of the tokens that count: sampled tokens of trainable completions, for the given prompts or for all."""
-        chosen = list(range(len(self.trainable)) if prompts is None else prompts)
+        numbers = range(len(self.trainable)) if prompts is None else prompts
+        chosen = on_device(list(numbers), self.trainable.device)
         mask = self.rollout.completion_mask.unflatten(0, (-1, self.rollout.group_size))[chosen]
         return (mask & self.trainable[chosen][..., None]).flatten(0, 1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_mmrl.data.collate import same_width
+from lightning_mmrl.ops.transfer import on_device
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores
 
@@ -79,24 +80,25 @@ def select_rollout(rollout: Rollout, groups: Sequence[int]) -> Rollout:
     """The completions of the given prompts, in that order; padding is kept."""
     size = rollout.group_size
     rows = [group * size + place for group in groups for place in range(size)]
+    there = on_device(rows, rollout.completion_ids.device)
     return replace(
         rollout,
-        completion_ids=rollout.completion_ids[rows],
-        completion_mask=rollout.completion_mask[rows],
-        sampler_logprobs=rollout.sampler_logprobs[rows],
+        completion_ids=rollout.completion_ids[there],
+        completion_mask=rollout.completion_mask[there],
+        sampler_logprobs=rollout.sampler_logprobs[there],
         completions=tuple(rollout.completions[row] for row in rows),
-        policy_version=rollout.policy_version[rows],
+        policy_version=rollout.policy_version[there],
     )
 
 
 def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
     """The scores of the given prompts, in that order."""
-    rows = list(groups)
+    there = on_device(list(groups), scores.rewards.device)
     return Scores(
-        rewards=scores.rewards[rows],
-        valid=scores.valid[rows],
-        components={name: values[rows] for name, values in scores.components.items()},
-        details=tuple(scores.details[row] for row in rows),
+        rewards=scores.rewards[there],
+        valid=scores.valid[there],
+        components={name: values[there] for name, values in scores.components.items()},
+        details=tuple(scores.details[row] for row in groups),
     )
 
 

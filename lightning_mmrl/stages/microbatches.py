@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_mmrl.models.shared_prefix import present_tokens
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
+from lightning_mmrl.ops.transfer import on_device, on_host
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.algorithm import MicrobatchSettings
 from lightning_mmrl.stages.costs import Count
@@ -98,7 +99,7 @@ def microbatch(batch: ScoringBatch, parts: Sequence[GroupPart], prompts: Prompts
     return ScoringBatch(
         prompts=prompts([part.prompt for part in parts]),
         completion_ids=batch.completion_ids[rows],
-        completion_mask=batch.completion_mask[rows] & inside.flatten()[:, None].to(rows.device),
+        completion_mask=batch.completion_mask[rows] & inside.flatten()[:, None].to(rows.device, non_blocking=True),
         group_size=size,
     )
 
@@ -110,8 +111,9 @@ def _packed(
     if not prompts:
         return []
     chosen = list(prompts)
-    widths = batch.prompts.prompt_mask.sum(-1)[chosen].tolist()
-    lengths = present_tokens(batch.completion_mask).sum(-1).unflatten(0, (-1, batch.group_size))[chosen].tolist()
+    present = present_tokens(batch.completion_mask).sum(-1).unflatten(0, (-1, batch.group_size))
+    counts = on_host([batch.prompts.prompt_mask.sum(-1), present])
+    widths, lengths = (tensor[chosen].tolist() for tensor in counts)
     packed = pack_groups(widths, lengths, budget, whole=whole)
     if count is not None:
         scored = [(width, row) for width, row in zip(widths, lengths, strict=True) if any(row)]
@@ -121,7 +123,7 @@ def _packed(
 
 def _rows(batch: ScoringBatch, parts: Sequence[GroupPart]) -> Int[Tensor, " n"]:
     """Rows of the batch that belong to the parts' groups."""
-    prompts = torch.tensor([part.prompt for part in parts], device=batch.completion_ids.device)
+    prompts = on_device([part.prompt for part in parts], batch.completion_ids.device)
     return (prompts[:, None] * batch.group_size + torch.arange(batch.group_size, device=prompts.device)).flatten()
 
 

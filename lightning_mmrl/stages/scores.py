@@ -52,7 +52,8 @@ def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Sco
     names = dict.fromkeys(name for row in table for score in row for name in score.components)
 
     def grid(pick: Callable[[Score], float | bool], dtype: torch.dtype = REWARD_TYPE) -> torch.Tensor:
-        return torch.tensor([[pick(score) for score in row] for row in table], dtype=dtype, device=device)
+        values = torch.tensor([[pick(score) for score in row] for row in table], dtype=dtype)
+        return values.to(device, non_blocking=True)
 
     return Scores(
         rewards=grid(lambda score: score.total),

@@ -114,12 +114,13 @@ class PromptBatch(_Movable):
 
     def select(self, rows: list[int]) -> "PromptBatch":
         """The given prompts, in that order; padding is kept."""
+        index = torch.tensor(rows, dtype=torch.long).to(self.input_ids.device, non_blocking=True)
         return PromptBatch(
             samples=tuple(self.samples[row] for row in rows),
-            input_ids=self.input_ids[rows],
-            prompt_mask=self.prompt_mask[rows],
-            position_ids=self.position_ids[:, rows],
-            next_position=self.next_position[rows],
+            input_ids=self.input_ids[index],
+            prompt_mask=self.prompt_mask[index],
+            position_ids=self.position_ids[:, index],
+            next_position=self.next_position[index],
             media=self.media.select(rows),
             serials=tuple(self.serials[row] for row in rows) if self.serials else (),
         )

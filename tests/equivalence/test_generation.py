@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from lightning_mmrl.models.decoding import StockDecoding, start_decoding
 from lightning_mmrl.models.families.qwen_vision import normalized
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds, nucleus
 from lightning_mmrl.settings.model import ModelSettings
 
@@ -282,6 +283,32 @@ def test_a_row_depends_on_its_prompt_and_seed_alone(family, prompts):
     assert {name: [tokens[:LENGTH] for tokens, _ in rows] for name, rows in longer.items()} == {
         name: [tokens for tokens, _ in rows] for name, rows in together.items()
     }
+
+
+def test_looking_less_often_for_rows_that_ended_changes_no_token(family, prompts, monkeypatch):
+    """As on a GPU; rows then stay in the batch for longer, and a rollout ends some steps later."""
+    passes = []
+    layer = family[2]._backbone.text_model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[:2].numel()))
+    found = []
+    for every in (1, 4, 8):
+        monkeypatch.setattr(HFEngine, "look_every", {"cpu": every})
+        passes.clear()
+        seeds = group_seeds(0, 1, [sample.id for sample in prompts.samples], GROUP)
+        ends = frequent_ends(family)
+        rollout = engine(family, eos_token_ids=ends, max_new_tokens=3 * LENGTH).generate(
+            prompts, group_size=GROUP, seeds=seeds
+        )
+        found.append((rollout, sum(passes)))
+    hook.remove()
+    (expected, least), *others = found
+    assert len({completion.num_tokens for completion in expected.completions}) > 2
+    for rollout, number in others:
+        assert number > least
+        assert torch.equal(rollout.completion_ids, expected.completion_ids)
+        assert torch.equal(rollout.completion_mask, expected.completion_mask)
+        torch.testing.assert_close(rollout.sampler_logprobs, expected.sampler_logprobs, rtol=0, atol=EXACT)
+        assert rollout.completions == expected.completions
 
 
 def test_control_exchanged_seeds(family, prompts):

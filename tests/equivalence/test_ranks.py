@@ -51,6 +51,8 @@ STAGES = {
     "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
     "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},
 }
+SURE = {"stage": "grpo", "engine": "hf", "temperature": 0.03, "steps": 6}
+"""At this temperature some drafts are right."""
 CASES = [case["name"] for case in rank_cases.on_strategies([{"name": stage} for stage in STAGES])]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -67,6 +69,7 @@ def two_ranks(checkpoint, tmp_path_factory):
     cases = rank_cases.on_strategies(
         [{"name": name, "checkpoint": checkpoint, **case} for name, case in STAGES.items()]
     )
+    cases += rank_cases.on_strategies([{"name": "drafts", "checkpoint": checkpoint, "drafts": True, **SURE}])
     return ranks.launch(cases, tmp_path_factory.mktemp("two"), timeout_s=400)
 
 
@@ -138,6 +141,25 @@ def test_two_ranks_sample_what_one_process_samples(two_ranks, one_process, strat
         rows = [row for part in parts for row in part[step]["logprobs"]]
         for row, wanted in zip(rows, reference["logprobs"], strict=True):
             assert row == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("strategy", rank_cases.STRATEGIES)
+def test_two_ranks_with_drafts_of_their_own_sample_what_one_process_samples_without(
+    checkpoint, two_ranks, tmp_path, strategy
+):
+    """A rank guesses from its own completions, and needs another number of passes; weights agree after all updates."""
+    expected = rank_cases.run_stage({"name": "plain", "checkpoint": checkpoint, **SURE}, tmp_path)
+    found = two_ranks[f"drafts-{strategy}"]
+    for step, reference in enumerate(expected["rollouts"]):
+        assert [row for rank in found for row in rank["rollouts"][step]["ids"]] == reference["ids"]
+        rows = [row for rank in found for row in rank["rollouts"][step]["logprobs"]]
+        for row, wanted in zip(rows, reference["logprobs"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    counts = [[rollout["decoding"] for rollout in rank["rollouts"] if rollout["decoding"]] for rank in found]
+    assert all(any(each["passes"] < each["longest"] for each in rank) for rank in counts)
+    assert [each["passes"] for each in counts[0]] != [each["passes"] for each in counts[1]]
+    for rank in found:
+        agree(rank["weights"], expected["weights"], 1e-9)
 
 
 def test_the_cases_reach_ranks_without_signal_and_with_more_passes(one_process):

@@ -9,11 +9,11 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models import decoding
+from lightning_mmrl.models import decode_cache
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds
-from lightning_mmrl.rollout.speculation import Speculation
+from lightning_mmrl.rollout.speculation import FEW_STATES, Speculation
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
@@ -161,6 +161,50 @@ def test_a_draft_that_breaks_the_model_leaves_no_trace(one, sharing):
     assert found.decoding["accepted/told"] > 0
 
 
+@pytest.mark.parametrize("sharing", [True, False], ids=["shared", "copied"])
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_drafts_begin_when_few_rows_are_left(one, sharing, group_size):
+    """Rows that have ended by then stay as they are, those that go on are continued, and no earlier pass has drafts."""
+    _, policy, unshared, _ = one
+    policy = policy if sharing else unshared
+    expected = rollout_of(one, policy, group_size=group_size)
+    lengths = expected.completion_mask.sum(-1)
+    passes = {}
+    for most_rows in (0, len(lengths) // 2, len(lengths)):
+        drafter = drafters.Told(sampled(expected), 1.0, [0], most_rows=most_rows)
+        found = rollout_of(one, policy, drafter, group_size=group_size)
+        assert_same(found, expected)
+        assert all(len(asked) <= most_rows for asked in drafter.asked)
+        passes[most_rows] = found.decoding["passes"]
+    none, few, all_ = passes.values()
+    assert all_ < few < none == lengths.max()
+
+
+@pytest.mark.parametrize("sharing", [True, False], ids=["shared", "copied"])
+def test_long_drafts_need_no_more_distributions_at_a_time_than_the_first_step(one, sharing, monkeypatch):
+    """A distribution is as wide as the vocabulary, which is most of the memory of a pass in a real model."""
+    _, policy, unshared, _ = one
+    policy = policy if sharing else unshared
+    expected = rollout_of(one, policy)
+    num_rows, together, fed = len(expected.completion_mask), [], []
+    assert num_rows < FEW_STATES
+    next_logprobs, extend = policy.next_logprobs, SharedDecoding.extend if sharing else StockDecoding.extend
+
+    def seen(hidden):
+        together.append(len(hidden))
+        return next_logprobs(hidden)
+
+    def widened(self, tokens, widths):
+        fed.append(len(tokens))
+        return extend(self, tokens, widths)
+
+    monkeypatch.setattr(policy, "next_logprobs", seen)
+    monkeypatch.setattr(SharedDecoding if sharing else StockDecoding, "extend", widened)
+    found = rollout_of(one, policy, drafters.Told(sampled(expected), 1.0, [0], longest=LENGTH))
+    assert_same(found, expected)
+    assert max(fed) > FEW_STATES >= max(together)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_drafts_end_with_the_longest_completion(one, limit):
     encoder, policy, _, _ = one
@@ -203,26 +247,28 @@ def test_control_the_noise_of_another_position(one, monkeypatch):
 @pytest.mark.parametrize("kind", [SharedDecoding, StockDecoding])
 def test_control_wrong_drafts_are_kept(one, monkeypatch, kind):
     retain = kind.retain
-    keep_all = wrong(one, monkeypatch, kind, "retain", lambda self, counts: retain(self, self._spans.widths))
+    keep_all = wrong(
+        one, monkeypatch, kind, "retain", lambda self, counts, **how: retain(self, self._spans.widths, **how)
+    )
     assert keep_all == [kind is SharedDecoding, kind is StockDecoding]
 
 
 def test_control_rows_see_what_comes_after_their_last_token(one, monkeypatch):
-    attend = decoding._Ragged.attend
+    attend = decode_cache._Ragged.attend
 
     def unmasked(self, *tensors):
         self._bias = torch.zeros_like(self._bias)
         return attend(self, *tensors)
 
-    assert wrong(one, monkeypatch, decoding._Ragged, "attend", unmasked) == [True, False]
+    assert wrong(one, monkeypatch, decode_cache._Ragged, "attend", unmasked) == [True, False]
 
 
 @pytest.mark.parametrize("kind", [SharedDecoding, StockDecoding])
 def test_control_positions_of_rows_that_advance_alike(one, monkeypatch, kind):
     retain = kind.retain
 
-    def alike(self, counts):
-        retain(self, counts)
+    def alike(self, counts, **how):
+        retain(self, counts, **how)
         self._position = self._position + max(counts) - torch.tensor(counts)
 
     assert wrong(one, monkeypatch, kind, "retain", alike) == [kind is SharedDecoding, kind is StockDecoding]

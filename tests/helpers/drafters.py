@@ -2,7 +2,7 @@
 
 import random
 
-from lightning_mmrl.rollout.drafts import Draft
+from lightning_mmrl.rollout.drafts import Draft, DraftStore
 
 
 class Told:
@@ -13,12 +13,14 @@ class Told:
         quality: Probability that the next token of a draft is right.
         wrong: Tokens that take the place of right ones.
         longest: Tokens of a draft at most.
+        most_rows: Rows up to which it is asked.
     """
 
-    def __init__(self, answers, quality, wrong, longest=6):
+    def __init__(self, answers, quality, wrong, longest=6, most_rows=1000):
         self._answers, self._quality, self._wrong, self._longest = answers, quality, list(wrong), longest
+        self.most_rows = most_rows
         self._random = random.Random(0)
-        self.lengths = []
+        self.lengths, self.asked = [], []
 
     def begin(self, names):
         self._noted = [0] * len(names)
@@ -32,6 +34,7 @@ class Told:
         self._noted[row] += len(tokens)
 
     def propose(self, rows, rooms):
+        self.asked.append(rows)
         return [self._draft(row, room) for row, room in zip(rows, rooms, strict=True)]
 
     def _draft(self, row, room):
@@ -43,3 +46,11 @@ class Told:
             tokens.append(right[place] if is_right else self._random.choice(self._wrong))
         self.lengths.append(length)
         return Draft(tokens, ["told"] * length)
+
+
+class Tireless(DraftStore):
+    """Drafts in every rollout, whether it pays or not."""
+
+    def begin(self, names):
+        super().begin(names)
+        return True

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import adapted
+import drafters
 import exact_cases
 import nonfinite_cases
 import omni
@@ -46,6 +47,7 @@ from lightning_mmrl.settings.algorithm import (
 from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
 from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.sft import SftSettings
+from lightning_mmrl.settings.speculation import SpeculationSettings
 from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.accumulating import AccumulatingModule
 from lightning_mmrl.stages.algorithm import Algorithm
@@ -194,7 +196,9 @@ def engine(case, encoder, policy):
     """A scripted engine, or the policy itself."""
     if case.get("engine") == "hf":
         ends = [*encoder.eos_token_ids, *range(0, 300, 4)]  # so that rows end early, and not at once
-        return omni.engine(encoder, policy, eos_token_ids=ends, max_new_tokens=8)
+        running = omni.engine(encoder, policy, eos_token_ids=ends, max_new_tokens=8)
+        running.drafter = drafters.Tireless(SpeculationSettings(max_draft=3), 1e6) if case.get("drafts") else None
+        return running
     quiet = case.get("quiet", [[1, 2], [1, 3]])
     num_prompts = len(case.get("contents", CONTENTS))
     texts = {
@@ -365,13 +369,14 @@ class Notes:
         logprobs = [
             row[mask].tolist() for row, mask in zip(rollout.sampler_logprobs, rollout.completion_mask, strict=True)
         ]
-        self.rollouts.append({"ids": ids, "logprobs": logprobs})
+        self.rollouts.append({"ids": ids, "logprobs": logprobs, "decoding": dict(rollout.decoding)})
         return rollout
 
 
 def run_stage(case, folder):
     """Trains a stage and returns its reports, rollouts and final weights."""
     encoder, policy = omni.load(Path(case["checkpoint"]), dtype=getattr(torch, case.get("dtype", "float64")))
+    policy.temperature = case.get("temperature", policy.temperature)
     policy.freeze(case.get("freeze", []))
     if "adapter" in case:
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """The models, prompts and completions of the benchmarks: the same for every variant, drawn from seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,15 +68,22 @@ def model_folder(work: Path, hidden_size: int = 256, num_layers: int = 4) -> Pat
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as name:
-            sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "frame_size": FRAME_PIXELS}
-            partial = build_tiny_qwen2_5_vl(Path(name) / folder.name, text=SENTENCES, seed=SEED, **sizes)
-            _add_words(partial)
+            partial = build(Path(name) / folder.name, SENTENCES, hidden_size, num_layers)
+            model = add_words(partial)
+            _spread(model)
+            model.save_pretrained(partial)
             partial.rename(folder)
     return folder
 
 
-def _add_words(folder: Path) -> None:
-    """Words up to the vocabulary's size, and random weights for them."""
+def build(folder: Path, text: Sequence[str], hidden_size: int = 256, num_layers: int = 4) -> Path:
+    """A random model of the benchmark's sizes whose tokenizer learns from `text`."""
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "frame_size": FRAME_PIXELS}
+    return build_tiny_qwen2_5_vl(folder, text=text, seed=SEED, **sizes)
+
+
+def add_words(folder: Path) -> Any:
+    """Adds words to a folder's tokenizer, up to the vocabulary's size; returns the model with rows for them."""
     processor = Qwen2_5_VLProcessor.from_pretrained(folder)
     tokenizer: Any = processor.tokenizer
     tokenizer.add_tokens([f"<w{number}>" for number in range(len(tokenizer), VOCABULARY)])
@@ -83,8 +91,7 @@ def _add_words(folder: Path) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     torch.manual_seed(SEED)
     model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-    _spread(model)
-    model.save_pretrained(folder)
+    return model
 
 
 def _spread(model: nn.Module) -> None:
@@ -141,9 +148,9 @@ class World:
         config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
         return config
 
-    def policy(self, *, banned: tuple[int, ...] = (), sharing: bool = True) -> Policy:
-        """The product's policy; by default nothing is banned, as in TRL's scoring."""
-        backbone: Any = Qwen25VL(self.model())
+    def policy(self, *, banned: tuple[int, ...] = (), sharing: bool = True, model: Any = None) -> Policy:
+        """The product's policy; by default with the folder's weights and, as in TRL's scoring, no banned ids."""
+        backbone: Any = Qwen25VL(self.model() if model is None else model)
         return Policy(backbone, banned_token_ids=banned, settings=ModelSettings(sharing=sharing))
 
     def messages(self, length: int) -> tuple[Message, ...]:

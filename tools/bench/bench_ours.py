@@ -1,6 +1,6 @@
 """The product as a variant: its policy alone, and its GRPO stage under Lightning; and a dense 4-D mask to compare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, SamplingSettings
+from lightning_mmrl.settings.speculation import SpeculationSettings
 from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -173,13 +174,25 @@ class GateCallback(lightning.Callback):
         raise SystemExit
 
 
+def _decoding(metrics: Mapping[str, float], tokens: int) -> dict[str, float]:
+    """Passes, drafted tokens and the share of these that were right; an iteration without drafts has a pass a token."""
+    drafted, mark = 0.0, "rollout/drafted/"
+    right = 0.0
+    for name in metrics:
+        if name.startswith(mark):
+            drafted += metrics[name]
+            right += metrics[name] * metrics[f"rollout/accepted/{name.removeprefix(mark)}"]
+    share = {"acceptance": right / drafted} if drafted else {}
+    return {"passes": metrics.get("rollout/decode_passes", float(tokens)), "drafted": drafted, **share}
+
+
 def grpo_module(
     world: World, policy: Policy, spec: dict[str, Any], reward: Callable[[str], float], directory: Path
 ) -> GRPOModule:
     """The product's GRPO stage with TRL's default aggregation, in the completions' full length."""
     return GRPOModule(
         policy,
-        engine_of(world, policy, spec["tokens"]),
+        engine_of(world, policy, spec["tokens"], drafts=spec["variant"] == "drafts"),
         InlineRewards(TextReward(reward)),
         optimizer=optimizer_settings(),
         context=stage_context(directory),
@@ -192,8 +205,8 @@ def grpo_module(
     )
 
 
-def engine_of(world: World, policy: Policy, tokens: int) -> HFEngine:
-    """The product's engine."""
+def engine_of(world: World, policy: Policy, tokens: int, *, drafts: bool = False) -> HFEngine:
+    """The product's engine; with drafts as `rollout.speculation.max_draft=8` sets them."""
     encoder = world.encoder
     return HFEngine(
         policy,
@@ -201,6 +214,7 @@ def engine_of(world: World, policy: Policy, tokens: int) -> HFEngine:
         eos_token_ids=encoder.eos_token_ids,
         pad_token_id=encoder.pad_token_id,
         sampling=SamplingSettings(max_new_tokens=tokens),
+        speculation=SpeculationSettings(max_draft=8 if drafts else 0),
     )
 
 
@@ -249,5 +263,6 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
         size, mean_length = spec["group_size"], module.latest["rollout/length_mean"]
         signal = module.latest["rollout/groups_with_signal"]
         gate.note_sampled(round(size * mean_length), size * spec["tokens"], signal)
+        gate.note(entropy=module.latest["train/entropy"], **_decoding(module.latest, spec["tokens"]))
 
     stage_trainer(directory, [GateCallback(gate, describe=describe)], clip=None).fit(module, loader)

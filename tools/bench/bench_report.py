@@ -94,6 +94,13 @@ def counter(heading: str, name: str) -> Column:
     return Column(heading=heading, text=lambda record: _grouped(record["counters"].get(name)))
 
 
+def note(heading: str, name: str) -> Column:
+    """A column for one note."""
+    return Column(
+        heading=heading, text=lambda record: f"{record['notes'][name]:.3g}" if name in record["notes"] else ""
+    )
+
+
 def phase_columns(names: Sequence[str]) -> list[Column]:
     """Median seconds of each phase."""
     return [Column(heading=f"{name} s", text=lambda record, name=name: _phase(record, name)) for name in names]

@@ -68,7 +68,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="file of the results, one line for each batch")
     parser.add_argument("--group-size", type=int, help="completions per prompt; default: the stage's")
     parser.add_argument("--max-draft", type=int, default=8)
-    parser.add_argument("--pass-tokens", type=float, default=SpeculationSettings.pass_tokens)
+    parser.add_argument("--pass-tokens", type=float, help="default: from the model's sizes")
+    parser.add_argument("--reckon", action="store_true", help="first measure the fixed part of a pass, in tokens")
     parser.add_argument("--float64", action="store_true")
     parser.add_argument("--greedy", action="store_true")
     return parser.parse_intermixed_args()
@@ -91,7 +92,6 @@ def measured(config: RunSettings, options: argparse.Namespace, known: Sequence[d
     policy = parts.policy(options.checkpoint, encoder, stage.sampling.temperature)
     if options.float64:
         in_double(policy)
-    reckoned = False
     settings = {"encoder": encoder, "sampling": stage.sampling, "template": parts.template}
     drafting = SpeculationSettings(max_draft=options.max_draft, pass_tokens=options.pass_tokens)
     bench = Bench(
@@ -102,15 +102,15 @@ def measured(config: RunSettings, options: argparse.Namespace, known: Sequence[d
         greedy=options.greedy,
         seed=config.seed,
     )
+    first = len(known) + 1
     for number, prompts in enumerate(batches(parts, options.stage, stage, encoder), 1):
         if number > options.batches:
             break
         if number <= len(known):
             bench.replay(known[number - 1])
             continue
-        if not reckoned:
+        if options.reckon and number == first:
             print(f"the fixed part of a pass costs as much as {bench.pass_tokens(prompts):.0f} tokens", flush=True)
-            reckoned = True
         yield bench.compare(prompts, number)
 
 
@@ -207,7 +207,7 @@ class Bench:
                 states = running.extend(torch.randint(20, 200, (num_rows * width,)), [width] * num_rows)
                 self.policy.next_logprobs(states)
                 seconds[width] = min(seconds[width], time.process_time() - before)
-                running.retain([width] * num_rows)
+                running.retain([width] * num_rows, finite=True)
         token = (seconds[3] - seconds[1]) / (2 * num_rows)
         return seconds[1] / token - num_rows
 

@@ -3,6 +3,7 @@
     python tools/bench/bench_step.py                         score + backward on fixed completions
     python tools/bench/bench_step.py --iteration             whole iterations: process, generate, reward, score, update
     python tools/bench/bench_step.py --lengths 600x64        other prompt x completion lengths
+    python tools/bench/bench_step.py --trained               with weights that a short SFT has made sure of their tokens
     python tools/bench/bench_step.py --shape 3b              on a CUDA device, at the released 3B sizes, random weights
     python tools/bench/bench_step.py --quick                 toy lengths, to see that everything runs
 
@@ -15,6 +16,8 @@ output. Variants of the training part:
     ours        the product's Policy; activations are stored unless -checkpointed is added
     plain       the product's own path without sharing: G copies through the stock attention
     mask        the stock model on one packed row with a dense 4-D mask
+    drafts      ours, in whole iterations, with drafts from the completions of the iterations before: twelve of other
+                prompts come before the first round
 
 `trl-stored` is TRL with checkpointing off, `ours-checkpointed` ours with checkpointing on, and so on. `--wide 32` adds
 `ours` at another group size.
@@ -27,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_report import COMMON_COLUMNS, Column, counter, markdown, phase_columns
+from bench_report import COMMON_COLUMNS, Column, counter, markdown, note, phase_columns
 from benching import (
     WORKER_FLAG,
     BenchError,
@@ -44,10 +47,13 @@ from benching import (
     say,
 )
 
-BASES = ("trl", "ours", "plain", "mask")
+TRAINING_BASES, ITERATION_BASES = ("trl", "ours", "plain", "mask"), ("trl", "ours", "drafts")
+BASES = tuple(dict.fromkeys((*TRAINING_BASES, *ITERATION_BASES)))
 SUFFIXES = {"-stored": False, "-checkpointed": True}
 TRAINING = ("3000x200", "3000x50", "500x500")
 ITERATION = ("3000x64", "600x64")
+WARM_DRAFTS = 12
+NOTES = {"entropy": "entropy (nats)", "passes": "passes", "drafted": "drafted", "acceptance": "accepted"}
 # Dense bfloat16, in FLOP/s, from the vendor's data sheets; by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
@@ -79,6 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--variants", nargs="+", type=_variant, metavar="NAME", help="what to compare; see above")
     parser.add_argument("--freeze-tower", action="store_true", help="the vision tower does not train, in any variant")
+    parser.add_argument("--trained", action="store_true", help="trained weights in all variants, of the same sizes")
     parser.add_argument("--shape", choices=("tiny", "3b"), default="tiny", help="model sizes (default: tiny)")
     parser.add_argument("--peak-tflops", type=float, help="the device's peak in bfloat16, for the useful MFU")
     return parser.parse_args(arguments)
@@ -106,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
         return
     facts = {"device": torch.cuda.get_device_name()} if options.shape == "3b" else {}
     plan = plan_of(options, __file__, facts)
-    options.folder = bench_models.model_folder(plan.work)
+    options.folder = folder_of(options, plan)
     world = bench_models.World(options.folder)
     say(f"model: {options.folder}")
     cases = [case_of(options, lengths, plan) for lengths in lengths_of(options)]
@@ -114,6 +121,17 @@ def run(options: argparse.Namespace) -> None:
         world.messages(length)  # refuses a length before anything is measured
     report = run_cases(cases, plan)
     print(markdown(report, columns(_peak(options, report))))
+
+
+def folder_of(options: argparse.Namespace, plan: Plan) -> Path:
+    """The weights of all variants; they are made once."""
+    if options.trained:
+        from bench_trained import trained_folder
+
+        return trained_folder(plan.work)
+    from bench_models import model_folder
+
+    return model_folder(plan.work)
 
 
 def lengths_of(options: argparse.Namespace) -> list[tuple[int, int]]:
@@ -127,14 +145,17 @@ def case_of(options: argparse.Namespace, lengths: tuple[int, int], plan: Plan) -
     """One pair of lengths in every variant."""
     names = variants_of(options)
     size = options.group_size
-    variants = [Variant(name=name, spec=_spec(options, name, lengths, size)) for name in names]
-    ratios = [(name, "ours") for name in names if name != "ours" and "ours" in names]
+    variants = [
+        Variant(name=name, spec=_spec(options, name, lengths, size), warmups=WARM_DRAFTS * (_base(name) == "drafts"))
+        for name in names
+    ]
+    ratios = [(name, fast) for fast in ("ours", "drafts") if fast in names for name in names if name != fast]
     if options.wide and not options.iteration:
         name = f"ours G={options.wide}"
         variants.append(Variant(name=name, spec=_spec(options, "ours", lengths, options.wide)))
         ratios.append((name, "ours"))
     what = "iteration" if options.iteration else "train"
-    marks = ", frozen tower" * options.freeze_tower + ", 3b" * (options.shape == "3b")
+    marks = ", frozen tower" * options.freeze_tower + ", 3b" * (options.shape == "3b") + ", trained" * options.trained
     return Case(
         key=f"{what} P={lengths[0]} C={lengths[1]} G={size}{marks}",
         variants=tuple(variants),
@@ -149,11 +170,14 @@ def variants_of(options: argparse.Namespace) -> list[str]:
         names = list(dict.fromkeys(options.variants))
     elif options.shape == "3b":
         names = ["plain", "mask", "ours", "ours-stored"]
-    elif options.iteration or options.quick:
+    elif options.iteration:
+        names = ["trl", "ours", "drafts"]
+    elif options.quick:
         names = ["trl", "ours"]
     else:
         names = ["trl", "trl-stored", "plain", "ours"]
-    refused = [name for name in names if options.iteration and _base(name) not in ("trl", "ours")]
+    known = ITERATION_BASES if options.iteration else TRAINING_BASES
+    refused = [name for name in names if _base(name) not in known]
     refused += [name for name in names if options.shape == "3b" and _base(name) == "trl"]
     if refused:
         raise BenchError(f"variant {refused[0]} is not there for these options; --help lists what is")
@@ -251,6 +275,7 @@ def columns(peak: float | None) -> list[Column]:
         counter("head rows", "head_rows"),
         counter("prefills", "prefills"),
         counter("decode steps", "decode_steps"),
+        *(note(heading, name) for name, heading in NOTES.items()),
         speed,
         mfu,
     ]

@@ -159,6 +159,7 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
         gate.set_phases({"process": process, **seconds, "update": gate.elapsed - prepared})
         flat = trainer._metrics["train"]["frac_reward_zero_std"][-1]
         gate.note_sampled(sum(lengths), spec["group_size"] * spec["tokens"], 1.0 - flat)
+        gate.note(entropy=trainer._metrics["train"]["entropy"][-1])
 
     trainer.add_callback(GateCallback(gate, finish))
     trainer.train()

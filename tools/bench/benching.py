@@ -32,10 +32,17 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One way of doing the work: its name in tables, and what its worker is told."""
+    """One way of doing the work.
+
+    Attributes:
+        name: Its name in tables.
+        spec: What its worker is told.
+        warmups: Steps of its own before the first round, for a worker that learns from its steps.
+    """
 
     name: str
     spec: Mapping[str, Any]
+    warmups: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +178,9 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
             record["parity"] = case.gate(workers)
             say(f"  parity: {brief(record['parity'])}")
         counted = {name: worker.ask(do="step", count=True) for name, worker in workers.items()}
+        for variant in case.variants:
+            for _ in range(variant.warmups):
+                workers[variant.name].ask(do="step")
         for _ in range(plan.warmups - 1):
             for worker in workers.values():
                 worker.ask(do="step")
@@ -203,8 +213,14 @@ def _summary(counted: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
         "peak_bytes": max(step["peak_bytes"] for step in steps),
         "baseline_bytes": counted["baseline_bytes"],
         "counters": counted["counters"],
-        "notes": {**counted["notes"], **(steps[-1]["notes"] if steps else {})},
+        "notes": counted["notes"] | _medians([step["notes"] for step in steps]),
     }
+
+
+def _medians(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each note over the rounds that have it."""
+    names = dict.fromkeys(name for each in notes for name in each)
+    return {name: spread([each[name] for each in notes if name in each])["median"] for name in names}
 
 
 def _file_name(text: str) -> str:

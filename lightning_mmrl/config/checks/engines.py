@@ -41,7 +41,7 @@ def _check_drafts(key: str, node: Any) -> None:
     require(isinstance(node, Mapping) and "_target_" in node, key, node, "null or a node with a _target_")
     given = [each for each in fields(SpeculationSettings) if each.name in node]
     for each in given:
-        kinds, words = (int, "an integer") if each.type is int else (int | float, "a number")
+        kinds, words = (int, "an integer") if each.type is int else (int | float | None, "a number or null")
         valid = isinstance(node[each.name], kinds) and not isinstance(node[each.name], bool)
         require(valid, f"{key}.{each.name}", repr(node[each.name]), words)
     check_rules(SpeculationSettings(**{each.name: node[each.name] for each in given}), key)

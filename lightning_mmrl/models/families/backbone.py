@@ -11,6 +11,7 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.families.family import Family, placeholder_ids
 from lightning_mmrl.models.folder import WEIGHTS, check_weights
 from lightning_mmrl.models.loading import loading
+from lightning_mmrl.ops.transfer import true_places
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
@@ -138,9 +139,10 @@ class FamilyBackbone:
         Returns:
             The embeddings with the rows, cast to their dtype, and further keyword arguments of the decoder's forward.
         """
+        tokens = embeddings.flatten(0, 1)
         for kind, rows in features.items():
-            embeddings = embeddings.masked_scatter(slots[kind].unsqueeze(-1), rows.to(embeddings.dtype))
-        return embeddings, {}
+            tokens = tokens.index_copy(0, true_places(slots[kind], len(rows)), rows.to(tokens.dtype))
+        return tokens.view(embeddings.shape), {}
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
         """The smallest medium of a kind that its tower takes, all zeros, under the names of `MediaInputs`."""

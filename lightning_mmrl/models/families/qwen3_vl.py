@@ -26,6 +26,7 @@ from lightning_mmrl.models.families.qwen_vision import (
     patch_layout,
 )
 from lightning_mmrl.models.positions import Span
+from lightning_mmrl.ops.transfer import true_places
 from lightning_mmrl.types.media import DecodedVideo
 
 FAMILY = Family(
@@ -115,7 +116,7 @@ class Qwen3VL(QwenVisionBackbone):
         if not features:
             return embeddings, more
         # The decoder adds rows of all kinds in the order of the tokens.
-        places = torch.cat([slots[kind].flatten().nonzero()[:, 0] for kind in features])
+        places = torch.cat([true_places(slots[kind], len(rows)) for kind, rows in features.items()])
         deep = torch.cat([rows[:, width:] for rows in features.values()])[places.argsort()]
         seen = torch.stack([slots[kind] for kind in features]).any(0)
         return embeddings, {

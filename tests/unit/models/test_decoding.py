@@ -53,6 +53,16 @@ def walk(running, num_rows, kept=None):
     return states
 
 
+def walk_in_passes(running, num_rows):
+    """The states of passes in which rows get and keep different numbers of tokens."""
+    states = []
+    for number in range(STEPS):
+        widths = [1 + (row + number) % 3 for row in range(num_rows)]
+        states.append(running.extend(tokens_for(sum(widths), number), widths))
+        running.retain([1 + (row + number) % 3 // 2 for row in range(num_rows)], finite=True)
+    return states
+
+
 def largest_error(ours, others):
     return max(float((one - other).abs().max()) for one, other in zip(ours, others, strict=True))
 
@@ -77,14 +87,22 @@ def test_shared_prompts_give_the_states_of_transformers_cache(model, prompts, gr
     assert largest_error(ours, stock) < EXACT
 
 
-def test_bfloat16_is_as_close_to_float64_as_transformers_cache_is(tmp_path):
-    folder = omni.build(tmp_path)
-    walks = {}
+HALVES = {"groups": (4, False), "rows alone": (1, False), "drafts": (4, True)}
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_bfloat16_is_as_close_to_float64_as_transformers_cache_is(tmp_path, how):
+    """With padded prompts, whose keys lie in two parts in half precision."""
+    folder, (group_size, drafts) = omni.build(tmp_path), HALVES[how]
+    walks, walked = {}, walk_in_passes if drafts else walk
     for dtype in (torch.float64, torch.bfloat16):
         encoder, policy = omni.load(folder, dtype=dtype)
         batch = omni.prompts(encoder, CONTENTS)
         for kind in (SharedDecoding, StockDecoding):
-            walks[dtype, kind] = torch.cat(walk(kind(policy.eval(), batch, 4), 20)).double()
+            running = kind(policy.eval(), batch, group_size, drafts=drafts)
+            walks[dtype, kind] = torch.cat(walked(running, group_size * len(CONTENTS))).double()
+            if kind is SharedDecoding:
+                assert {bucket.divided for bucket in running._cache._buckets} == {dtype == torch.bfloat16, False}
     truth = walks[torch.float64, StockDecoding]
     errors = [(walks[torch.bfloat16, kind] - truth).square().mean().sqrt() for kind in (SharedDecoding, StockDecoding)]
     # Both are rounding noise; its root mean square over some 10,000 values is known to a few per cent.
@@ -152,7 +170,22 @@ def test_rows_alone_keep_their_keys_behind_their_prompt(model, prompts):
         running.advance(tokens_for(5, step))
     after, own = held(running)
     assert own == []
-    assert [shape[3] for shape in after] == [shape[3] + 32 + 33 for shape in before]
+    assert [shape[3] for shape in after] == [shape[3] + 64 for shape in before]
+
+
+def test_room_is_no_larger_than_the_most_tokens(model, prompts):
+    _, policy = model
+    running = SharedDecoding(policy, prompts, 4, max_tokens=40)
+    rooms = []
+    for step in range(39):
+        running.advance(tokens_for(20, step))
+        [room] = {shape[3] for shape in held(running)[1]}
+        rooms.append(room)
+    assert rooms == [32] * 32 + [40] * 7
+    alone, longest = SharedDecoding(policy, prompts, 1, max_tokens=40), [shape[3] for shape in held(running)[0]]
+    for step in range(39):
+        alone.advance(tokens_for(5, step))
+    assert [shape[3] for shape in held(alone)[0]] == [length + 40 for length in longest]
 
 
 def test_keys_of_prompts_that_ended_are_dropped(model, prompts):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lightning_mmrl.models import decoding, shared_prefix
+from lightning_mmrl.models import decode_cache, decoding, shared_prefix
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.settings.model import AdapterSettings
@@ -89,10 +89,17 @@ def test_attention_gets_one_type_under_autocast(loaded, monkeypatch):
     for module, function in (
         (shared_prefix, "attend"),
         (decoding, "attend"),
-        (decoding, "attend_block"),
-        (decoding, "attend_padded"),
+        (decode_cache, "attend_block"),
+        (decode_cache, "attend_padded"),
     ):
         monkeypatch.setattr(module, function, spy(getattr(module, function)))
+    in_parts = decode_cache.attend_in_parts
+
+    def parts(query, common, rest, *args):
+        seen.append((query.dtype, common.dtype, common.dtype))
+        return in_parts(query, common, rest, *args)
+
+    monkeypatch.setattr(decode_cache, "attend_in_parts", parts)
     batch = scoring(name, encoder)
     with torch.autocast("cpu", HALF):
         policy(batch).logprobs.sum().backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_mmrl.ops import decode_attention
-from lightning_mmrl.ops.decode_attention import attend_padded, padding_bias
+from lightning_mmrl.ops.decode_attention import attend_in_parts, attend_padded, padding_bias
 from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block
 
 LENGTHS = (7, 4, 1)
@@ -94,3 +94,44 @@ def test_half_precision_is_computed_in_float32(blocks, bias):
     expected = attend_padded(*(tensor.float() for tensor in half), bias, 0.4)
     assert part.output.dtype == part.logsumexp.dtype == torch.float32
     assert torch.equal(part.output, expected.output)
+
+
+NUM_COMMON = min(LENGTHS) + 1
+
+
+@pytest.fixture
+def longer(blocks):
+    """Blocks with two more keys, so that all have three at least."""
+    generator = torch.Generator().manual_seed(1)
+    query, *both = blocks
+    more = [2 * torch.randn(3, 2, 2, 8, generator=generator, dtype=torch.float64) for _ in both]
+    lengths = torch.tensor(LENGTHS) + 2
+    bias = padding_bias(torch.arange(max(LENGTHS) + 2) >= lengths[:, None])
+    return query, torch.stack([torch.cat(pair, dim=2) for pair in zip(more, both, strict=True)]), bias
+
+
+@pytest.mark.parametrize("num_common", [0, NUM_COMMON])
+def test_attention_in_parts_is_attention_to_both(longer, num_common):
+    query, both, bias = longer
+    found = attend_in_parts(query, *both.tensor_split([num_common], dim=3), bias[..., num_common:], 0.4)
+    for part, expected in zip(found, attend_padded(query, *both, bias, 0.4), strict=True):
+        torch.testing.assert_close(part, expected, rtol=0, atol=EXACT)
+
+
+def test_control_a_bias_that_is_one_key_off_shows(longer):
+    query, both, bias = longer
+    shifted = bias[..., NUM_COMMON:].roll(1, -1)
+    found = attend_in_parts(query, *both.tensor_split([NUM_COMMON], dim=3), shifted, 0.4)
+    assert (found.output - attend_padded(query, *both, bias, 0.4).output).abs().max() > 0.1
+
+
+def test_parts_in_half_precision_are_as_close_to_float64_as_one_call_is(longer):
+    """Inputs are rounded alike, so that only the attention differs; both add in float32."""
+    query, both, bias = longer
+    query, both = query.bfloat16(), both.bfloat16()
+    truth = attend_padded(query.double(), *both.double(), bias, 0.4)
+    common, rest = both.tensor_split([NUM_COMMON], dim=3)
+    found = attend_in_parts(query, common, rest.float(), bias[..., NUM_COMMON:], 0.4)
+    for part, expected, whole in zip(found, truth, attend_padded(query, *both, bias, 0.4), strict=True):
+        assert part.dtype == torch.float32
+        assert (part - expected).abs().max() <= max(4 * (whole - expected).abs().max(), 1e-6)

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
-from lightning_mmrl.models import decoding
+from lightning_mmrl.models import decode_cache, decoding
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
@@ -359,7 +359,7 @@ def test_sampling_with_shards_holds_all_weights_once(text, mesh):
 def test_keys_and_values_are_those_of_the_cache(text):
     encoder, policy = families.load("qwen2", text, dtype=torch.bfloat16)
     batch, length = scoring(encoder)
-    rows = start_decoding(policy, batch.prompts, GROUP)
+    rows = start_decoding(policy, batch.prompts, GROUP, max_tokens=ANSWER)
     for step in range(ANSWER - 1):
         rows.advance(batch.completion_ids[:, step])
     layers = [layer for bucket in rows._cache._buckets for layer in bucket._layers]
@@ -432,7 +432,7 @@ def test_more_ranks_and_smaller_microbatches_never_take_more(folder):
 
 def test_the_sizes_of_chunks_are_those_that_are_used():
     assert memory.TILE_ELEMENTS == logprobs.TILE_ELEMENTS
-    assert (memory.PREFILL_TOKENS, memory.OWN_TOKENS) == (decoding.PREFILL_TOKENS, decoding.OWN_TOKENS)
+    assert (memory.PREFILL_TOKENS, memory.OWN_TOKENS) == (decoding.PREFILL_TOKENS, decode_cache.OWN_TOKENS)
 
 
 def test_what_fits_includes_a_reserve():

@@ -1,10 +1,11 @@
 from collections import Counter
 
+import omni
 import pytest
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout import drafts
-from lightning_mmrl.rollout.drafts import Draft, DraftStore, Tally
+from lightning_mmrl.rollout.drafts import Draft, DraftStore, Tally, reckoned_pass_tokens
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
@@ -12,7 +13,7 @@ EAGER = {"max_draft": 4, "pass_tokens": 1e9}
 
 
 def store_of(**settings):
-    return DraftStore(SpeculationSettings(**{**EAGER, **settings}))
+    return DraftStore(SpeculationSettings(**{**EAGER, **settings}), 1.0)
 
 
 def sample(store, rows):
@@ -61,7 +62,7 @@ def test_nothing_is_drafted_of_what_is_not_known_or_does_not_fit():
     assert proposed(store_of(max_draft=1), "a", [5]).tokens == []
 
 
-@pytest.mark.parametrize(("pass_tokens", "length"), [(0.4, 0), (0.6, 1), (1.5, 2), (3.0, 3)])
+@pytest.mark.parametrize(("pass_tokens", "length"), [(0.75, 0), (1.0, 1), (2.1, 2), (4.0, 3)])
 def test_a_draft_ends_where_it_does_not_pay(pass_tokens, length):
     """Contexts that were seen twice give 2 / 3, hence 0.67, 0.44 and 0.30; the least are 0.71, 0.63, 0.4 and 0.25."""
     store = store_of(pass_tokens=pass_tokens)
@@ -110,7 +111,7 @@ def test_drafts_that_do_not_pay_rest_longer_and_longer():
     store, begun = store_of(pass_tokens=10.0), []
     for _ in range(60):
         begun.append(store.begin(["a"]))
-        tally = Tally(passes=20, longest=20, tokens=20, fed=40)
+        tally = Tally(passes=20, longest=20, tokens=20, rest=20, fed=40)
         store.end([[1, 2]], tally if begun[-1] else None)
     drafted = [number for number, drafts_ in enumerate(begun) if drafts_]
     assert drafted == [1, 3, 6, 11, 20, 37, 54]
@@ -124,13 +125,29 @@ def test_drafts_that_pay_go_on_and_a_rest_ends_with_what_was_sampled_last():
         assert store.begin(["a"])
         store.note(0, [5])
         assert store.propose([0], [9])[0].tokens
-        store.end([[5, 6, 7]], Tally(passes=10, longest=20, tokens=20, fed=25))
+        store.end([[5, 6, 7]], Tally(passes=10, longest=20, tokens=20, rest=20, fed=25))
 
 
-def test_the_gain_is_that_of_a_pass_and_its_tokens():
-    """20 passes of 10 + 1 tokens become 10 passes of 10 + 2.5."""
-    gain = store_of(pass_tokens=10.0)._gain(Tally(passes=10, longest=20, tokens=20, fed=25))
-    assert gain == pytest.approx(1 - (100 + 25 * (1 + drafts.GUESS)) / 220)
+def test_the_fixed_part_of_a_pass_is_given_or_reckoned_from_the_sizes(tmp_path):
+    encoder, policy = omni.load(omni.build(tmp_path / "omni"))
+    text = policy.model.model
+    found = sum(each.numel() for each in text.parameters()) - text.get_input_embeddings().weight.numel()
+    assert policy.num_weights_per_token == found + policy.head.weight.numel()
+    reckoned = reckoned_pass_tokens(policy.text_config.num_hidden_layers, policy.num_weights_per_token)
+    for settings, most_rows in (({}, int(reckoned)), ({"pass_tokens": 5.5}, 5)):
+        drafter = omni.engine(encoder, policy, speculation=SpeculationSettings(max_draft=2, **settings)).drafter
+        assert drafter.most_rows == most_rows
+
+
+def test_the_gain_is_that_of_passes_and_their_tokens():
+    """5 steps of 10 + 4 tokens; then 15 passes of 10 + 1 tokens become 8 uneven ones with 25 tokens, 12 drafted."""
+    tally = Tally(steps=5, passes=13, longest=20, tokens=35, rest=15, fed=25, drafted=Counter(own=2, recent=10))
+    saved = 15 * 11 - (1 + drafts.UNEVEN) * (8 * 10 + 25) - 12 * drafts.GUESS
+    assert store_of(pass_tokens=10.0)._gain(tally) == pytest.approx(saved / (20 * 10 + 35))
+
+
+def test_a_rollout_that_ends_before_drafts_begin_gains_nothing():
+    assert store_of()._gain(Tally(steps=20, passes=20, longest=20, tokens=90)) == 0.0
 
 
 @pytest.mark.parametrize(

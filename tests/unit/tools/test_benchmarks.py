@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import math
+import random
 from dataclasses import replace
 
 import bench_counters
@@ -13,6 +15,7 @@ import bench_overhead
 import bench_parity
 import bench_report
 import bench_step
+import bench_trained
 import benching
 import numpy as np
 import pytest
@@ -28,7 +31,9 @@ for line in sys.stdin:
     if spec["name"] == "broken":
         sys.exit("out of paper")
     open(spec["work"] + "/steps", "a").write(spec["name"] + " ")
-    answer = {"seconds": spec["seconds"], "cpu_seconds": 1.0, "peak_bytes": spec["bytes"], "phases": {}, "notes": {}}
+    answer = {"seconds": spec["seconds"], "cpu_seconds": 1.0, "peak_bytes": spec["bytes"], "phases": {}}
+    steps = open(spec["work"] + "/steps").read().count(spec["name"])
+    answer["notes"] = {"steps": steps} if steps > 1 else {"first": 1}
     print(json.dumps(answer | {"counters": {"seen": int(command.get("count", 0))}, "baseline_bytes": 7}), flush=True)
 """
 
@@ -82,6 +87,16 @@ def test_variants_take_turns_and_are_summarised(plan, case, monkeypatch):
     assert record["variants"]["slow"]["counters"] == {"seen": 1}
     assert record["ratios"]["slow / fast"]["median"] == 2.0
     assert record["memory"] == {"fast / slow": 1.0}
+
+
+def test_a_variant_that_learns_has_steps_of_its_own_before_the_rounds(plan, case, monkeypatch):
+    monkeypatch.setattr(benching, "busy_cores", lambda: 0.0)
+    pair = case("slow", "fast")
+    record = benching.run_case(replace(pair, variants=(pair.variants[0], replace(pair.variants[1], warmups=2))), plan)
+    assert (plan.work / "steps").read_text() == "slow fast " + "fast fast " + "slow fast fast slow slow fast "
+    # Notes are medians over the rounds, here of the numbers of steps; the first step alone had another.
+    assert record["variants"]["slow"]["notes"] == {"first": 1, "steps": 3}
+    assert record["variants"]["fast"]["notes"] == {"first": 1, "steps": 5}
 
 
 def test_a_worker_that_ends_is_quoted_in_one_line(plan, case, monkeypatch):
@@ -269,6 +284,34 @@ def test_prefills_and_decode_steps_are_told_apart(world):
     engine.generate(world.prompts(130), group_size=3, seeds=[[1, 2, 3]])
     found = counters.stop()
     assert (found["prefills"], found["decode_steps"], found["tower_runs"]) == (1, 3, 1)
+
+
+def test_trained_weights_have_the_sizes_of_random_ones_and_are_trained(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_trained, "NUM_STEPS", 8)
+    monkeypatch.setattr(bench_trained, "LENGTHS", (130,))
+    folder = bench_trained.trained_folder(tmp_path)
+    assert bench_trained.trained_folder(tmp_path) == folder
+    trained = bench_models.World(folder)
+    shapes = [{name: each.shape for name, each in one.model().named_parameters()} for one in (world, trained)]
+    assert shapes[0] == shapes[1]
+    batch = bench_trained._batch(trained, trained.prompts(130), random.Random(5))
+    with torch.no_grad():
+        found = trained.policy()(batch)
+    assert -found.logprobs.mean() < 0.8 * math.log(bench_models.VOCABULARY)
+    assert batch.completion_mask.all()
+
+
+def test_drafts_are_a_variant_of_iterations_alone():
+    assert bench_step.variants_of(bench_step.parse(["--iteration"])) == ["trl", "ours", "drafts"]
+    with pytest.raises(benching.BenchError, match="variant drafts is not there for these options"):
+        bench_step.variants_of(bench_step.parse(["--variants", "ours", "drafts"]))
+
+
+def test_the_notes_of_an_iteration_with_drafts_are_sums_over_sources():
+    metrics = {"rollout/decode_passes": 20.0, "rollout/drafted/own": 10.0, "rollout/accepted/own": 0.5}
+    metrics |= {"rollout/drafted/recent": 30.0, "rollout/accepted/recent": 0.9}
+    assert bench_ours._decoding(metrics, 64) == {"passes": 20.0, "drafted": 40.0, "acceptance": pytest.approx(0.8)}
+    assert bench_ours._decoding({}, 64) == {"passes": 64.0, "drafted": 0.0}
 
 
 def test_the_large_shape_computes_the_same_in_every_layout(world, monkeypatch):
