@@ -59,11 +59,13 @@ def true_places(mask: Bool[Tensor, "*shape"], count: int) -> Int[Tensor, " count
 def placed(values: Float[Tensor, " n"], places: Int[Tensor, " n"], shape: Sequence[int]) -> Float[Tensor, "*shape"]:
     """Values at places of a flattened tensor that is zero elsewhere; the inverse of a selection by `true_places`.
 
+    The result is no view, since FSDP refuses one as the output of a model.
+
     >>> placed(torch.tensor([5.0, 6.0]), torch.tensor([0, 3]), (2, 2))
     tensor([[5., 0.],
             [0., 6.]])
     """
-    return values.new_zeros(math.prod(shape)).index_copy(0, places, values).view(shape)
+    return values.new_zeros(math.prod(shape)).index_copy(0, places, values).view(shape).clone()
 
 
 def _joined(tensors: Sequence[Tensor]) -> Int[Tensor, " n"]:

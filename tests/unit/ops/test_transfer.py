@@ -50,6 +50,7 @@ def test_places_select_and_place_what_the_mask_does(share):
     assert torch.equal(chosen, values[mask])
     found, expected = placed(chosen, places, mask.shape), torch.zeros_like(values).masked_scatter(mask, values[mask])
     assert torch.equal(found, expected)
+    assert not found._is_view()
     weights = torch.randn(5, 7, generator=generator, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((table * weights).sum(), values)[0] for table in (found, expected))
     assert torch.equal(ours, theirs)
