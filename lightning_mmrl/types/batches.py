@@ -4,7 +4,7 @@ Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i b
 tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -165,6 +165,30 @@ class Rollout(_Movable):
     group_size: int
     policy_version: Int[Tensor, " N"]
     decoding: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOrder(_Movable):
+    """What an engine is asked to sample while its caller goes on: `RolloutEngine.generate` has the same arguments.
+
+    `temperature` is T of these completions, which the policy may have left by the time that they are sampled.
+    """
+
+    prompts: PromptBatch
+    group_size: int
+    seeds: Sequence[Sequence[int]]
+    temperature: float
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedRollout(_Movable):
+    """A rollout, and when it was sampled, in seconds since 1970; both times are 0 if another process sampled it."""
+
+    rollout: Rollout
+    seconds: float
+    started_s: float = 0.0
+    ended_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
