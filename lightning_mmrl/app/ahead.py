@@ -62,4 +62,5 @@ def rollouts_ahead(parts: Assembly, context: StageContext, start_from: str) -> R
     )
     assert context.upcoming is not None
     poll = parts.group.interruption.poll
-    return RolloutsAhead(EngineProcess(recipe), lag_of(parts.config.rollout), context.upcoming, poll)
+    lag, note = lag_of(parts.config.rollout), context.costs.beside.append
+    return RolloutsAhead(EngineProcess(recipe), lag, context.upcoming, poll, note)

@@ -1,17 +1,20 @@
 """Rollouts that are sampled ahead of the update: which weights sample which iteration, and what a state keeps of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_mmrl.algorithms.phases import Phases
+from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.errors import ConfigError, RolloutError, StageError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.protocols.tensors import QueuedEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.stages.join import join_rollouts, select_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout, SamplingOrder, TimedRollout
 from lightning_mmrl.types.records import Completion
 
@@ -36,6 +39,7 @@ class RolloutsAhead:
         lag: Iterations that an engine samples ahead, at least 1.
         upcoming: Returns the prompts of the `lag` iterations after the present one, in order; fewer at the end.
         poll: Called while a rollout is awaited; an error that it raises ends the wait.
+        note: Takes what the engine sampled, and its start and end, for a profile (`CostMeter.beside`).
 
     Attributes:
         engine: The engine.
@@ -54,11 +58,12 @@ class RolloutsAhead:
         lag: int,
         upcoming: Callable[[], Sequence[PromptBatch]],
         poll: Callable[[], None] = lambda: None,
+        note: Callable[[tuple[str, float, float]], None] = lambda span: None,
     ) -> None:
         if lag < 1:
             raise ValueError(f"rollout.lag is {lag}; rollouts are sampled ahead from 1 on")
         self.engine, self.lag = engine, lag
-        self._upcoming, self._poll = upcoming, poll
+        self._upcoming, self._poll, self._note = upcoming, poll, note
         self._tickets: dict[int, int] = {}
         self._restored: dict[int, TimedRollout] = {}
         self._version, self._next = 0, 1
@@ -112,6 +117,7 @@ class RolloutsAhead:
                 f"{int(found.rollout.policy_version.min())} iterations; with rollout.lag {self.lag} these must be "
                 f"between {max(0, iteration - 1 - self.lag)} and {iteration - 1}"
             )
+        self._note((f"iteration {iteration}", found.started_s, found.ended_s))
         return found.rollout.to(device)
 
     def stats(self, iteration: int) -> dict[str, float]:
@@ -126,9 +132,21 @@ class RolloutsAhead:
         due = [number for number in {*self._tickets, *self._restored} if number <= self._version + self.lag]
         return {str(number): _plain(self._found(number)) for number in sorted(due)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned; nothing of it is sampled again."""
-        self._restored = {int(number): _timed(plain) for number, plain in state.items()}
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]] | None, ranks: Ranks) -> None:
+        """Restores what `state_dict` returned on each rank, also on another number of ranks.
+
+        Nothing of it is sampled again.
+
+        Raises:
+            StageError: The state has no rollouts: it was written without a lag.
+        """
+        if states is None:
+            raise StageError(
+                f"the state that this stage goes on from has no rollouts sampled ahead, and rollout.lag is {self.lag}; "
+                "train the stage anew (--from-stage)"
+            )
+        parts = [{int(number): _timed(plain) for number, plain in state.items()} for state in states]
+        self._restored = {number: _share([part[number] for part in parts], ranks) for number in parts[0]}
 
     def _found(self, iteration: int, poll: Callable[[], None] = lambda: None) -> TimedRollout:
         if iteration in self._restored:
@@ -173,19 +191,17 @@ def check_ahead(algorithm: Algorithm) -> None:
             raise ConfigError(f"{problem}, which rollout.lag above 0 does not allow; set rollout.lag=0 or change it")
 
 
-def share_of_state(ranks: Sequence[Mapping[str, Any]] | None, own: Ranks) -> Mapping[str, Any]:
-    """This rank's part of the rollouts in a state.
-
-    Raises:
-        StageError: The state has none, or was written by another number of ranks.
-    """
-    if ranks is None or len(ranks) != own.world_size:
-        found = "no rollouts" if ranks is None else f"the rollouts of {len(ranks)} ranks"
-        raise StageError(
-            f"the state that this stage goes on from has {found} sampled ahead, and rollout.lag needs those of "
-            f"{own.world_size}; continue with as many devices as before, or train the stage anew (--from-stage)"
-        )
-    return ranks[own.rank]
+def _share(parts: Sequence[TimedRollout], ranks: Ranks) -> TimedRollout:
+    """This rank's rows of a rollout that several ranks sampled together."""
+    if len(parts) == ranks.world_size:
+        return parts[ranks.rank]
+    whole = join_rollouts([part.rollout for part in parts])
+    num_prompts = len(whole.completions) // whole.group_size
+    own = select_rollout(whole, Share(rank=ranks.rank, world_size=ranks.world_size).of(range(num_prompts)))
+    width = int(own.completion_mask.any(0).sum())
+    names = ("completion_ids", "completion_mask", "sampler_logprobs")
+    trimmed = replace(own, **{name: getattr(own, name)[:, :width] for name in names})
+    return TimedRollout(rollout=trimmed, seconds=max(part.seconds for part in parts))
 
 
 def _plain(found: TimedRollout) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
-from lightning_mmrl.stages.ahead import RolloutsAhead, check_ahead, sampling_order, share_of_state
+from lightning_mmrl.stages.ahead import RolloutsAhead, check_ahead, sampling_order
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates, step_numbers
@@ -368,7 +368,7 @@ class PolicyGradientModule(StageModule):
         if self._critic_trainer is not None and "critic" in state:
             self._critic_trainer.load_state_dict(state["critic"])
         if self._ahead is not None:
-            self._ahead.load_state_dict(share_of_state(state.get("ahead"), self._ranks))
+            self._ahead.load_state_dict(state.get("ahead"), self._ranks)
 
     def configure_model(self) -> None:
         """Spreads policy and critic over the ranks."""

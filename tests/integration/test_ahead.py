@@ -14,7 +14,10 @@ from queued import InlineQueue, Stale, in_process_of_its_own
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.settings.run import StateSettings
+from lightning_mmrl.stages.ahead import RolloutsAhead
 from lightning_mmrl.training.interruption import Interrupted, Interruption
+from lightning_mmrl.types.batches import Rollout, TimedRollout
+from lightning_mmrl.types.records import Completion
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +151,7 @@ def test_rollouts_in_the_state_are_needed(checkpoint, undisturbed, tmp_path):
     third = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=InlineQueue, **CORRECTED)
     other = third.module.load_stage_state
     third.module.load_stage_state = lambda state: other({**state, "ahead": None})
-    with pytest.raises(StageError, match=r"has no rollouts sampled ahead, and rollout.lag needs those of 1"):
+    with pytest.raises(StageError, match=r"has no rollouts sampled ahead, and rollout.lag is 1; train the stage anew"):
         third.job.run()
 
 
@@ -167,6 +170,60 @@ def test_a_killed_process_ends_the_run_in_one_sentence(checkpoint, tmp_path):
         stage.job.run()
     stage.engine.close()
     assert stage.queue._child._process.exitcode is not None
+
+
+def test_no_state_is_saved_without_the_rollouts_that_it_needs(checkpoint, tmp_path):
+    class Lost(InlineQueue):
+        def wait(self, ticket, poll=lambda: None):
+            if ticket > 2:
+                raise RolloutError("the engine is gone")
+            return super().wait(ticket)
+
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=Lost, **CORRECTED)
+    with pytest.raises(RolloutError, match="the engine is gone"):
+        stage.job.run()
+    assert "the state after step 2 could not be saved (the engine is gone); there is none yet" in stage.said
+    assert stage.store.newest_step() is None
+
+
+def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
+    """Two ranks of two prompts each, and one of four: the rows stay in the order of the prompts."""
+
+    class Rank:
+        def __init__(self, rank, world_size):
+            self.rank, self.world_size = rank, world_size
+
+    whole = rollout_of([3, 1, 2, 2, 4, 1, 1, 1])
+    alone = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
+    alone._restored = {5: TimedRollout(rollout=whole, seconds=2.0)}
+    alone._version = 4
+    states = []
+    for rank in range(2):
+        half = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
+        half.load_state_dict([alone.state_dict()], Rank(rank, 2))
+        half._version = 4
+        states.append(half.state_dict())
+    assert [state["5"]["completion_ids"].shape for state in states] == [(4, 3), (4, 4)]
+    back = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
+    back.load_state_dict(states, Rank(0, 1))
+    found = back._restored[5].rollout
+    for name in ("completion_ids", "completion_mask", "sampler_logprobs", "policy_version"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    assert found.completions == whole.completions
+
+
+def rollout_of(lengths):
+    """Completions of so many tokens, two for each prompt, of the weights after three iterations."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids = (torch.arange(len(lengths))[:, None] * 10 + torch.arange(max(lengths))) * mask
+    return Rollout(
+        completion_ids=ids,
+        completion_mask=mask,
+        sampler_logprobs=-ids.float() / 7,
+        completions=tuple(Completion(text=str(size), num_tokens=size, truncated=size > 3) for size in lengths),
+        group_size=2,
+        policy_version=torch.full((len(lengths),), 3),
+    )
 
 
 def test_completions_of_other_weights_are_refused(checkpoint, tmp_path):
