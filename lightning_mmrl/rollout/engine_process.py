@@ -192,7 +192,8 @@ def _how_it_ended(code: int) -> str:
 
 def _bytes_of(tensor: Tensor) -> Any:
     """The content of a tensor, without a copy if it is on the host."""
-    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    content: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(content)
 
 
 def serve_engine(connection: Connection, build: bytes, device: str, packages: dict[str, str]) -> None:

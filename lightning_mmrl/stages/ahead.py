@@ -125,7 +125,7 @@ class RolloutsAhead:
         if self.taken is None:
             return {}
         staleness = iteration - 1 - self.taken.rollout.policy_version.double()
-        return {"rollout/staleness": float(staleness.mean()), "time/engine_s": self.taken.seconds}
+        return {"rollout/staleness": float(staleness.mean()), "time/beside/engine_s": self.taken.seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """Rollouts of the iterations after the last push, as tensors and primitives; waits for those in flight."""

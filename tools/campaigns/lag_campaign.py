@@ -89,7 +89,7 @@ def overlap(folders: Mapping[int, Path]) -> float | None:
     for folder in folders.values():
         for line in next(folder.glob("stages/*-reason/metrics.jsonl")).read_text(encoding="utf-8").splitlines():
             metrics = json.loads(line)["metrics"]
-            engine_s += metrics.get("reason/time/engine_s", 0.0)
+            engine_s += metrics.get("reason/time/beside/engine_s", 0.0)
             awaited_s += metrics.get("reason/time/await_rollout_s", 0.0)
     return 1 - min(1.0, awaited_s / engine_s) if engine_s else None
 
