@@ -24,27 +24,25 @@ class EngineRecipe:
         config: The configuration for the stage.
         name: The stage.
         stage: Its settings.
-        start_from: The checkpoint that its policy was loaded from.
-        seed: Seed of the process, on which nothing that is sampled depends.
+        folder: The checkpoint that its policy was loaded from.
         prefixes: The user's own code that is open (`--allow-targets`).
     """
 
     config: RunSettings
     name: str
     stage: StageSettings
-    start_from: str
-    seed: int
+    folder: str
     prefixes: tuple[str, ...] = ()
 
     def __call__(self) -> HFEngine:
         """Builds the engine."""
         quiet_libraries()
-        prepare_process(self.stage.trainer, self.seed)
+        prepare_process(self.stage.trainer, self.config.seed)  # the seed decides nothing that is sampled
         assert self.stage.sampling is not None
         with opened(self.prefixes):
             parts = Assembly(config=self.config, console=ConsoleProgress(quiet=True))
-            encoder = parts.encoder(self.start_from)
-            policy = stage_policy(self.name, self.stage, self.start_from, encoder, parts)
+            encoder = parts.encoder(self.folder)
+            policy = stage_policy(self.name, self.stage, self.folder, encoder, parts)
             engine = parts.rollout_engine(policy, encoder, self.stage.sampling)
         assert isinstance(engine, HFEngine), "config.checks refuses a lag with other engines"
         return engine
@@ -56,8 +54,7 @@ def rollouts_ahead(parts: Assembly, context: StageContext, start_from: str) -> R
         config=parts.config,
         name=context.name,
         stage=context.settings,
-        start_from=start_from,
-        seed=context.seed,
+        folder=start_from,
         prefixes=opened_now(),
     )
     assert context.upcoming is not None

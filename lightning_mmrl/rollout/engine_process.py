@@ -248,9 +248,7 @@ def _load(engine: HFEngine, push: _Push) -> None:
 def _sampled(engine: HFEngine, order: SamplingOrder) -> TimedRollout:
     engine.policy.temperature = order.temperature
     started, clock = time.time(), time.monotonic()
-    rollout = engine.generate(
-        order.prompts, group_size=order.group_size, seeds=order.seeds, max_new_tokens=order.max_new_tokens
-    )
+    rollout = engine.generate(order.prompts, **order.arguments)
     rollout, seconds = rollout.to("cpu"), time.monotonic() - clock
     return TimedRollout(rollout=rollout, seconds=seconds, started_s=started, ended_s=started + seconds)
 

@@ -163,14 +163,8 @@ def sampling_order(phases: Phases, seed: int, prompts: PromptBatch, iteration: i
     """What an iteration samples for its prompts; noise depends on (seed, iteration, sampling, prompt, sample) alone."""
     limits, ids = phases.at(iteration), [each.id for each in prompts.samples]
     assert limits.group_size is not None
-    assert limits.temperature is not None
-    return SamplingOrder(
-        prompts=prompts,
-        group_size=limits.group_size,
-        seeds=group_seeds(seed, iteration, ids, limits.group_size, sampling),
-        temperature=limits.temperature,
-        max_new_tokens=limits.max_new_tokens,
-    )
+    seeds = group_seeds(seed, iteration, ids, limits.group_size, sampling)
+    return SamplingOrder(prompts=prompts, seeds=seeds, limits=limits)
 
 
 def check_ahead(algorithm: Algorithm) -> None:

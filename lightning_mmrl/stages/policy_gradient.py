@@ -187,8 +187,7 @@ class PolicyGradientModule(StageModule):
         self.policy.temperature = order.temperature
         if isinstance(self.engine, RolloutsAhead):
             return self.engine.take(iteration, self.device)
-        limit = order.max_new_tokens
-        return self.engine.generate(prompts, group_size=order.group_size, seeds=order.seeds, max_new_tokens=limit)
+        return self.engine.generate(prompts, **order.arguments)
 
     def build_experience(self, experience: Experience, iteration: int) -> Experience:
         """Adds the log-probabilities of the reference, and advantages from the estimator or the critic.

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 
@@ -169,16 +170,26 @@ class Rollout(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOrder(_Movable):
-    """What an engine is asked to sample while its caller goes on: `RolloutEngine.generate` has the same arguments.
+    """What an engine is asked to sample, perhaps while its caller goes on; `seeds` are [B][G].
 
-    `temperature` is T of these completions, which the policy may have left by the time that they are sampled.
+    `limits` are those of the iteration that the completions are for: group size, longest completion and temperature.
     """
 
     prompts: PromptBatch
-    group_size: int
     seeds: Sequence[Sequence[int]]
-    temperature: float
-    max_new_tokens: int | None = None
+    limits: PhaseSettings
+
+    @property
+    def temperature(self) -> float:
+        """T of these completions."""
+        assert self.limits.temperature is not None
+        return self.limits.temperature
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `RolloutEngine.generate` beside the prompts."""
+        limits = self.limits
+        return {"group_size": limits.group_size, "seeds": self.seeds, "max_new_tokens": limits.max_new_tokens}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,10 @@ class InlineQueue:
 
     def submit(self, order):
         self.policy.temperature = order.temperature
-        limits = {"group_size": order.group_size, "seeds": order.seeds, "max_new_tokens": order.max_new_tokens}
         self.num_sampled += 1
-        self.found[self.num_sampled] = TimedRollout(rollout=self.engine.generate(order.prompts, **limits), seconds=1.0)
+        self.found[self.num_sampled] = TimedRollout(
+            rollout=self.engine.generate(order.prompts, **order.arguments), seconds=1.0
+        )
         return self.num_sampled
 
     def wait(self, ticket, poll=lambda: None):
