@@ -245,10 +245,18 @@ def _load(engine: HFEngine, push: _Push) -> None:
     engine.load_weights(engine.policy, push.version)
 
 
+def as_in_training(policy: Policy) -> torch.autocast:
+    """The autocast in which Lightning runs the passes of a stage: under mixed precision alone."""
+    width = policy.compute_dtype.itemsize
+    mixed = any(each.requires_grad and each.dtype.itemsize > width for each in policy.parameters())
+    return torch.autocast(policy.banned_ids.device.type, dtype=policy.compute_dtype, enabled=mixed)
+
+
 def _sampled(engine: HFEngine, order: SamplingOrder) -> TimedRollout:
     engine.policy.temperature = order.temperature
     started, clock = time.time(), time.monotonic()
-    rollout = engine.generate(order.prompts, **order.arguments)
+    with as_in_training(engine.policy):
+        rollout = engine.generate(order.prompts, **order.arguments)
     rollout, seconds = rollout.to("cpu"), time.monotonic() - clock
     return TimedRollout(rollout=rollout, seconds=seconds, started_s=started, ended_s=started + seconds)
 

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import omni
+import torch
 
 from lightning_mmrl.rollout.engine_process import EngineProcess
 from lightning_mmrl.types.batches import TimedRollout
@@ -43,6 +44,8 @@ class InlineQueue:
 def process_engine(checkpoint, dtype):
     """Built in another process: as `Stage` builds its own."""
     encoder, policy = omni.load(checkpoint, dtype=dtype)
+    if dtype == torch.bfloat16:
+        policy.keep_masters()
     return omni.engine(encoder, policy, max_new_tokens=4)
 
 

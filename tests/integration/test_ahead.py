@@ -14,6 +14,7 @@ from queued import InlineQueue, Stale, in_process_of_its_own
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.settings.run import StateSettings
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.ahead import RolloutsAhead
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.types.batches import Rollout, TimedRollout
@@ -24,6 +25,14 @@ pytestmark = pytest.mark.slow
 CORRECTED = {"correction": ImportanceCorrection(), "every": STEPS + 1}
 COMPARED = {**CORRECTED, "reward": plain}
 """With a reward that draws no number: the checks of shapes in tests draw from the same generator, more of them here."""
+
+PRECISIONS = {
+    "32-true": {},
+    "bf16-mixed": {
+        "dtype": torch.bfloat16,
+        "trainer": TrainerSettings(accelerator="cpu", precision="bf16-mixed"),
+    },
+}
 
 
 def without_staleness(values):
@@ -53,23 +62,25 @@ def oracle(checkpoint, tmp_path_factory):
     """By its lag, a stage that keeps the weights of each version and samples in turn, by the path without a lag."""
 
     @cache
-    def run(lag):
+    def run(lag, precision="32-true"):
         folder = tmp_path_factory.mktemp(f"oracle{lag}")
-        stage = Stage("grpo", checkpoint, folder, Interruption(), wrapped=partial(Stale, lag=lag), **COMPARED)
+        options = {**COMPARED, **PRECISIONS[precision]}
+        stage = Stage("grpo", checkpoint, folder, Interruption(), wrapped=partial(Stale, lag=lag), **options)
         return stage.outcome(), logged(folder)
 
     return run
 
 
-@pytest.mark.parametrize("lag", [1, 2])
-def test_a_process_of_its_own_samples_what_the_oracle_samples(checkpoint, oracle, tmp_path, lag):
+@pytest.mark.parametrize(("lag", "precision"), [(1, "32-true"), (2, "32-true"), (1, "bf16-mixed")])
+def test_a_process_of_its_own_samples_what_the_oracle_samples(checkpoint, oracle, tmp_path, lag, precision):
     """Bit for bit: metrics of all steps, and weights; groups, lengths and temperature change on the way."""
-    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=lag, queue=in_process_of_its_own, **COMPARED)
+    options = {**COMPARED, **PRECISIONS[precision]}
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=lag, queue=in_process_of_its_own, **options)
     try:
         metrics, weights = stage.outcome()
     finally:
         stage.engine.close()
-    expected, points = oracle(lag)
+    expected, points = oracle(lag, precision)
     assert_equal((without_staleness(metrics), weights), expected)
     found = logged(tmp_path)
     assert {key: found[key] for key in points} == points

@@ -73,6 +73,8 @@ def _check_lag(config: RunSettings) -> None:
         require(algorithm.max_samplings == 1, f"{path}.algorithm.max_samplings", algorithm.max_samplings, rule)
         rule = f"null with {wanted}: the correction does not reach the critic's loss"
         require(algorithm.critic is None, f"{path}.algorithm.critic", "set", rule)
+        rule = f"32-true or bf16-mixed with {wanted}: the engine process converts no weights"
+        require(stage.trainer.precision != "64-true", f"{path}.trainer.precision", "64-true", rule)
         rule = f"auto or ddp with {wanted}: each rank's engine process holds all weights"
         require(not stage.trainer.shards, f"{path}.trainer.strategy", stage.trainer.strategy, rule)
 
