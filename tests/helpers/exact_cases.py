@@ -126,7 +126,8 @@ class Data(lightning.LightningDataModule):
             share=self._share,
         )
         following.load_state_dict(self.sampler.state_dict())
-        return [self._collate([self._sets[0][draw] for draw in draws]) for draws in islice(following, self.lag)]
+        with torch.autocast("cpu", enabled=False):  # encoded here and now, within the step
+            return [self._collate([self._sets[0][draw] for draw in draws]) for draws in islice(following, self.lag)]
 
     def refill_batch(self):
         further = DrawSampler(
