@@ -1,5 +1,6 @@
 """Rollouts that are sampled ahead of the update: which weights sample which iteration, and what a state keeps of it."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ class RolloutsAhead:
         lag: Iterations that an engine samples ahead, at least 1.
         upcoming: Returns the prompts of the `lag` iterations after the present one, in order; fewer at the end.
         poll: Called while a rollout is awaited; an error that it raises ends the wait.
-        note: Takes what the engine sampled, and its start and end, for a profile (`CostMeter.beside`).
+        note: Takes what engine and trainer did when, for a profile: see `CostMeter.beside`.
 
     Attributes:
         engine: The engine.
@@ -58,7 +59,7 @@ class RolloutsAhead:
         lag: int,
         upcoming: Callable[[], Sequence[PromptBatch]],
         poll: Callable[[], None] = lambda: None,
-        note: Callable[[tuple[str, float, float]], None] = lambda span: None,
+        note: Callable[[tuple[str, str, float, float]], None] = lambda span: None,
     ) -> None:
         if lag < 1:
             raise ValueError(f"rollout.lag is {lag}; rollouts are sampled ahead from 1 on")
@@ -67,10 +68,13 @@ class RolloutsAhead:
         self._tickets: dict[int, int] = {}
         self._restored: dict[int, TimedRollout] = {}
         self._version, self._next = 0, 1
+        self._awaited_s = 0.0  # when the last rollout was there, in seconds since 1970
         self.taken: TimedRollout | None = None
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
         """Gives the engine the weights after so many iterations."""
+        if self._awaited_s:
+            self._note(("trainer", f"update {version}", self._awaited_s, time.time()))
         self.engine.load_weights(policy, version)
         self._version = version
 
@@ -109,7 +113,9 @@ class RolloutsAhead:
             RolloutError: The engine failed, or the rollout is of weights that are too old or too new.
             StageError: Nothing was asked for, and no state has it.
         """
+        start = time.time()
         self.taken = found = self._found(iteration, self._poll)
+        self._awaited_s = time.time()
         staleness = iteration - 1 - found.rollout.policy_version
         if int(staleness.min()) < 0 or int(staleness.max()) > self.lag:
             raise RolloutError(
@@ -117,7 +123,9 @@ class RolloutsAhead:
                 f"{int(found.rollout.policy_version.min())} iterations; with rollout.lag {self.lag} these must be "
                 f"between {max(0, iteration - 1 - self.lag)} and {iteration - 1}"
             )
-        self._note((f"iteration {iteration}", found.started_s, found.ended_s))
+        self._note(("trainer", f"await {iteration}", start, self._awaited_s))
+        if found.ended_s:
+            self._note(("engine", f"sample {iteration}", found.started_s, found.ended_s))
         return found.rollout.to(device)
 
     def stats(self, iteration: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ TRAINING_PHASES = ("encode", "reference", "values", "optimize")
 """Phases in which a training stage scores and updates."""
 
 MOST_SPANS = 64
-"""Pieces of work of an engine that are remembered for a profile."""
+"""Pieces of work, of an engine and of the trainer beside it, that are remembered for a profile."""
 
 Count = Callable[[Sequence[int], Sequence[Sequence[int]], int], None]
 """Takes the tokens of prompts, the tokens of their completions, and the number of microbatches of one pass."""
@@ -138,8 +138,8 @@ class CostMeter:
         self.total = NO_COSTS
         """All steps and the time after the last one."""
         self._before = NO_COSTS  # the total before the last step
-        self.beside: deque[tuple[str, float, float]] = deque(maxlen=MOST_SPANS)
-        """The last pieces of work of an engine beside this process: name, start and end in seconds since 1970."""
+        self.beside: deque[tuple[str, str, float, float]] = deque(maxlen=MOST_SPANS)
+        """What an engine in another process and the trainer did last: who, what, start and end in s since 1970."""
 
     def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
         """Begins to measure after so many steps; the totals are those of an earlier process up to there.

@@ -85,13 +85,14 @@ def _options() -> argparse.Namespace:
 
 def overlap(folders: Mapping[int, Path]) -> float | None:
     """The share of the engine's time in which the trainer did something else; None without an engine process."""
-    engine_s = awaited_s = 0.0
+    engine_s = beside_s = 0.0
     for folder in folders.values():
         for line in next(folder.glob("stages/*-reason/metrics.jsonl")).read_text(encoding="utf-8").splitlines():
             metrics = json.loads(line)["metrics"]
-            engine_s += metrics.get("reason/time/beside/engine_s", 0.0)
-            awaited_s += metrics.get("reason/time/await_rollout_s", 0.0)
-    return 1 - min(1.0, awaited_s / engine_s) if engine_s else None
+            sampled_s = metrics.get("reason/time/beside/engine_s", 0.0)
+            engine_s += sampled_s
+            beside_s += max(0.0, sampled_s - metrics.get("reason/time/await_rollout_s", 0.0))
+    return beside_s / engine_s if engine_s else None
 
 
 def _told(share: float | None) -> str:

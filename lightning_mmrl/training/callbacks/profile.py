@@ -119,17 +119,17 @@ class ProfileSteps(Callback):
         )
 
 
-def add_spans(trace: Path, spans: Iterable[tuple[str, float, float]]) -> None:
-    """Adds a row to a trace: what an engine in another process did, with start and end in seconds since 1970."""
+def add_spans(trace: Path, spans: Iterable[tuple[str, str, float, float]]) -> None:
+    """Adds rows to a trace, `CostMeter.beside`: they also show the steps before the one that is traced."""
     found = list(spans)
     if not found:
         return
     content = json.loads(trace.read_text(encoding="utf-8"))
     base_us = content.get("baseTimeNanoseconds", 0) / 1000
-    row = {"ph": "X", "cat": "engine", "pid": "engine", "tid": "sampling"}
+    row = {"ph": "X", "cat": "ahead", "pid": "sampling ahead"}
     content["traceEvents"] += [
-        {**row, "name": f"sample {name}", "ts": start * 1e6 - base_us, "dur": (end - start) * 1e6}
-        for name, start, end in found
+        {**row, "tid": who, "name": what, "ts": start * 1e6 - base_us, "dur": (end - start) * 1e6}
+        for who, what, start, end in found
     ]
     trace.write_text(json.dumps(content), encoding="utf-8")
 
