@@ -51,6 +51,10 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(
         ("ConstantLength.max_tokens", "SamplingRequest.max_tokens", "SoftOverlong.max_tokens"), "a length of its own"
     ),
+    **dict.fromkeys(
+        ("SharedCache.group_size", "SharedCache.max_tokens", "SharedDecoding.max_tokens"),
+        "of the rollout that is decoded, which takes them from the settings",
+    ),
     **dict.fromkeys(("Outline.format", "Tracks.format"), "FFmpeg's name of the container"),
     **dict.fromkeys(("Completion.truncated", "Sampled.truncated"), "whether one answer was cut off"),
     **dict.fromkeys(

@@ -37,6 +37,7 @@ from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.model import BUILD, AdapterSettings, ModelSettings
+from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, TrainerSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
@@ -206,7 +207,7 @@ class Assembly:
         `own` is the key and the node of the stage's own engine; if the node is None, the run's engine is built.
         """
         key, node = own if own[1] is not None else ("rollout", self.config.rollout)
-        make = targets.build({**node, "_partial_": True}, key)
+        make = targets.build({**engine_node(node), "_partial_": True}, key)
         poll = self.group.interruption.poll
         return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 

@@ -17,6 +17,7 @@ from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.registry.tasks import built_tasks
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.suggestions import first_line, shown
@@ -77,7 +78,7 @@ def preflight_engine(path: str, node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: As in `preflight`.
     """
-    _check_takes(path, node, ENGINE_GIVES)
+    _check_takes(path, engine_node(node), ENGINE_GIVES)
 
 
 def preflight_trained(path: str, stage: StageSettings, given: tuple[str, ...]) -> Any:

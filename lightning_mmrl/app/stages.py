@@ -26,6 +26,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.rollout import lag_of
 from lightning_mmrl.settings.run import RunSettings, data_key
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -80,7 +81,7 @@ def training_job(
     stage = with_steps(config, spec.name, sources.values())
     prepare_process(stage.trainer, spec.seed)
     encoder = parts.encoder(start_from)
-    policy = _policy(spec, stage, start_from, encoder, parts)
+    policy = stage_policy(spec.name, stage, start_from, encoder, parts)
     datamodule = _datamodule(spec, stage, sources, encoder, parts)
     title, resources = parts.title(spec), ExitStack()
 
@@ -205,15 +206,18 @@ def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
     return targets.build({**node, "_partial_": True}, key)
 
 
-def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: PromptEncoder, parts: Assembly) -> Policy:
+def stage_policy(
+    name: str, stage: StageSettings, start_from: Path | str, encoder: PromptEncoder, parts: Assembly
+) -> Policy:
+    """The policy of a stage that trains, from a checkpoint: with the stage's adapter, and with frozen groups."""
     temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
     policy = parts.policy(start_from, encoder, temperature, stage.trainer)
     policy.freeze(stage.freeze)
     if stage.adapter is not None:
-        parts.adapt(policy, stage.adapter, spec.name)
+        parts.adapt(policy, stage.adapter, name)
     if stage.trainer.mixed:
         policy.keep_masters()
-    policy.media.cache = parts.feature_cache(spec.name, policy.media)
+    policy.media.cache = parts.feature_cache(name, policy.media)
     if stage.trainer.activation_checkpointing:
         recompute_activations(policy)
     return policy
@@ -233,6 +237,7 @@ def _datamodule(
         sources=sources,
         seed=spec.seed,
         matcher=parts.matcher,
+        num_upcoming=0 if stage.algorithm is None else lag_of(parts.config.rollout),
     )
     validation = None
     if stage.validate_every and data.validation is not None:
@@ -278,6 +283,7 @@ def _common(
             sharding=sharding_of(stage.trainer),
             rank_local=parts.group.interruption.rank_local,
             refill=datamodule.refill_batch,
+            upcoming=datamodule.upcoming,
             num_validated=datamodule.num_validated,
             waited_s=datamodule.waited_s,
             costs=costs,

@@ -12,6 +12,7 @@ from lightning_mmrl.data.sources import source_digest
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import MediaSettings, PromptSettings
 from lightning_mmrl.settings.renamed import LATER, first_name
+from lightning_mmrl.settings.rollout import engine_node, lag_of
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
 from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
@@ -164,6 +165,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
             del data[key]
         if "rollout" in stage:
             stage["rollout"] = _without_drafts(stage["rollout"] or config.rollout)
+    if isinstance(own, StageSettings) and own.algorithm is not None and lag_of(config.rollout):
+        stage["lag"] = lag_of(config.rollout)
     _record_weights(stage["data"]["sources"], own)
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
@@ -182,8 +185,13 @@ def _record_weights(sources: Mapping[str, dict[str, Any]], stage: NodeSettings) 
 
 
 def _without_drafts(engine: Any) -> Any:
-    """An engine's node without the drafts, which decide no token; a value that is no node stays for its check."""
-    return {key: engine[key] for key in engine if key != "speculation"} if isinstance(engine, Mapping) else engine
+    """An engine's node without keys that decide no token of a stage whose weights stay as they are.
+
+    A value that is no node stays for its check.
+    """
+    if not isinstance(engine, Mapping):
+        return engine
+    return {key: value for key, value in engine_node(engine).items() if key != "speculation"}
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

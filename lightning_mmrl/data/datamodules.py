@@ -46,6 +46,7 @@ class Feed:
         seed: Seed of the order and of the modality dropout.
         matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
             With None, every distinct solution is a separate label.
+        num_upcoming: Batches after the one in hand that the stage needs to see; `OmniDataModule.upcoming` has them.
     """
 
     settings: StageSettings
@@ -53,6 +54,7 @@ class Feed:
     sources: Mapping[str, SourceSettings]
     seed: int = 0
     matcher: LabelMatcher | None = None
+    num_upcoming: int = 0
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -204,6 +206,7 @@ class OmniDataModule(lightning.LightningDataModule):
             ranks=self._ranks,
             decoder=self._decoder,
             settings=self._read_ahead,
+            num_upcoming=self._feed.num_upcoming,
         )
         return self._loader
 
@@ -236,6 +239,10 @@ class OmniDataModule(lightning.LightningDataModule):
     def waited_s(self) -> float:
         """Seconds that this rank waited for the last training batch, apart from refills."""
         return 0.0 if self._loader is None else self._loader.waited_s
+
+    def upcoming(self) -> list[Any]:
+        """This rank's shares of the training batches after the one in hand, on the host and not consumed."""
+        return [] if self._loader is None else list(self._loader.upcoming)
 
     def refill_batch(self) -> PromptBatch:
         """This rank's share of the next batch of extra prompts, for an iteration whose own batch does not suffice.

@@ -18,7 +18,7 @@ def dealt(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
         num_ranks: Number of ranks.
 
     >>> dealt([900, 800, 100, 200], num_ranks=2)
-    [[0, 2], [1, 3]]
+    [[1, 3], [0, 2]]
     >>> dealt([500, 500, 500, 505], num_ranks=2)
     [[0, 1], [2, 3]]
     """

@@ -229,9 +229,11 @@ class StreamLoader:
         ranks: The processes that take the batches together.
         decoder: Its `session()` decodes media.
         settings: How far samples are read ahead.
+        num_upcoming: Batches after the one in hand that are read and decided on with it.
 
     Attributes:
         waited_s: Seconds that the last batch took from being asked for to being there.
+        upcoming: These batches, in order; fewer at the end. They are not consumed.
     """
 
     def __init__(
@@ -243,6 +245,7 @@ class StreamLoader:
         ranks: Ranks,
         decoder: Any,
         settings: ReadAheadSettings,
+        num_upcoming: int = 0,
     ) -> None:
         self._sets = sets
         self._order = order
@@ -250,7 +253,9 @@ class StreamLoader:
         self._ranks = ranks
         self._decoder = decoder
         self._settings = settings
+        self._num_upcoming = num_upcoming
         self.waited_s = 0.0
+        self.upcoming: deque[Any] = deque()
 
     def __len__(self) -> int:
         """Number of batches, or as many as there may be if samples of a fixed order are not all decided on yet."""
@@ -259,20 +264,24 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         self._sets.check_agreement(self._ranks)
         self._order.rewind()
+        self.upcoming.clear()
         start = time.perf_counter()
         with self._reader() as reader:
             while (found := self._next(reader)) is not None:
-                batch = self._collate(found)
+                self.upcoming.append(self._collate(found))
                 if not self._order.upcoming(1):
                     break  # Lightning never asks for more than there is, and nothing that reads shall wait until then
-                self.waited_s = time.perf_counter() - start
-                yield batch
-                start = time.perf_counter()
+                if len(self.upcoming) > self._num_upcoming:
+                    self.waited_s = time.perf_counter() - start
+                    yield self.upcoming.popleft()
+                    start = time.perf_counter()
             else:
                 return
         self._sets.finish()
-        self.waited_s = time.perf_counter() - start
-        yield batch
+        while self.upcoming:
+            self.waited_s = time.perf_counter() - start
+            yield self.upcoming.popleft()
+            start = time.perf_counter()
 
     def _next(self, reader: SampleReader) -> list[EncodedSample] | None:
         """This rank's share of the next batch, under the name that a profile shows for the wait."""

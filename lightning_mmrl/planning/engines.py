@@ -1,13 +1,15 @@
 """The estimate of a stage of a run: with its engine, and with the run's evaluations."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from lightning_mmrl.planning.activations import BYTES
-from lightning_mmrl.planning.memory import Beside, Estimate, Lengths, estimate
+from lightning_mmrl.planning.memory import Beside, Estimate, Lengths, estimate, generation_bytes
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.rollout.vllm.memory import GIB, USEFUL_TOKENS, EngineSize
 from lightning_mmrl.rollout.vllm.readiness import is_vllm
+from lightning_mmrl.settings.rollout import lag_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 
@@ -19,7 +21,11 @@ def stage_estimate(
     config: RunSettings, stage: StageSettings, shape: ModelShape, ranks: int, lengths: Lengths
 ) -> Estimate:
     """Estimates the memory of one of `ranks` ranks of a stage."""
-    return estimate(shape, stage, config.model.dtype, ranks, lengths, beside(config, stage, shape))
+    uses, dtype = beside(config, stage, shape), config.model.dtype
+    if stage.algorithm is not None and lag_of(config.rollout):
+        ahead = generation_bytes(shape, stage, dtype, ranks, lengths)
+        uses = replace(uses, engine=ahead, resting=ahead)
+    return estimate(shape, stage, dtype, ranks, lengths, uses)
 
 
 def beside(config: RunSettings, stage: StageSettings, shape: ModelShape) -> Beside:

@@ -139,6 +139,15 @@ def estimate(
     return _Rank(shape, stage, dtype, ranks, lengths).estimate(beside or Beside())
 
 
+def generation_bytes(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> int:
+    """Bytes of an engine with whole weights of its own that samples the rollout of one rank (`rollout.lag`)."""
+    rank = _Rank(shape, stage, dtype, ranks, lengths)
+    frozen = shape.parameters + rank.adapters - rank.trained
+    trained = rank.trained * (rank.precision.adapter if rank.adapters else rank.precision.trained)
+    sampling = rank.generation(rank.prompts, rank.group_size, rank.answer)
+    return frozen * rank.precision.stored + trained + rank.media(rank.prompts, rank.prompts) + sum(sampling.values())
+
+
 class _Rank:
     """One rank's share of the work, and the memory that it takes.
 

@@ -10,6 +10,7 @@ from lightning_mmrl.planning.hints import RANKS, alternatives
 from lightning_mmrl.planning.memory import CONTEXT, FRAGMENTATION, Lengths
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.rollout.vllm.memory import check_share
+from lightning_mmrl.settings.rollout import engine_node, lag_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
 
@@ -111,6 +112,11 @@ def _misfit(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths)
 def _remedy(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths, capacity: int) -> str:
     """The fewest keys with which a stage fits the device, of any kind that is tried."""
     stage, ranks = config.trained[name], config.trainer.world_size
+    if stage.algorithm is not None and lag_of(config.rollout):
+        config = replace(config, rollout=engine_node(config.rollout))
+        if stage_estimate(config, stage, shape, ranks, lengths).needed <= capacity:
+            return "set rollout.lag=0, since the second copy of the model takes the rest"
+        return f"set rollout.lag=0, and {_remedy(config, name, shape, lengths, capacity).removeprefix('set ')}"
     towers = [group for group in shape.stacks if group != "text"]
     for adapts in (False, True):
         for keys, changed in alternatives(name, stage, towers, adapts=adapts):

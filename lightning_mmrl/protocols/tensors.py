@@ -1,13 +1,21 @@
 """Protocols of components that work on tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lightning_mmrl.types.batches import CorrectionOutput, LossInputs, LossOutput, PromptBatch, Rollout
+from lightning_mmrl.types.batches import (
+    CorrectionOutput,
+    LossInputs,
+    LossOutput,
+    PromptBatch,
+    Rollout,
+    SamplingOrder,
+    TimedRollout,
+)
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, Message
 
@@ -124,6 +132,37 @@ class RolloutEngine(Protocol):
 
     def sleep(self) -> None:
         """Frees device memory until the next push or rollout; called when the sampling of an iteration is over."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything; called when the stage is over or has failed."""
+        ...
+
+
+class QueuedEngine(Protocol):
+    """Samples beside its caller, with a copy of the policy's weights; orders and pushes are done first in, first out.
+
+    So the completions of an order are of the last weights that were pushed before it, however long that takes.
+    """
+
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Copies the policy's weights, for all orders that follow."""
+        ...
+
+    def submit(self, order: SamplingOrder) -> int:
+        """Asks for completions; returns a ticket, at once. Prompts hold the towers' inputs."""
+        ...
+
+    def wait(self, ticket: int, poll: Callable[[], None] = lambda: None) -> TimedRollout:
+        """Returns what an order asked for, as often as it is called; an error that `poll` raises ends the wait.
+
+        Raises:
+            RolloutError: The engine failed.
+        """
+        ...
+
+    def release(self, ticket: int) -> None:
+        """Forgets what an order asked for."""
         ...
 
     def close(self) -> None:

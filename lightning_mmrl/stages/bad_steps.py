@@ -168,6 +168,17 @@ def estimates(experience: Experience) -> Numbers:
     return {name: [] if tensor is None else [tensor] for name, tensor in found.items()}
 
 
+def step_numbers(step: Mapping[str, float]) -> dict[str, Sequence[float]]:
+    """The numbers of an optimizer step that must be finite, by the name that the user reads."""
+    names = {
+        "loss": "loss",
+        "gradient norm": "grad_norm",
+        "critic's loss": "value_loss",
+        "critic's gradient norm": "critic_grad_norm",
+    }
+    return {told: [step[name]] for told, name in names.items() if name in step}
+
+
 def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
     """Whether all numbers under each name are finite; synchronizes with a device once."""
     # Floats become float64: torch's default type is float16 under precision 16-true, where 70,000 is infinite.

@@ -1,6 +1,6 @@
 """The context of a running stage, and how its optimizer is built."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ class StageContext:
             at the end of the work all ranks learn of the interruption.
         refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more
             batch.
+        upcoming: Returns this rank's shares of the batches after the one in hand, if rollouts are sampled ahead.
         num_validated: Says how many samples a validation must judge.
         waited_s: Says how many seconds this rank waited for the batch in hand.
         costs: Measures what the steps cost.
@@ -51,6 +52,7 @@ class StageContext:
     sharding: Sharding | None = None
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
     refill: Callable[[], PromptBatch] | None = None
+    upcoming: Callable[[], Sequence[PromptBatch]] | None = None
     num_validated: Callable[[], int] | None = None
     waited_s: Callable[[], float] | None = None
     costs: CostMeter = field(default_factory=CostMeter)

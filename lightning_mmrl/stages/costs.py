@@ -1,7 +1,7 @@
 """Measures the costs of a stage while it runs: exclusive phases of time, waiting for other ranks, counted work."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +22,9 @@ RANGE = "mmrl/"
 """Begins the name of a phase among the ranges of torch.profiler."""
 TRAINING_PHASES = ("encode", "reference", "values", "optimize")
 """Phases in which a training stage scores and updates."""
+
+MOST_SPANS = 64
+"""Pieces of work, of an engine and of the trainer beside it, that are remembered for a profile."""
 
 Count = Callable[[Sequence[int], Sequence[Sequence[int]], int], None]
 """Takes the tokens of prompts, the tokens of their completions, and the number of microbatches of one pass."""
@@ -136,6 +139,8 @@ class CostMeter:
         """All steps and the time after the last one."""
         self._before = NO_COSTS  # the total before the last step
         self._uncounted = 0  # first steps of the stage that the totals lack, as after a state without costs
+        self.beside: deque[tuple[str, str, float, float]] = deque(maxlen=MOST_SPANS)
+        """What an engine in another process and the trainer did last: who, what, start and end in s since 1970."""
 
     def start(self, device: torch.device, ranks: Ranks, num_steps: int = 0) -> None:
         """Begins to measure after so many steps; the totals are as an earlier process had them there.

@@ -20,12 +20,12 @@ from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import RolloutEngine
-from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
+from lightning_mmrl.stages.ahead import RolloutsAhead, check_ahead, sampling_order
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
-from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
+from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates, step_numbers
 from lightning_mmrl.stages.collect import Collected, Collector
 from lightning_mmrl.stages.compare import compared
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients, finished_steps, scalar_values
@@ -51,7 +51,7 @@ from lightning_mmrl.stages.scoring import pending_scores, scored, untruncated
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import RolloutSummary, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import PromptBatch, Rollout
-from lightning_mmrl.types.costs import OPTIMIZE, SCORE, UPDATE
+from lightning_mmrl.types.costs import AWAIT, OPTIMIZE, SCORE, UPDATE
 
 
 class PolicyGradientModule(StageModule):
@@ -63,7 +63,7 @@ class PolicyGradientModule(StageModule):
 
     Args:
         policy: The model to train.
-        engine: Samples completions.
+        engine: Samples completions, during an iteration or ahead of it.
         rewards: Scores them.
         optimizer: Optimizer and schedule, stepped once per iteration that updates the policy.
         context: The stage's name, length, seed and folder.
@@ -80,7 +80,7 @@ class PolicyGradientModule(StageModule):
     def __init__(
         self,
         policy: Policy,
-        engine: RolloutEngine,
+        engine: RolloutEngine | RolloutsAhead,
         rewards: RewardSource,
         *,
         optimizer: OptimizerSettings,
@@ -94,6 +94,9 @@ class PolicyGradientModule(StageModule):
         self.engine = engine
         self.rewards = rewards
         self.algorithm = algorithm = algorithm or self.default_algorithm
+        self._ahead = engine if isinstance(engine, RolloutsAhead) else None
+        if self._ahead is not None:
+            check_ahead(algorithm)
         if algorithm.settings.max_samplings > 1 and context.refill is None:
             raise ValueError(
                 f"max_samplings is {algorithm.settings.max_samplings}; the context must have a refill for it"
@@ -101,7 +104,8 @@ class PolicyGradientModule(StageModule):
         self._reference = Reference(policy, context.sharding) if algorithm.kl.settings.coefficient else None
         self._table = table
         first = PhaseSettings(after=0, group_size=algorithm.settings.group_size, temperature=policy.temperature)
-        self._phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
+        phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
+        self._order = partial(sampling_order, phases, context.seed)
         self._signal = SignalWatch(rewards=context.rewards, regularized=algorithm.regularized)
         self._critic_trainer: CriticTrainer | None = None
         if algorithm.settings.critic is not None:
@@ -113,6 +117,8 @@ class PolicyGradientModule(StageModule):
         iteration = batch_idx + 1
         metrics: dict[str, float] = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
+        if self._ahead is not None:
+            self._ahead.submit(iteration, batch, self._order)
         with suppress(NotFiniteError):  # on all ranks; `BadSteps` has noted it
             collected = self.collect(batch, iteration)  # generates and scores
             experience = self.build_experience(collected.batch, iteration)
@@ -153,7 +159,8 @@ class PolicyGradientModule(StageModule):
         with self.costs.phase("encode"):
             differentiable = sampling == 0 and self.algorithm.settings.update.on_policy
             with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
-        with self.costs.phase("generate"), self.costs.meeting(self._context.rank_local()):
+        phase = "generate" if self._ahead is None else AWAIT
+        with self.costs.phase(phase), self.costs.meeting(self._context.rank_local()):
             rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
         features = list(with_features.media.tensors.values())
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
@@ -181,15 +188,11 @@ class PolicyGradientModule(StageModule):
 
     def generate(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
         """G completions for each prompt; their noise depends on (seed, iteration, sampling, prompt, sample) alone."""
-        limits = self._phases.at(iteration)
-        assert limits.group_size is not None
-        assert limits.temperature is not None
-        self.policy.temperature = limits.temperature
-        ids = [each.id for each in prompts.samples]
-        seeds = group_seeds(self._context.seed, iteration, ids, limits.group_size, sampling)
-        return self.engine.generate(
-            prompts, group_size=limits.group_size, seeds=seeds, max_new_tokens=limits.max_new_tokens
-        )
+        order = self._order(prompts, iteration, sampling)
+        self.policy.temperature = order.temperature
+        if isinstance(self.engine, RolloutsAhead):
+            return self.engine.take(iteration, self.device)
+        return self.engine.generate(prompts, **order.arguments)
 
     def build_experience(self, experience: Experience, iteration: int) -> Experience:
         """Adds the log-probabilities of the reference, and advantages from the estimator or the critic.
@@ -260,7 +263,7 @@ class PolicyGradientModule(StageModule):
                 step = self._accumulate(experience, minibatches[number], live[number], objective)
                 samples = [experience.prompts.samples[row] for row in minibatches[number]]
                 update = (number + 1, len(minibatches))
-                skips = self._bad_steps.found(iteration, _checked(step), samples, update=update)
+                skips = self._bad_steps.found(iteration, step_numbers(step), samples, update=update)
                 for optimizer in self._optimizers()[0]:
                     if not skips:
                         optimizer.step()
@@ -319,6 +322,8 @@ class PolicyGradientModule(StageModule):
             metrics |= resample_stats(collected.batch, experience, ranks)
         if self._critic_trainer is not None:
             metrics |= self._critic_trainer.stats(experience)
+        if self._ahead is not None:
+            metrics |= self._ahead.stats(iteration)
         if self._reference is not None:
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.settings.coefficient:
@@ -349,9 +354,11 @@ class PolicyGradientModule(StageModule):
         return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.steps)
 
     def stage_state(self) -> dict[str, Any]:
-        """The state that every stage has, and the states of the watch for a signal and of the critic's trainer."""
+        """The state that every stage has, the watch for a signal, the critic's trainer, and rollouts sampled ahead."""
         critic = {} if self._critic_trainer is None else self._critic_trainer.state_dict()
-        return super().stage_state() | {"signal": self._signal.state_dict()} | ({"critic": critic} if critic else {})
+        ahead = {} if self._ahead is None else {"ahead": self._ranks.gather(self._ahead.state_dict())}
+        more = ahead | ({"critic": critic} if critic else {})
+        return super().stage_state() | {"signal": self._signal.state_dict()} | more
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `stage_state` returned."""
@@ -360,6 +367,8 @@ class PolicyGradientModule(StageModule):
             self._signal.load_state_dict(state["signal"])
         if self._critic_trainer is not None and "critic" in state:
             self._critic_trainer.load_state_dict(state["critic"])
+        if self._ahead is not None:
+            self._ahead.load_state_dict(state.get("ahead"), self._ranks)
 
     def configure_model(self) -> None:
         """Spreads policy and critic over the ranks."""
@@ -384,17 +393,8 @@ class PolicyGradientModule(StageModule):
     def on_train_start(self) -> None:
         """Starts the stage, or continues a saved one with its weights in the engine."""
         iteration = finished_steps(self.trainer)
-        if iteration:
+        if self._ahead is not None:
+            self._ahead.start(iteration)
+        if iteration or self._ahead is not None:
             self.push(iteration)
         super().on_train_start()
-
-
-def _checked(step: Mapping[str, float]) -> dict[str, Sequence[float]]:
-    """The numbers of an optimizer step that must be finite, by the name that the user reads."""
-    names = {
-        "loss": "loss",
-        "gradient norm": "grad_norm",
-        "critic's loss": "value_loss",
-        "critic's gradient norm": "critic_grad_norm",
-    }
-    return {told: [step[name]] for told, name in names.items() if name in step}

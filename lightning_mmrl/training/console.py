@@ -110,6 +110,8 @@ def format_seconds(seconds: float) -> str:
 def format_costs(values: Mapping[str, float]) -> str:
     """The time of a step, the two phases that took most of it, the waiting and the MFU, from the metrics of the step.
 
+    Work beside the step (`time/beside/...`) is none of its phases.
+
     >>> format_costs({"time/step_s": 2.0, "time/generate_s": 1.5, "time/optimize_s": 0.4, "time/mfu": 0.25})
     '2.0 s (generate 75%, optimize 20%)  MFU 25%'
     """
@@ -119,7 +121,7 @@ def format_costs(values: Mapping[str, float]) -> str:
     phases = {
         key.removeprefix("time/").removesuffix("_s"): seconds
         for key, seconds in values.items()
-        if key.startswith("time/") and key.endswith("_s") and key != "time/step_s"
+        if key.startswith("time/") and key.endswith("_s") and key != "time/step_s" and "/beside/" not in key
     }
     longest = sorted(phases.items(), key=lambda item: -item[1])[:2]
     words = [f"{name} {seconds / total:.0%}" for name, seconds in longest if seconds >= 0.05 * total]

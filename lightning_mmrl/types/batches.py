@@ -4,7 +4,7 @@ Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i b
 tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 
@@ -169,6 +170,40 @@ class Rollout(_Movable):
     group_size: int
     policy_version: Int[Tensor, " N"]
     decoding: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOrder(_Movable):
+    """What an engine is asked to sample, perhaps while its caller goes on; `seeds` are [B][G].
+
+    `limits` are those of the iteration that the completions are for: group size, longest completion and temperature.
+    """
+
+    prompts: PromptBatch
+    seeds: Sequence[Sequence[int]]
+    limits: PhaseSettings
+
+    @property
+    def temperature(self) -> float:
+        """T of these completions."""
+        assert self.limits.temperature is not None
+        return self.limits.temperature
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `RolloutEngine.generate` beside the prompts."""
+        limits = self.limits
+        return {"group_size": limits.group_size, "seeds": self.seeds, "max_new_tokens": limits.max_new_tokens}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedRollout(_Movable):
+    """A rollout, and when it was sampled, in seconds since 1970; both times are 0 if another process sampled it."""
+
+    rollout: Rollout
+    seconds: float
+    started_s: float = 0.0
+    ended_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

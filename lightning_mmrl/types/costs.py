@@ -14,6 +14,8 @@ SAMPLE, SCORE, UPDATE = "sample", "score", "update"
 forward pass with the backward pass that follows it."""
 OPTIMIZE = "optimize"
 """The phase of an update: scoring, gradients and the step of the optimizer."""
+AWAIT = "await_rollout"
+"""The phase in which an iteration waits for a rollout that is sampled ahead, in the place of `generate`."""
 GRADIENT = "+gradient"
 """Ends the name of tower rows through which a gradient goes."""
 

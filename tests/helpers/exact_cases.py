@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 
 import lightning
 import omni
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
@@ -37,6 +39,7 @@ from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
 from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import Bound, StageSettings, TrainerSettings
+from lightning_mmrl.stages.ahead import RolloutsAhead
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -86,8 +89,9 @@ class Prompts(Dataset):
 class Data(lightning.LightningDataModule):
     """Draws as the product's data modules do, and counts what is consumed."""
 
-    def __init__(self, encoder, kind, num_batches):
+    def __init__(self, encoder, kind, num_batches, lag=0):
         super().__init__()
+        self.lag = lag
         self._sets = Prompts(encoder, kind), Prompts(encoder)
         self._collate = partial(SUPERVISED.get(kind, collate_prompts), pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
@@ -111,6 +115,19 @@ class Data(lightning.LightningDataModule):
         if self.trainer.training:
             self.sampler.advance()
         return batch
+
+    def upcoming(self):
+        """The batches after the one in hand, as many as the stage's lag."""
+        following = DrawSampler(
+            [SourceRows(num_samples=4)],
+            settings=StageDataSettings(batch_size=2),
+            num_batches=len(self.sampler),
+            seed=3,
+            share=self._share,
+        )
+        following.load_state_dict(self.sampler.state_dict())
+        with torch.autocast("cpu", enabled=False):  # encoded here and now, within the step
+            return [self._collate([self._sets[0][draw] for draw in draws]) for draws in islice(following, self.lag)]
 
     def refill_batch(self):
         further = DrawSampler(
@@ -167,6 +184,10 @@ class Options:
     entropy: EntropyBonus = field(default_factory=EntropyBonus)
     select: bool = False
     normalize: bool = False
+    lag: int = 0
+    queue: Callable[..., object] | None = None
+    wrapped: Callable[..., object] | None = None
+    correction: ImportanceCorrection | None = None
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
 
@@ -188,6 +209,7 @@ def rl_parts(kind, engine, how):
         ),
         loss=PPOClip(),
         aggregation=TokenMean(),
+        correction=how.correction,
         kl=how.kl,
         entropy=how.entropy,
         select=AccuracyBand() if how.select else None,
@@ -208,7 +230,8 @@ class Stage:
         self.encoder = encoder
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
-        data = Data(encoder, kind, how.steps)
+        data = Data(encoder, kind, how.steps, how.lag)
+        self.data = data
         settings = partial(DpoSettings, preference=MPO) if kind == "dpo" else StageSettings
         evaluator = AnswerEvaluator(
             engine=engine, task=ClosedLabels(labels=("angry", "user")), rank_local=interruption.rank_local
@@ -231,9 +254,15 @@ class Stage:
                 sharding=sharding_of(how.trainer),
                 rank_local=interruption.rank_local,
                 refill=data.refill_batch,
+                upcoming=data.upcoming,
             ),
             "evaluator": evaluator,
         }
+        if how.lag and kind not in SUPERVISED:
+            self.queue = how.queue(checkpoint, how.dtype)
+            self.engine = engine = RolloutsAhead(self.queue, how.lag, data.upcoming, interruption.poll)
+        elif how.wrapped is not None and kind not in SUPERVISED:
+            self.engine = engine = how.wrapped(engine)
         self.module = KINDS[kind](self.policy, **common, **({} if kind in SUPERVISED else rl_parts(kind, engine, how)))
         self.said = []
         self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO(copies=how.background)
@@ -301,7 +330,9 @@ def compare_with_state(stage):
 def kill_in(stage, place, at):
     """Sends SIGTERM to this process when the stage is at a place for the `at`-th time."""
     owner, name = {
-        "rollout": (stage.engine, "generate"),
+        "rollout": (stage.engine, "take" if isinstance(stage.engine, RolloutsAhead) else "generate"),
+        "submit": (getattr(stage, "queue", None), "submit"),
+        "push": (stage.engine, "load_weights"),
         "token": (stage.policy, "next_logprobs"),
         "reward": (getattr(stage.module, "rewards", None), "score"),
         "scoring": (stage.policy, "forward"),

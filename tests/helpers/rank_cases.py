@@ -14,6 +14,7 @@ import drafters
 import exact_cases
 import nonfinite_cases
 import omni
+import queued
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
+from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
@@ -410,6 +412,8 @@ def run_exact(case, folder):
     kill, options = case.get("kill"), dict(case.get("options", {}))
     if "kl" in options:
         options["kl"] = KLPenalty(KLSettings(**options["kl"]))
+    if options.get("lag"):
+        options |= {"queue": getattr(queued, options["queue"]), "correction": ImportanceCorrection()}
     with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
         stage = exact_cases.Stage(
             case["kind"],

@@ -15,6 +15,9 @@
     python tools/campaigns/kill_campaign.py --curriculum damaged_clips --kills 20 --places --workers 0
                                                            20 SIGKILLs within passes over clips of which one in ten is
                                                            damaged, read while it trains
+    python tools/campaigns/kill_campaign.py --curriculum lag --kills 20 --places --workers 0
+                                                           20 SIGKILLs of GRPO whose rollouts are sampled ahead, with
+                                                           rollouts in the buffer
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every

@@ -5,10 +5,13 @@ from pathlib import Path
 from damaged_set import write_damaged_set
 from quick_runs import trained_base
 
+CORRECTION = "lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection"
+
 CURRICULA = {
     "orders": ("cold_start", "grpo", "rloo"),
     "own_answers": ("cold_start", "draw", "again", "count"),
     "damaged_clips": ("cold_start",),
+    "lag": ("grpo",),
 }
 """Names to stages."""
 
@@ -17,7 +20,9 @@ UNCACHED = frozenset({"damaged_clips"})
 
 
 def overrides(curriculum: str, work: Path, data_root: Path) -> list[str]:
-    """The overrides of a curriculum; the base of `orders` is trained first."""
+    """The overrides of a curriculum; the base of `orders` and `lag` is trained first."""
+    if curriculum == "lag":
+        return _lag(trained_base(work, data_root))
     if curriculum == "damaged_clips":
         write_damaged_set(data_root)
         return damaged_clips()
@@ -34,6 +39,15 @@ def _orders(base: Path) -> list[str]:
     small = ["data.limit=64", "data.validation_limit=16", "evaluation.ablations=[]"]
     model = [f"model.checkpoint={base}", "model.build=null"]
     return ["experiment=emotions_orders", *stages, *validate, *small, *model]
+
+
+def _lag(base: Path) -> list[str]:
+    """GRPO on clips whose rollouts are sampled two iterations ahead, by a process of its own."""
+    stage = {"num_steps": 24, "data.batch_size": 4, "start_from": "base", "validate_every": 7}
+    stages = [f"stages.grpo.{key}={value}" for key, value in stage.items()]
+    ahead = ["rollout.lag=2", f"+stages.grpo.algorithm.correction._target_={CORRECTION}"]
+    small = ["data.limit=64", "data.validation_limit=16", "evaluation.ablations=[]"]
+    return ["experiment=emotions_orders", *stages, *ahead, *small, f"model.checkpoint={base}", "model.build=null"]
 
 
 def _own_answers() -> list[str]:

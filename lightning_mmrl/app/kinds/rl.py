@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_mmrl.config.checks.values import check_algorithm, check_trained_stage, require_parts
 from lightning_mmrl.curriculum.graph import usual_inputs
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
+from lightning_mmrl.settings.rollout import lag_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
-from lightning_mmrl.types.records import HANDOFF, ArtifactType, Edge, StageSpec
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, ArtifactType, Edge, StageSpec
 
 if TYPE_CHECKING:
     from lightning_mmrl.app.assembly import Assembly
@@ -57,6 +58,7 @@ class ReinforcementKind:
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
         """Builds the job: a LightningModule, its data and its Trainer, with an engine, rewards and rollout tables."""
+        from lightning_mmrl.app.ahead import rollouts_ahead
         from lightning_mmrl.app.algorithm import build_algorithm
         from lightning_mmrl.app.rewards import training_rewards
         from lightning_mmrl.app.stages import training_job
@@ -70,7 +72,10 @@ class ReinforcementKind:
             assert stage.sampling is not None
             assert stage.rewards is not None
             make = targets.build({**stage.module, "_partial_": True}, f"{path}.module")
-            engine = parts.rollout_engine(policy, encoder, stage.sampling)
+            if lag_of(parts.config.rollout):
+                engine = rollouts_ahead(parts, common["context"], str(inputs[WEIGHTS]))
+            else:
+                engine = parts.rollout_engine(policy, encoder, stage.sampling)
             resources.callback(engine.close)
             return make(
                 engine=engine,

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_mmrl.errors import MachineError, StageError
+from lightning_mmrl.errors import MachineError, RolloutError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.settings.run import StateSettings
@@ -153,14 +153,21 @@ class ExactState(Callback):
                 if self._at_safe_point and self._step > self._saved_step and not changing:
                     problem = self._not_finite(trainer)
                     if problem is None:
-                        self._save(trainer)
-                        self._finish_writing()
+                        self._save_on_the_way_out(trainer)
                     else:
                         self._say(f"{problem} after step {self._step}, so no state is saved")
             elif self._writer is not None:
                 self._writer.finish()
         if self._saved_step:
             self._say(f"the same command continues after step {self._saved_step}")
+
+    def _save_on_the_way_out(self, trainer: lightning.Trainer) -> None:
+        """Saves while an error ends the run, which is more important than a failure of this."""
+        try:
+            self._save(trainer)
+            self._finish_writing()
+        except RolloutError as error:  # rollouts that were sampled ahead are lost with their engine
+            self._failed(str(error), "")
 
     def _not_finite(self, trainer: lightning.Trainer) -> str | None:
         """The first part of the state that is not finite on any rank; a collective."""
@@ -210,14 +217,14 @@ class ExactState(Callback):
             if problem is not None:
                 self._failed(problem)
 
-    def _failed(self, problem: str) -> None:
+    def _failed(self, problem: str, outlook: str = "training goes on, ") -> None:
         if self._ranks.rank == 0:
             with suppress(OSError):  # nothing can be removed from a disk that became read-only
                 self._store.clear_partial()
         found = self._ranks.gather(self._store.newest_step())[0]
         self._saved_step = found or 0
         last = "there is none yet" if found is None else f"the last one is that of step {found}"
-        self._say(f"the state after step {self._step} could not be saved ({problem}); training goes on, {last}")
+        self._say(f"the state after step {self._step} could not be saved ({problem}); {outlook}{last}")
 
     def _agreed(self, problem: str | None) -> str | None:
         """The first problem of any rank, on every rank."""

@@ -97,6 +97,23 @@ def test_batches_do_not_depend_on_how_far_samples_are_read_ahead(manifest, pipel
     assert decisions(path)[1] == {f"s{number}" for number in BAD}
 
 
+@pytest.mark.parametrize("num_upcoming", [1, 3, 20])
+@pytest.mark.parametrize("consumed", [0, 5])
+def test_batches_do_not_depend_on_how_many_are_shown_beforehand(
+    manifest, pipeline, expected, num_upcoming, consumed, tmp_path
+):
+    """The batches that follow are there at once, and fewer at the end."""
+    path = tmp_path / ("first" if consumed else "run") / "exclusions.jsonl"
+    batches = loader(manifest, pipeline, consumed=consumed, num_upcoming=num_upcoming, exclusions=Exclusions(path))
+    shown, taken = [], []
+    for batch in batches:
+        taken += content([batch])
+        shown.append(content(batches.upcoming))
+    assert taken == expected[4 * consumed :]
+    for number, following in enumerate(shown, consumed + 1):
+        assert following == expected[4 * number : 4 * (number + num_upcoming)]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_batches_do_not_depend_on_the_number_of_workers_or_on_the_cache(
     manifest, pipeline, expected, workers, tmp_path

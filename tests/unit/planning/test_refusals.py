@@ -13,6 +13,10 @@ from lightning_mmrl.planning.shapes import read_shape
 from lightning_mmrl.rollout.vllm.memory import ROOM
 
 LORA = ("stages.cold_start.adapter={}", "stages.reason.adapter={}")
+AHEAD = (
+    "rollout.lag=1",
+    "+stages.reason.algorithm.correction._target_=lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection",
+)
 OMNI = ("model=qwen2_5_omni_3b",)
 
 
@@ -88,6 +92,23 @@ def test_an_engine_counts_while_it_samples_and_rests_otherwise():
     config, shape, lengths = planned("model=qwen2_5_3b", "rollout=vllm", "rollout.settings.sleep_level=0", *LORA)
     phases = stage_estimate(config, config.stages["reason"], shape, 1, lengths).phases
     assert len({parts["engine"] for parts in phases.values()}) == 1
+
+
+def test_a_process_that_samples_ahead_counts_in_every_phase():
+    """A whole copy of the model, with keys and values, beside the trainer at any time; without it the stage fits."""
+    given = ("model=qwen2_5_3b", "trainer=h100_1", "trainer.strategy=auto", *LORA)
+    config, shape, lengths = planned(*given, *AHEAD)
+    stage = config.stages["reason"]
+    phases = stage_estimate(config, stage, shape, 1, lengths).phases
+    (engine,) = {parts["engine"] for parts in phases.values()}
+    assert 2 * shape.parameters < engine
+    config, *_ = planned(*given)
+    alone = stage_estimate(config, stage, shape, 1, lengths)
+    assert not any("engine" in parts for parts in alone.phases.values())
+    needed = alone.needed // 10**9 + 2
+    given = (*given, f"stages.reason.trainer.gpu_memory_gb={needed}")
+    refuse(*given)
+    assert "set rollout.lag=0, since the second copy" in refused(*given, *AHEAD)
 
 
 def test_evaluations_count_unless_a_stage_has_none():

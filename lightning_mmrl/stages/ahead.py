@@ -1,0 +1,230 @@
+"""Rollouts that are sampled ahead of the update: which weights sample which iteration, and what a state keeps of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_mmrl.algorithms.phases import Phases
+from lightning_mmrl.data.sampler import Share
+from lightning_mmrl.errors import ConfigError, RolloutError, StageError
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.protocols.tensors import QueuedEngine
+from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.stages.join import join_rollouts, select_rollout
+from lightning_mmrl.types.batches import PromptBatch, Rollout, SamplingOrder, TimedRollout
+from lightning_mmrl.types.records import Completion
+
+
+class RolloutsAhead:
+    """Has an engine sample iteration i + lag while iteration i is scored and updated.
+
+    Completions of iteration j are always of version max(0, j - 1 - lag) of the weights, where version v is the policy
+    after v iterations: never of what happens to be there. So a stage is a function of its configuration, whatever the
+    processes' pace, and goes on exactly from a state, which holds the rollouts of the `lag` iterations that follow.
+    An importance correction has to make up for the difference (`algorithms.corrections`).
+
+    Takes the place of a `RolloutEngine` in an RL stage, except that a rollout is asked for and taken separately:
+
+        ahead.start(finished)
+        ahead.submit(iteration, batch, order)    # before the rollout of this iteration is taken
+        rollout = ahead.take(iteration, poll)
+        ahead.load_weights(policy, iteration)    # when the update is done
+
+    Args:
+        engine: Samples beside this process.
+        lag: Iterations that an engine samples ahead, at least 1.
+        upcoming: Returns the prompts of the `lag` iterations after the present one, in order; fewer at the end.
+        poll: Called while a rollout is awaited; an error that it raises ends the wait.
+        note: Takes what engine and trainer did when, for a profile: see `CostMeter.beside`.
+
+    Attributes:
+        engine: The engine.
+        lag: The lag.
+        taken: The rollout that was taken last, with its times.
+
+    Raises:
+        ValueError: The lag is below 1.
+    """
+
+    reads_features = False
+
+    def __init__(
+        self,
+        engine: QueuedEngine,
+        lag: int,
+        upcoming: Callable[[], Sequence[PromptBatch]],
+        poll: Callable[[], None] = lambda: None,
+        note: Callable[[tuple[str, str, float, float]], None] = lambda span: None,
+    ) -> None:
+        if lag < 1:
+            raise ValueError(f"rollout.lag is {lag}; rollouts are sampled ahead from 1 on")
+        self.engine, self.lag = engine, lag
+        self._upcoming, self._poll, self._note = upcoming, poll, note
+        self._tickets: dict[int, int] = {}
+        self._restored: dict[int, TimedRollout] = {}
+        self._version, self._next = 0, 1
+        self._awaited_s = 0.0  # when the last rollout was there, in seconds since 1970
+        self.taken: TimedRollout | None = None
+
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Gives the engine the weights after so many iterations."""
+        if self._awaited_s:
+            self._note(("trainer", f"update {version}", self._awaited_s, time.time()))
+        self.engine.load_weights(policy, version)
+        self._version = version
+
+    def sleep(self) -> None:
+        """Does nothing, because the engine has other rollouts to sample."""
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self.engine.close()
+
+    def start(self, finished: int) -> None:
+        """Begins the stage after so many iterations; drops what a state holds of them."""
+        self._restored = {number: found for number, found in self._restored.items() if number > finished}
+        self._next = max(self._restored, default=finished) + 1
+
+    def submit(self, iteration: int, batch: PromptBatch, order: Callable[[PromptBatch, int], SamplingOrder]) -> None:
+        """Asks for the rollouts of all iterations up to `lag` ahead that nothing was asked for yet.
+
+        Args:
+            iteration: The iteration that begins, from 1.
+            batch: Its prompts.
+            order: Says what is sampled for the prompts of an iteration.
+        """
+        for number in [each for each in self._tickets if each < iteration]:
+            self.engine.release(self._tickets.pop(number))
+        self._restored = {number: found for number, found in self._restored.items() if number >= iteration}
+        batches = [batch, *self._upcoming()]
+        for number in range(self._next, min(iteration + self.lag, iteration + len(batches) - 1) + 1):
+            self._tickets[number] = self.engine.submit(order(batches[number - iteration], number))
+            self._next = number + 1
+
+    def take(self, iteration: int, device: torch.device) -> Rollout:
+        """Waits for the rollout of an iteration.
+
+        Raises:
+            RolloutError: The engine failed, or the rollout is of weights that are too old or too new.
+            StageError: Nothing was asked for, and no state has it.
+        """
+        start = time.time()
+        self.taken = found = self._found(iteration, self._poll)
+        self._awaited_s = time.time()
+        staleness = iteration - 1 - found.rollout.policy_version
+        if int(staleness.min()) < 0 or int(staleness.max()) > self.lag:
+            raise RolloutError(
+                f"completions of iteration {iteration} are of the weights after "
+                f"{int(found.rollout.policy_version.min())} iterations; with rollout.lag {self.lag} these must be "
+                f"between {max(0, iteration - 1 - self.lag)} and {iteration - 1}"
+            )
+        self._note(("trainer", f"await {iteration}", start, self._awaited_s))
+        if found.ended_s:
+            self._note(("engine", f"sample {iteration}", found.started_s, found.ended_s))
+        return found.rollout.to(device)
+
+    def stats(self, iteration: int) -> dict[str, float]:
+        """Updates between the weights that sampled and those that are updated, and the engine's own time."""
+        if self.taken is None:
+            return {}
+        staleness = iteration - 1 - self.taken.rollout.policy_version.double()
+        return {"rollout/staleness": float(staleness.mean()), "time/beside/engine_s": self.taken.seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rollouts of the iterations after the last push, as tensors and primitives; waits for those in flight."""
+        due = [number for number in {*self._tickets, *self._restored} if number <= self._version + self.lag]
+        return {str(number): _plain(self._found(number)) for number in sorted(due)}
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]] | None, ranks: Ranks) -> None:
+        """Restores what `state_dict` returned on each rank, also on another number of ranks.
+
+        Nothing of it is sampled again.
+
+        Raises:
+            StageError: The state has no rollouts: it was written without a lag.
+        """
+        if states is None:
+            raise StageError(
+                f"the state that this stage goes on from has no rollouts sampled ahead, and rollout.lag is {self.lag}; "
+                "train the stage anew (--from-stage)"
+            )
+        parts = [{int(number): _timed(plain) for number, plain in state.items()} for state in states]
+        self._restored = {number: _share([part[number] for part in parts], ranks) for number in parts[0]}
+
+    def _found(self, iteration: int, poll: Callable[[], None] = lambda: None) -> TimedRollout:
+        if iteration in self._restored:
+            return self._restored[iteration]
+        if iteration not in self._tickets:
+            raise StageError(
+                f"the state that this stage goes on from has no rollout of iteration {iteration}, which was sampled "
+                "ahead; train the stage anew (--from-stage)"
+            )
+        return self.engine.wait(self._tickets[iteration], poll)
+
+
+def sampling_order(phases: Phases, seed: int, prompts: PromptBatch, iteration: int, sampling: int = 0) -> SamplingOrder:
+    """What an iteration samples for its prompts; noise depends on (seed, iteration, sampling, prompt, sample) alone."""
+    limits, ids = phases.at(iteration), [each.id for each in prompts.samples]
+    assert limits.group_size is not None
+    seeds = group_seeds(seed, iteration, ids, limits.group_size, sampling)
+    return SamplingOrder(prompts=prompts, seeds=seeds, limits=limits)
+
+
+def check_ahead(algorithm: Algorithm) -> None:
+    """Refuses an algorithm whose rollouts cannot be sampled ahead.
+
+    Raises:
+        ConfigError: It has no correction, samples further prompts within an iteration, or trains a critic, whose loss
+            the correction leaves as it is.
+    """
+    settings = algorithm.settings
+    problems = {
+        "correction is null": algorithm.correction is None,
+        f"max_samplings is {settings.max_samplings}": settings.max_samplings > 1,
+        "a critic is trained": settings.critic is not None,
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(f"{problem}, which rollout.lag above 0 does not allow; set rollout.lag=0 or change it")
+
+
+def _share(parts: Sequence[TimedRollout], ranks: Ranks) -> TimedRollout:
+    """This rank's rows of a rollout that several ranks sampled together."""
+    if len(parts) == ranks.world_size:
+        return parts[ranks.rank]
+    whole = join_rollouts([part.rollout for part in parts])
+    num_prompts = len(whole.completions) // whole.group_size
+    own = select_rollout(whole, Share(rank=ranks.rank, world_size=ranks.world_size).of(range(num_prompts)))
+    width = int(own.completion_mask.any(0).sum())
+    names = ("completion_ids", "completion_mask", "sampler_logprobs")
+    trimmed = replace(own, **{name: getattr(own, name)[:, :width] for name in names})
+    return TimedRollout(rollout=trimmed, seconds=max(part.seconds for part in parts))
+
+
+def _plain(found: TimedRollout) -> dict[str, Any]:
+    rollout = found.rollout
+    return {
+        "seconds": found.seconds,
+        "completion_ids": rollout.completion_ids,
+        "completion_mask": rollout.completion_mask,
+        "sampler_logprobs": rollout.sampler_logprobs,
+        "policy_version": rollout.policy_version,
+        "group_size": rollout.group_size,
+        "decoding": dict(rollout.decoding),
+        "texts": [each.text for each in rollout.completions],
+        "lengths": [each.num_tokens for each in rollout.completions],
+        "truncated": [each.truncated for each in rollout.completions],
+    }
+
+
+def _timed(plain: Mapping[str, Any]) -> TimedRollout:
+    fields = dict(plain)
+    rows = zip(fields.pop("texts"), fields.pop("lengths"), fields.pop("truncated"), strict=True)
+    completions = tuple(Completion(text=text, num_tokens=length, truncated=cut) for text, length, cut in rows)
+    seconds = fields.pop("seconds")
+    return TimedRollout(rollout=Rollout(completions=completions, **fields), seconds=seconds)
