@@ -15,7 +15,7 @@ Each phase adds:
 - `validation`, `evaluation`: the sampling of one greedy answer to each prompt, beside training and after it.
 
 Lengths are assumed, since no data are read: see `Lengths`. Left out are attention scores of float32 models on a GPU,
-and copies within single operations. `needed` adds a reserve for memory that no tensor accounts for.
+and copies within operations. `needed` adds a reserve for memory that no tensor accounts for.
 """
 
 import math
@@ -142,10 +142,10 @@ def estimate(
 def generation_bytes(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> int:
     """Bytes of an engine with whole weights of its own that samples the rollout of one rank (`rollout.lag`)."""
     rank = _Rank(shape, stage, dtype, ranks, lengths)
-    frozen = shape.parameters + rank.adapters - rank.trained
+    frozen = (shape.parameters + rank.adapters - rank.trained) * rank.precision.stored
     trained = rank.trained * (rank.precision.adapter if rank.adapters else rank.precision.trained)
     sampling = rank.generation(rank.prompts, rank.group_size, rank.answer)
-    return frozen * rank.precision.stored + trained + rank.media(rank.prompts, rank.prompts) + sum(sampling.values())
+    return frozen + trained + rank.media(rank.prompts, rank.prompts) + sum(sampling.values())
 
 
 class _Rank:
@@ -380,11 +380,7 @@ class _Rank:
         return {"media": self.media(prompts, prompts), **self.generation(prompts, 1, beside.answer)}
 
     def generation(self, prompts: int, group_size: int, answer: int) -> dict[str, int]:
-        """Memory of sampling once all rows are as long as they may get, and all prompts as long as the longest.
-
-        In half precision, keys that a shorter prompt lacks are held in float32: prompts of which some are three
-        quarters as long take a quarter more.
-        """
+        """Memory of sampling at full length; in half precision, prompts of unlike lengths take up to a quarter more."""
         precision, text = self.precision, self.shape.text
         rows = prompts * group_size
         own = min(answer, OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, answer - 1) / OWN_TOKENS))))
