@@ -11,7 +11,7 @@ from typing import Any
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.sheet import Thumbnail, thumbnail
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.files import folder_beside, writing
 from lightning_mmrl.report.markup import visible
 from lightning_mmrl.report.rollouts import Shown
@@ -28,6 +28,8 @@ MOST_BYTES = 200 * 2**20
 """Size of all copies together."""
 PLAYED = {"video": (".mp4", ".m4v", ".webm"), "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a")}
 """Ends of names, by kind, of files that browsers play."""
+MARKER = ".mmrl-report-media"
+"""File in every folder of media that a page came with; a folder without it belongs to the user."""
 HEIGHT = 80
 """Height of the outline of a sound, in the units of its picture."""
 
@@ -54,11 +56,14 @@ class MediaFolder:
         A medium that is not found or cannot be decoded is shown by its error.
 
         Raises:
+            ConfigError: The folder has files and no page came with it.
             DiskError: The disk refuses; the folder is as it was before.
         """
+        _refuse_others(folder)
         with writing(folder), folder_beside(folder) as temporary:
             for number, run in enumerate(runs):
                 self._of_run(run, [each for each in shown if each.values["run"] == number], temporary, folder.name)
+            (temporary / MARKER).write_text("The next `mmrl report --media` for this page replaces this folder.\n")
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
@@ -125,6 +130,22 @@ class MediaFolder:
             self.num_left_out += not fits
             self._copied[path] = file if fits else None
         return self._copied[path]
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuses to replace anything but a folder that is empty or that an earlier page came with.
+
+    Raises:
+        ConfigError: It is a file, a link, or a folder with files and without the marker.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        return
+    ours = folder.is_dir() and not folder.is_symlink() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
+    if not ours:
+        raise ConfigError(
+            f"{folder} would be replaced by the media of the page, and `mmrl report` did not write it; move it away, "
+            "or name another page with --out"
+        )
 
 
 def _located(ref: MediaRef, roots: Sequence[Path]) -> tuple[Path, Path] | str:

@@ -33,7 +33,8 @@ def write_report(folders: Sequence[Path], target: Path | None = None, media: "Me
     With `media`, a folder beside the page, `report_media`, holds the media of the groups that it shows.
 
     Raises:
-        ConfigError: There are no runs or more than two, or the target is no place for a file.
+        ConfigError: There are no runs or more than two, the target is no place for a file, or the folder of media
+            holds files of somebody else.
         DataError: A folder is none of a run.
         StageError: The manifest of a run is damaged.
         DiskError: The page cannot be written.

@@ -9,6 +9,7 @@ from clips import tone, write_wav
 from PIL import Image
 from run_folders import rollout, whole_run
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.report import media as report_media
 from lightning_mmrl.report.media import MediaFolder
 from lightning_mmrl.report.page import write_report
@@ -47,7 +48,27 @@ def test_frames_outlines_and_copies_lie_beside_the_page(run, tmp_path):
     assert "does not exist" in gone["error"]
     assert "must be relative" in outside["error"]
     assert "img-src 'self' file:; media-src 'self' file:" in path.read_text()
-    assert len(list((tmp_path / "page_media").iterdir())) == 2
+    assert len([each for each in (tmp_path / "page_media").iterdir() if each.name != report_media.MARKER]) == 2
+
+
+def test_a_folder_of_the_user_is_refused_before_anything_is_decoded(run, tmp_path, monkeypatch):
+    target, beside = tmp_path / "notes.html", tmp_path / "notes_media"
+    media = MediaFolder(root=tmp_path / "media")
+    beside.mkdir()
+    write_report([run.folder], target, media)  # an empty folder is nobody's loss
+    write_report([run.folder], target, media)
+    assert (beside / report_media.MARKER).is_file()
+    (beside / report_media.MARKER).unlink()
+    (beside / "mine.txt").write_text("months of work")
+    (tmp_path / "file_media").write_text("mine")
+    (tmp_path / "link_media").symlink_to(beside)
+    before, page = sorted(beside.iterdir()), target.read_bytes()
+    monkeypatch.setattr(report_media, "Guard", None)
+    for name in ("notes", "file", "link"):
+        with pytest.raises(ConfigError, match=rf"{name}_media would be replaced .*; move it away, or .* --out"):
+            write_report([run.folder], tmp_path / f"{name}.html", media)
+    assert sorted(beside.iterdir()) == before
+    assert target.read_bytes() == page
 
 
 def test_the_folders_of_the_configuration_are_searched(run, tmp_path):
