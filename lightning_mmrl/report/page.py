@@ -15,7 +15,7 @@ from lightning_mmrl.report.flows import costs_section, distribution_section, rou
 from lightning_mmrl.report.graph import curriculum_section
 from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
 from lightning_mmrl.report.rollouts import Shown, browser_groups, read_rollouts
-from lightning_mmrl.report.run_files import RunFiles, read_run
+from lightning_mmrl.report.run_files import RunFiles, read_runs
 from lightning_mmrl.report.scores import confusion_section, modality_section, stages_section
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_report(folders: Sequence[Path], target: Path | None = None, media: "Me
     if target is not None and not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; create it, or write the page elsewhere")
     beside = path.with_name(f"{path.stem}_media")
-    runs = [read_run(folder) for folder in folders]
+    runs = read_runs(folders)
     write_whole(path, page(runs, None if media is None else partial(media.fill, beside, runs)))
     return path
 

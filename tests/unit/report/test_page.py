@@ -13,7 +13,7 @@ from run_folders import RunFolder, rollout, some_costs, whole_run
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.report import rollouts as report_rollouts
 from lightning_mmrl.report.page import page, write_report
-from lightning_mmrl.report.run_files import read_run
+from lightning_mmrl.report.run_files import read_run, read_runs
 from lightning_mmrl.types.records import WEIGHTS
 
 HOSTILE = (
@@ -190,6 +190,20 @@ def test_two_runs_stand_side_by_side(tmp_path):
     assert {group["run"] for group in found.data["groups"]} == {0, 1}
     assert [line["run"] for line in found.data["curves"][0]["metrics"]["rollout/reward_mean"]] == [0, 1]
     assert found.ids() == list(dict.fromkeys(found.ids())), "no id stands twice"
+
+
+def test_runs_with_one_name_are_told_apart(tmp_path):
+    old, new = (whole_run(tmp_path / name / "quickstart").folder for name in ("old", "new"))
+    found = Parsed(page(read_runs([old, new])))
+    assert found.data["runs"] == ["quickstart (old)", "quickstart (new)"]
+    text = " ".join(found.text)
+    assert "quickstart (new) minus quickstart (old)" in text
+    assert "quickstart (old): reason" in text
+    assert [run.name for run in read_runs([old, old])] == ["quickstart (1)", "quickstart (2)"]
+    assert [run.name for run in read_runs([old])] == ["quickstart"]
+    inner = whole_run(old / "quickstart").folder
+    assert [run.name for run in read_runs([old, inner])] == ["quickstart (old)", "quickstart (quickstart)"]
+    assert [run.name for run in read_runs([old, whole_run(tmp_path / "other").folder])] == ["quickstart", "other"]
 
 
 def test_sets_without_the_same_samples_are_not_compared(tmp_path):
