@@ -13,7 +13,7 @@ from lightning_mmrl.files import write_whole
 from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.graph import curriculum_section
-from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
+from lightning_mmrl.report.markup import Html, data, folded, joined, tag, visible
 from lightning_mmrl.report.rollouts import Shown, browser_groups, read_rollouts
 from lightning_mmrl.report.run_files import RunFiles, read_runs
 from lightning_mmrl.report.scores import confusion_section, modality_section, stages_section
@@ -91,7 +91,7 @@ def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | Non
             tag("header", tag("h1", names), *(_facts(run) for run in runs)),
             tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in shown), aria_label="Sections"),
             tag("main", _missing(runs), *(_section(key, title, content) for key, title, content in shown)),
-            data({"runs": [escaped(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
+            data({"runs": [visible(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
         ]
     )
     return _document(names, body, with_media=fill is not None)

@@ -149,6 +149,21 @@ def test_a_hostile_text_stays_text_wherever_it_comes_from(tmp_path, text):
     assert found.data["groups"][0]["responses"][0]["text"] == report_rollouts.visible(text)
 
 
+def test_a_name_is_escaped_once_wherever_it_stands(tmp_path):
+    name = 'R&D <"1">'
+    run = RunFolder(tmp_path / name, order=(name,))
+    run.finish(name)
+    run.evaluate(name, [("happy", "happy"), ("sad", "sad")], name=name)
+    run.log(name, "train/loss", [1.0])
+    run.roll(name, [rollout(0)])
+    found = parsed(run.folder)
+    assert found.data["runs"] == [name]
+    labels = [attributes["aria-label"] for _, attributes in found.elements if "aria-label" in attributes]
+    assert {f"metrics of {name}", f"Confusion matrix: {name} on {name}"} <= set(labels)
+    everything = [*found.text, *(value for _, attributes in found.elements for value in attributes.values() if value)]
+    assert not re.search(r"&(amp|lt|gt|quot|#)", "".join([*everything, json.dumps(found.data)]))
+
+
 def test_the_same_folder_gives_the_same_bytes(run):
     first = write_report([run.folder]).read_bytes()
     assert write_report([run.folder]).read_bytes() == first
