@@ -41,12 +41,10 @@ class MediaFolder:
     Attributes:
         root: Folder that paths of media are relative to, before those of the configuration; None for these alone.
         on_progress: Gets the number of media that are decoded, and of all.
-        num_left_out: Files that were too large to be copied.
     """
 
     root: Path | None = None
     on_progress: Callable[[int, int], None] = lambda done, total: None
-    num_left_out: int = 0
     _copied: dict[Path, str | None] = field(default_factory=dict)
     _num_bytes: int = 0
 
@@ -85,8 +83,10 @@ class MediaFolder:
                     facts[ref] = {"error": visible(outcome.error)}
                 else:
                     facts[ref] = self._laid(path, ref, outcome.value, folder, name)
-        if self.num_left_out:
-            run.missing.append(f"{self.num_left_out} media files are too large to be copied beside the page.")
+        paths = {place[1] for place in found.values() if not isinstance(place, str)}
+        num_left_out = sum(self._copied.get(path, "") is None for path in paths)
+        if num_left_out:
+            run.missing.append(f"{num_left_out} media files are too large to be copied beside the page.")
         for each in shown:
             for values, ref in zip(each.values["media"], each.row.sample.media, strict=True):
                 values.update(facts.get(ref, {"caption": "not decoded for this page"}))
@@ -127,7 +127,6 @@ class MediaFolder:
             if fits:
                 shutil.copyfile(path, folder / file)
                 self._num_bytes += size
-            self.num_left_out += not fits
             self._copied[path] = file if fits else None
         return self._copied[path]
 

@@ -91,6 +91,21 @@ def test_large_files_are_not_copied_and_this_is_said(run, tmp_path, monkeypatch)
     assert "1 media files are too large to be copied" in path.read_text()
 
 
+def test_files_that_are_too_large_are_counted_for_each_run(run, tmp_path, monkeypatch):
+    other = whole_run(tmp_path / "other")
+    row = rollout(0)
+    other.roll("reason", [replace(row, sample=replace(row.sample, media=(MediaRef(kind="image", path="a.png"),)))])
+    third = whole_run(tmp_path / "third")
+    shared = MediaRef(kind="audio", path="b.wav")
+    third.roll("reason", [replace(row, sample=replace(row.sample, media=(shared,)))])
+    monkeypatch.setattr(report_media, "MOST_FILE_BYTES", 100)
+    note = "media files are too large to be copied"
+    for second, expected in ((other, ["run"]), (third, ["run", "third"])):
+        path = write_report([run.folder, second.folder], tmp_path / "page.html", MediaFolder(root=tmp_path / "media"))
+        text = path.read_text()
+        assert [name for name in ("run", "other", "third") if f"<li>{name}: 1 {note}" in text] == expected
+
+
 def test_a_page_without_media_allows_none(run):
     text = write_report([run.folder]).read_text()
     assert "img-src" not in text

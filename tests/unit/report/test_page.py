@@ -5,12 +5,14 @@ import hashlib
 import json
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
 from run_folders import RunFolder, rollout, some_costs, whole_run
 
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.report import page as report_page
 from lightning_mmrl.report import rollouts as report_rollouts
 from lightning_mmrl.report.page import page, write_report
 from lightning_mmrl.report.run_files import read_run, read_runs
@@ -350,6 +352,40 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, dama
     assert "missing" in found.ids()
     if make is whole_run:
         assert "cold_start" in " ".join(found.text)
+
+
+@pytest.mark.parametrize("at_fault", [(0,), (1,), (0, 1)])
+def test_a_fault_is_said_of_the_run_that_has_it(tmp_path, monkeypatch, at_fault):
+    folders = [whole_run(tmp_path / name).folder for name in ("first", "second")]
+
+    def broken(make, given, *others):
+        names = [run.name for run in (given if isinstance(given, list) else [given])]
+        if any(("first", "second")[place] in names for place in at_fault):
+            raise KeyError("seconds")
+        return make(given, *others)
+
+    for builder in ("costs_section", "curves_section", "distribution_section", "read_rollouts"):
+        monkeypatch.setattr(report_page, builder, partial(broken, getattr(report_page, builder)))
+    runs = read_runs(folders)
+    text = page(runs)
+    for place, run in enumerate(runs):
+        expected = ["rollouts", "Learning curves", "Time and tokens", "Rewards and lengths of sampled answers"]
+        blamed = [note.partition(":")[0] for note in run.missing if "cannot be shown (KeyError" in note]
+        assert blamed == (expected if place in at_fault else []), run.missing
+    assert "What each stage brought" in text
+
+
+def test_a_fault_that_no_run_has_alone_is_said_of_both(tmp_path, monkeypatch):
+    runs = read_runs([whole_run(tmp_path / name).folder for name in ("first", "second")])
+
+    def broken(given):
+        if len(given) > 1:
+            raise ValueError("not alike")
+
+    monkeypatch.setattr(report_page, "stages_section", broken)
+    page(runs)
+    note = "What each stage brought: cannot be shown (ValueError: not alike)."
+    assert [run.missing for run in runs] == [[note], [note]]
 
 
 SECRET = {"test": {"num_samples": 1, "metrics": {"uar": 0.123}, "intervals": {}}}
