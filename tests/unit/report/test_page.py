@@ -14,6 +14,7 @@ from run_folders import RunFolder, rollout, some_costs, whole_run
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.report import page as report_page
 from lightning_mmrl.report import rollouts as report_rollouts
+from lightning_mmrl.report.graph import _row
 from lightning_mmrl.report.page import page, write_report
 from lightning_mmrl.report.run_files import read_run, read_runs
 from lightning_mmrl.types.records import WEIGHTS
@@ -247,6 +248,15 @@ def test_data_that_stages_made_and_routed_is_counted(tmp_path):
     text = " ".join(parsed(run.folder).text)
     for part in ("never solved", "experts teacher", "samples kept in", "1,200", "own (5)", "own (5) of route"):
         assert part in text, part
+
+
+def test_weights_from_outside_and_weights_that_were_replaced_since_are_told_apart(tmp_path):
+    run = RunFolder(tmp_path / "run", order=("cold_start", "reason", "polish"))
+    run.finish("cold_start")
+    run.finish("reason", kind="rl", reads={WEIGHTS: "1" * 64}, start="cold_start")
+    run.finish("polish", kind="rl", reads={WEIGHTS: "2" * 64}, start="models/other")
+    reads = [row[2] for row in (_row(place, read_run(run.folder), []) for place in range(3))]
+    assert reads == ["a model from outside", "weights of cold_start that were replaced since", "a model from outside"]
 
 
 def test_a_curve_keeps_its_finite_values_and_counts_the_others(run):
