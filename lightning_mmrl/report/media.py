@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media_files import resolve_media
@@ -59,14 +60,15 @@ class MediaFolder:
         """
         _refuse_others(folder)
         with writing(folder), folder_beside(folder) as temporary:
+            place = quote(os.fsencode(folder.name), safe="")
             for number, run in enumerate(runs):
-                self._of_run(run, [each for each in shown if each.values["run"] == number], temporary, folder.name)
+                self._of_run(run, [each for each in shown if each.values["run"] == number], temporary, place)
             (temporary / MARKER).write_text("The next `mmrl report --media` for this page replaces this folder.\n")
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
 
-    def _of_run(self, run: RunFiles, shown: Sequence[Shown], folder: Path, name: str) -> None:
+    def _of_run(self, run: RunFiles, shown: Sequence[Shown], folder: Path, address: str) -> None:
         own = [] if self.root is None else [self.root]
         roots: list[Path] = list(dict.fromkeys([*own, *_roots(run.settings)]))
         refs = dict.fromkeys(ref for each in shown for ref in each.row.sample.media[:MOST_OF_A_GROUP])
@@ -82,7 +84,7 @@ class MediaFolder:
                 if outcome.error is not None:
                     facts[ref] = {"error": visible(outcome.error)}
                 else:
-                    facts[ref] = self._laid(path, ref, outcome.value, folder, name)
+                    facts[ref] = self._laid(path, ref, outcome.value, folder, address)
         paths = {place[1] for place in found.values() if not isinstance(place, str)}
         num_left_out = sum(self._copied.get(path, "") is None for path in paths)
         if num_left_out:
@@ -91,7 +93,7 @@ class MediaFolder:
             for values, ref in zip(each.values["media"], each.row.sample.media, strict=True):
                 values.update(facts.get(ref, {"caption": "not decoded for this page"}))
 
-    def _laid(self, path: Path, ref: MediaRef, seen: Thumbnail, folder: Path, name: str) -> dict[str, Any]:
+    def _laid(self, path: Path, ref: MediaRef, seen: Thumbnail, folder: Path, address: str) -> dict[str, Any]:
         """Writes the frames and the copy of a medium, and returns what the page says of it."""
         mark = hashlib.sha256(f"{path}\0{ref.start_s}\0{ref.end_s}".encode("utf-8", "backslashreplace")).hexdigest()[
             :16
@@ -100,7 +102,7 @@ class MediaFolder:
         for number, picture in enumerate(seen.pictures):
             file = f"{mark}-{number}.jpg"
             (folder / file).write_bytes(picture)
-            frames.append(f"{name}/{file}")
+            frames.append(f"{address}/{file}")
         wave = "".join(
             f"M{column} {HEIGHT / 2 - 38 * high:.1f}V{HEIGHT / 2 + 1 - 38 * low:.1f}"
             for column, (low, high) in enumerate(seen.outline)
@@ -113,7 +115,7 @@ class MediaFolder:
             "kind": ref.kind,
         }
         played = self._copy(path, ref, folder)
-        return facts if played is None else {**facts, "play": f"{name}/{played}", "from": ref.start_s or 0}
+        return facts if played is None else {**facts, "play": f"{address}/{played}", "from": ref.start_s or 0}
 
     def _copy(self, path: Path, ref: MediaRef, folder: Path) -> str | None:
         """Copies a file that a browser plays, and returns its name; None if it is no such file or too large."""

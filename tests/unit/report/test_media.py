@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -69,6 +70,15 @@ def test_a_folder_of_the_user_is_refused_before_anything_is_decoded(run, tmp_pat
             write_report([run.folder], tmp_path / f"{name}.html", media)
     assert sorted(beside.iterdir()) == before
     assert target.read_bytes() == page
+
+
+def test_addresses_of_media_are_quoted(run, tmp_path):
+    path = write_report([run.folder], tmp_path / "50 %: a#1?\u00e9.html", MediaFolder(root=tmp_path / "media"))
+    picture, sound, *_ = shown(path)
+    for address in (*picture["frames"], sound["play"]):
+        parts = urlsplit(address)
+        assert parts.path == address, "no part of the name is read as a scheme, a query or a fragment"
+        assert (tmp_path / unquote(parts.path)).is_file()
 
 
 def test_the_folders_of_the_configuration_are_searched(run, tmp_path):
