@@ -22,6 +22,7 @@ from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.app.starts import note_start
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
+from lightning_mmrl.curriculum.callbacks import Callbacks
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
@@ -111,7 +112,7 @@ def _lead(
 ) -> FinishedRun:
     """Runs the curriculum on rank 0, the only rank that decides, writes and tracks."""
     config = parts.config
-    resolved = directory / "config.yaml"
+    begun = False
     curriculum = Curriculum(
         name=config.run_name, stages=specs, base=parts.starting_point, base_evaluation=base_evaluation(config)
     )
@@ -121,15 +122,19 @@ def _lead(
         write_json(directory / "comparison.json", found.plain())
         return found
 
+    def start(parent: TrackedRun) -> None:
+        nonlocal begun
+        begun = True
+        describe_run(config, parent, directory / "config.yaml")
+
     page = RunPage(directory=directory, compare=compare, say=parts.console.say)
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
         build_stage=leader.build_stage,
-        evaluate=page.after(leader.evaluate),
+        evaluate=leader.evaluate,
         tracker=lambda: open_tracker(config),
-        on_start=lambda parent: describe_run(config, parent, resolved),
-        on_made=partial(check_made, config, specs),
+        callbacks=Callbacks(on_start=start, on_made=partial(check_made, config, specs), on_evaluated=page.refresh),
         say=parts.console.say,
     )
     ended_by_gate = None
@@ -139,11 +144,12 @@ def _lead(
         except GateError as error:
             results, ended_by_gate = orchestrator.finished(), str(error)
         except BaseException:
-            page.refresh()
+            if begun:  # a command that is refused leaves the folder as it is
+                page.refresh()
             raise
         note_report(config, directory)
         comparison = compare()
-        page.refresh()
+        page.write()
     return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,

@@ -1,10 +1,9 @@
 """Keeps the page of a run up to date while the run goes on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mmrl.protocols.plain import Evaluator, TrackedRun
 from lightning_mmrl.report.page import write_report
 
 
@@ -24,19 +23,19 @@ class RunPage:
 
     def refresh(self) -> None:
         """Compares the stages so far, and writes the page."""
+        self._tried(self.compare, self._write)
+
+    def write(self) -> None:
+        """Writes the page with the comparison that is there."""
+        self._tried(self._write)
+
+    def _write(self) -> None:
+        write_report([self.directory])
+
+    def _tried(self, *parts: Callable[[], object]) -> None:
         try:
-            self.compare()
-            write_report([self.directory])
+            for part in parts:
+                part()
         except Exception as error:  # whatever it is, hours of training must not end with it
             again = f"`mmrl report {self.directory}` writes it again"
             self.say(f"warning: report.html is not up to date ({type(error).__name__}: {error}); {again}")
-
-    def after(self, evaluate: Evaluator) -> Evaluator:
-        """Returns an evaluator that then refreshes the page."""
-
-        def evaluated(checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
-            metrics = evaluate(checkpoint, directory, stage, run)
-            self.refresh()
-            return metrics
-
-        return evaluated

@@ -13,6 +13,7 @@ from lightning_mmrl.tracking.jsonl import append_lines
 FILE = "starts.jsonl"
 PACKAGES = ("torch", "transformers", "lightning", "peft")
 CHECKOUT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1].name
 _LONGEST_S = 10.0
 
 
@@ -26,14 +27,17 @@ def note_start(directory: Path) -> None:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit that a folder is a checkout of, with `+changes` if files of it differ; None if it is no checkout.
+    """The commit that a folder is a checkout of, with `+changes` if its code differs; None if it is no checkout.
+
+    The code differs if any file that git tracks does, or if the package has a Python file that git does not track.
 
     A folder within a checkout of something else, such as an installed package, is none.
     """
     if _git(checkout, "rev-parse", "--show-toplevel") != str(checkout.resolve()):
         return None
     commit, changed = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain", "-uno")
-    return f"{commit}+changes" if commit and changed else commit
+    new = _git(checkout, "ls-files", "--others", "--exclude-standard", "--", f"{PACKAGE}/*.py")
+    return f"{commit}+changes" if commit and (changed or new) else commit
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.artifacts import check_artifact, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
+from lightning_mmrl.curriculum.callbacks import Callbacks
 from lightning_mmrl.curriculum.changes import same_content
 from lightning_mmrl.curriculum.costs import note_costs
 from lightning_mmrl.curriculum.emptiness import empty_inputs, in_words, is_idle, refuse_idle
@@ -57,10 +58,7 @@ class StageOrchestrator:
         build_stage: Builds the job of a stage.
         evaluate: Evaluates a handoff.
         tracker: Opens the tracker of the run.
-        on_start: Called with the opened parent run before the first pending stage.
-        on_made: Called with a stage that made data and with the folders of these artifacts: as soon as the stage is
-            finished, and again at the start of a later run in which another stage will read from it. Raises if a later
-            stage cannot use the data.
+        callbacks: Called as the run goes on.
         say: Shows the user a line.
     """
 
@@ -72,8 +70,7 @@ class StageOrchestrator:
         build_stage: StageFactory,
         evaluate: Evaluator,
         tracker: Callable[[], Tracker],
-        on_start: Callable[[TrackedRun], None],
-        on_made: Callable[[StageSpec, Mapping[str, Path]], None] = lambda spec, folders: None,
+        callbacks: Callbacks,
         say: Callable[[str], None] = print,
     ) -> None:
         self._curriculum = curriculum
@@ -81,8 +78,7 @@ class StageOrchestrator:
         self._build_stage = build_stage
         self._evaluate = evaluate
         self._open_tracker = tracker
-        self._on_start = on_start
-        self._on_made = on_made
+        self._callbacks = callbacks
         self._say = say
         self._stages = curriculum.stages
         self._manifest = Manifest()
@@ -146,7 +142,7 @@ class StageOrchestrator:
                 tracker.open_run(name, run_id=self._manifest.running_id).finish(self._manifest.status_left)
             self._save(tracking_id=parent.id, running_id=None, running_name=None)
             with self._in_progress(parent, self._curriculum.name), status_of(parent):
-                self._on_start(parent)
+                self._callbacks.on_start(parent)
                 self._evaluate_base(parent)
                 for spec in self._stages:
                     if due.get(spec.name) == "run":
@@ -168,6 +164,7 @@ class StageOrchestrator:
         parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
         place = str(folder.relative_to(self._directory))
         self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, path=place, metrics=metrics))
+        self._callbacks.on_evaluated()
 
     def _base_to_evaluate(self) -> Input | None:
         """Returns the base model if it is to be evaluated, otherwise None.
@@ -270,7 +267,7 @@ class StageOrchestrator:
         artifacts = self._manifest.stages[spec.name].result.artifacts
         data = {name: self._directory / made.path for name, made in artifacts.items() if name != HANDOFF}
         if data:
-            self._on_made(spec, data)
+            self._callbacks.on_made(spec, data)
         for reader in self._stages:
             if reader.name in self._waiting and any(edge.stage == spec.name for edge in reader.inputs.values()):
                 self._empty_inputs(reader)  # raises now, and not only when its turn comes
@@ -322,6 +319,7 @@ class StageOrchestrator:
         result = replace(finished.result, metrics={**finished.training_metrics, **values}, seconds=seconds)
         complete = replace(finished, result=result, evaluation=spec.evaluation)
         self._save(stages={**self._manifest.stages, spec.name: complete})
+        self._callbacks.on_evaluated()
 
     def _set_aside(self, spec: StageSpec) -> None:
         """Renames the folder of a finished stage that runs again, because no finished work is deleted."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_mmrl.report.markup import Html, escaped, folded, joined, number, rounded, table, tag
+from lightning_mmrl.report.markup import Html, folded, joined, number, rounded, table, tag
 from lightning_mmrl.report.run_files import RunFiles, StageFiles
 from lightning_mmrl.tracking.jsonl import read_lines, unreadable_lines
 
@@ -139,5 +139,5 @@ def _stage(place: int, name: str, notes: Sequence[str], found: Sequence[tuple[st
         tag("h3", name),
         *(tag("p", note, class_="note") for note in notes),
         tag("div", class_="curves", data_curves=place),
-        folded("As a table", table(head, rows, label=f"metrics of {escaped(name)}")),
+        folded("As a table", table(head, rows, label=f"metrics of {name}")),
     )

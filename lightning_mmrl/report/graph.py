@@ -60,10 +60,17 @@ def _row(place: int, run: RunFiles, links: list[Link]) -> list[object]:
     reads = [f"{_what(link)} of {run.stages[link.start].name}" for link in links if link.end == place]
     if stage.result is not None and WEIGHTS in stage.result.inputs:
         known = [link for link in links if link.end == place and link.artifact == HANDOFF]
-        reads = reads if known else ["a model from outside", *reads]
+        reads = reads if known else [_unknown_weights(stage, run), *reads]
     made = "; ".join(f"{name}: {in_words(counts)}" for name, counts in stage.counts.items())
     steps = "-" if stage.result is None else number(stage.result.num_steps)
     return [stage.name, stage.kind, ", ".join(reads) or "-", steps, made or "-"]
+
+
+def _unknown_weights(stage: StageFiles, run: RunFiles) -> str:
+    """The source of weights that no stage of the run has now: a model from outside, or a stage that ran again since."""
+    source = "" if stage.finished is None else stage.finished.content.get("starts_from")
+    again = source in [each.name for each in run.stages]
+    return f"weights of {source} that were replaced since" if again else "a model from outside"
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.sheet import Thumbnail, thumbnail
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.files import folder_beside, writing
 from lightning_mmrl.report.markup import visible
 from lightning_mmrl.report.rollouts import Shown
@@ -28,6 +29,8 @@ MOST_BYTES = 200 * 2**20
 """Size of all copies together."""
 PLAYED = {"video": (".mp4", ".m4v", ".webm"), "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a")}
 """Ends of names, by kind, of files that browsers play."""
+MARKER = ".mmrl-report-media"
+"""File in every folder of media that a page came with; a folder without it belongs to the user."""
 HEIGHT = 80
 """Height of the outline of a sound, in the units of its picture."""
 
@@ -39,12 +42,10 @@ class MediaFolder:
     Attributes:
         root: Folder that paths of media are relative to, before those of the configuration; None for these alone.
         on_progress: Gets the number of media that are decoded, and of all.
-        num_left_out: Files that were too large to be copied.
     """
 
     root: Path | None = None
     on_progress: Callable[[int, int], None] = lambda done, total: None
-    num_left_out: int = 0
     _copied: dict[Path, str | None] = field(default_factory=dict)
     _num_bytes: int = 0
 
@@ -54,16 +55,20 @@ class MediaFolder:
         A medium that is not found or cannot be decoded is shown by its error.
 
         Raises:
+            ConfigError: The folder has files and no page came with it.
             DiskError: The disk refuses; the folder is as it was before.
         """
+        _refuse_others(folder)
         with writing(folder), folder_beside(folder) as temporary:
+            place = quote(os.fsencode(folder.name), safe="")
             for number, run in enumerate(runs):
-                self._of_run(run, [each for each in shown if each.values["run"] == number], temporary, folder.name)
+                self._of_run(run, [each for each in shown if each.values["run"] == number], temporary, place)
+            (temporary / MARKER).write_text("The next `mmrl report --media` for this page replaces this folder.\n")
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
 
-    def _of_run(self, run: RunFiles, shown: Sequence[Shown], folder: Path, name: str) -> None:
+    def _of_run(self, run: RunFiles, shown: Sequence[Shown], folder: Path, address: str) -> None:
         own = [] if self.root is None else [self.root]
         roots: list[Path] = list(dict.fromkeys([*own, *_roots(run.settings)]))
         refs = dict.fromkeys(ref for each in shown for ref in each.row.sample.media[:MOST_OF_A_GROUP])
@@ -79,14 +84,16 @@ class MediaFolder:
                 if outcome.error is not None:
                     facts[ref] = {"error": visible(outcome.error)}
                 else:
-                    facts[ref] = self._laid(path, ref, outcome.value, folder, name)
-        if self.num_left_out:
-            run.missing.append(f"{self.num_left_out} media files are too large to be copied beside the page.")
+                    facts[ref] = self._laid(path, ref, outcome.value, folder, address)
+        paths = {place[1] for place in found.values() if not isinstance(place, str)}
+        num_left_out = sum(self._copied.get(path, "") is None for path in paths)
+        if num_left_out:
+            run.missing.append(f"{num_left_out} media files are too large to be copied beside the page.")
         for each in shown:
             for values, ref in zip(each.values["media"], each.row.sample.media, strict=True):
                 values.update(facts.get(ref, {"caption": "not decoded for this page"}))
 
-    def _laid(self, path: Path, ref: MediaRef, seen: Thumbnail, folder: Path, name: str) -> dict[str, Any]:
+    def _laid(self, path: Path, ref: MediaRef, seen: Thumbnail, folder: Path, address: str) -> dict[str, Any]:
         """Writes the frames and the copy of a medium, and returns what the page says of it."""
         mark = hashlib.sha256(f"{path}\0{ref.start_s}\0{ref.end_s}".encode("utf-8", "backslashreplace")).hexdigest()[
             :16
@@ -95,7 +102,7 @@ class MediaFolder:
         for number, picture in enumerate(seen.pictures):
             file = f"{mark}-{number}.jpg"
             (folder / file).write_bytes(picture)
-            frames.append(f"{name}/{file}")
+            frames.append(f"{address}/{file}")
         wave = "".join(
             f"M{column} {HEIGHT / 2 - 38 * high:.1f}V{HEIGHT / 2 + 1 - 38 * low:.1f}"
             for column, (low, high) in enumerate(seen.outline)
@@ -108,7 +115,7 @@ class MediaFolder:
             "kind": ref.kind,
         }
         played = self._copy(path, ref, folder)
-        return facts if played is None else {**facts, "play": f"{name}/{played}", "from": ref.start_s or 0}
+        return facts if played is None else {**facts, "play": f"{address}/{played}", "from": ref.start_s or 0}
 
     def _copy(self, path: Path, ref: MediaRef, folder: Path) -> str | None:
         """Copies a file that a browser plays, and returns its name; None if it is no such file or too large."""
@@ -122,9 +129,24 @@ class MediaFolder:
             if fits:
                 shutil.copyfile(path, folder / file)
                 self._num_bytes += size
-            self.num_left_out += not fits
             self._copied[path] = file if fits else None
         return self._copied[path]
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuses to replace anything but a folder that is empty or that an earlier page came with.
+
+    Raises:
+        ConfigError: It is a file, a link, or a folder with files and without the marker.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        return
+    ours = folder.is_dir() and not folder.is_symlink() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
+    if not ours:
+        raise ConfigError(
+            f"{folder} would be replaced by the media of the page, and `mmrl report` did not write it; move it away, "
+            "or name another page with --out"
+        )
 
 
 def _located(ref: MediaRef, roots: Sequence[Path]) -> tuple[Path, Path] | str:

@@ -13,9 +13,9 @@ from lightning_mmrl.files import write_whole
 from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.graph import curriculum_section
-from lightning_mmrl.report.markup import Html, data, escaped, folded, joined, tag
+from lightning_mmrl.report.markup import Html, data, folded, joined, tag, visible
 from lightning_mmrl.report.rollouts import Shown, browser_groups, read_rollouts
-from lightning_mmrl.report.run_files import RunFiles, read_run
+from lightning_mmrl.report.run_files import RunFiles, read_runs
 from lightning_mmrl.report.scores import confusion_section, modality_section, stages_section
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 MOST_RUNS = 2
+FAULTS = (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What a builder raises for a file of a shape that no version writes."""
 SCRIPTS = ("uPlot.iife.min.js", "curves.js", "browser.js")
 STYLES = ("uPlot.min.css", "page.css")
 
@@ -33,7 +35,8 @@ def write_report(folders: Sequence[Path], target: Path | None = None, media: "Me
     With `media`, a folder beside the page, `report_media`, holds the media of the groups that it shows.
 
     Raises:
-        ConfigError: There are no runs or more than two, or the target is no place for a file.
+        ConfigError: There are no runs or more than two, the target is no place for a file, or the folder of media
+            holds files of somebody else.
         DataError: A folder is none of a run.
         StageError: The manifest of a run is damaged.
         DiskError: The page cannot be written.
@@ -46,7 +49,7 @@ def write_report(folders: Sequence[Path], target: Path | None = None, media: "Me
     if target is not None and not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; create it, or write the page elsewhere")
     beside = path.with_name(f"{path.stem}_media")
-    runs = [read_run(folder) for folder in folders]
+    runs = read_runs(folders)
     write_whole(path, page(runs, None if media is None else partial(media.fill, beside, runs)))
     return path
 
@@ -58,31 +61,24 @@ def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | Non
         runs: One run or two.
         fill: Lays media of the groups beside the page, and adds to the groups where they lie.
     """
-    missing = [run.missing for run in runs]
-    found = _tried(lambda: [read_rollouts(run) for run in runs], missing[0], "rollouts") or [[] for _ in runs]
+    found = [_tried(lambda of, run=run: read_rollouts(run), [run], "rollouts") or [] for run in runs]
     shown_groups = [group for place, stages in enumerate(found) for group in browser_groups(place, stages)]
     if fill is not None:
         fill(shown_groups)
     groups = [group.values for group in shown_groups]
-    curves: list[dict[str, Any]] = []
-
-    def learning_curves() -> Html:
-        section, drawn = curves_section(runs)
-        curves.extend(drawn)
-        return section
-
-    builders: list[tuple[str, str, Callable[[], Html | None]]] = [
-        ("scores", "What each stage brought", lambda: stages_section(runs)),
-        ("curriculum", "Curriculum", lambda: curriculum_section(runs)),
-        ("curves", "Learning curves", learning_curves),
-        ("modalities", "Whether the model looks and listens", lambda: modality_section(runs)),
-        ("confusion", "Confusion matrices", lambda: confusion_section(runs)),
-        ("costs", "Time and tokens", lambda: costs_section(runs)),
-        ("routing", "Where samples went", lambda: routing_section(runs)),
-        ("answers", "Rewards and lengths of sampled answers", lambda: distribution_section(runs, found)),
-        ("rollouts", "Sampled answers", lambda: _browser(runs, found, groups)),
+    learned, curves = _tried(lambda of: curves_section(runs[of]), runs, "Learning curves") or (None, [])
+    builders: list[tuple[str, str, Callable[[slice], Html | None]]] = [
+        ("scores", "What each stage brought", lambda of: stages_section(runs[of])),
+        ("curriculum", "Curriculum", lambda of: curriculum_section(runs[of])),
+        ("curves", "Learning curves", lambda of: learned),
+        ("modalities", "Whether the model looks and listens", lambda of: modality_section(runs[of])),
+        ("confusion", "Confusion matrices", lambda of: confusion_section(runs[of])),
+        ("costs", "Time and tokens", lambda of: costs_section(runs[of])),
+        ("routing", "Where samples went", lambda of: routing_section(runs[of])),
+        ("answers", "Rewards and lengths of sampled answers", lambda of: distribution_section(runs[of], found[of])),
+        ("rollouts", "Sampled answers", lambda of: _browser(runs[of], found[of], groups)),
     ]
-    built = [(key, title, _tried(make, missing[0], title)) for key, title, make in builders]
+    built = [(key, title, _tried(make, runs, title)) for key, title, make in builders]
     shown = [(key, title, content) for key, title, content in built if content is not None]
     names = " and ".join(run.name for run in runs)
     body = joined(
@@ -90,19 +86,33 @@ def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | Non
             tag("header", tag("h1", names), *(_facts(run) for run in runs)),
             tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in shown), aria_label="Sections"),
             tag("main", _missing(runs), *(_section(key, title, content) for key, title, content in shown)),
-            data({"runs": [escaped(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
+            data({"runs": [visible(run.name) for run in runs], "curves": curves, "groups": groups}, "report-data"),
         ]
     )
     return _document(names, body, with_media=fill is not None)
 
 
-def _tried(make: Callable[[], Any], missing: list[str], what: str) -> Any:
-    """The result of a builder; a file of a shape that no version writes costs its section, and the page says so."""
+def _tried(make: Callable[[slice], Any], runs: Sequence[RunFiles], what: str) -> Any:
+    """The result of a builder for all runs; a file of a shape that no version writes costs its section.
+
+    The page then says so of each run for which the builder also fails alone, or of all if it fails for none alone.
+    """
     try:
-        return make()
-    except (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        missing.append(f"{what}: cannot be shown ({type(error).__name__}: {error}).")
+        return make(slice(None))
+    except FAULTS as error:
+        alone = [_fault(make, slice(place, place + 1)) for place in range(len(runs))]
+        for run, fault in zip(runs, alone if any(alone) else [error] * len(runs), strict=True):
+            if fault is not None:
+                run.missing.append(f"{what}: cannot be shown ({type(fault).__name__}: {fault}).")
         return None
+
+
+def _fault(make: Callable[[slice], Any], of: slice) -> Exception | None:
+    try:
+        make(of)
+    except FAULTS as error:
+        return error
+    return None
 
 
 def _section(key: str, title: str, content: Html) -> Html:

@@ -1,8 +1,8 @@
 """Reads what a run left in its folder; a missing or damaged part is named, and the rest is read all the same."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,32 @@ class RunFiles:
         if len(done) == len(self.stages) and done:
             return f"all {len(done)} stages finished"
         return f"ended with {len(done)} of {len(self.stages)} stages finished"
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """Reads run folders; to runs with one name it adds the part of their paths that differs, or a number.
+
+    Raises:
+        DataError: A folder is none of a run.
+        StageError: A manifest is damaged or of another version.
+    """
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) == len(runs):
+        return runs
+    marks = _marks([run.folder.resolve() for run in runs])
+    return [replace(run, name=f"{run.name} ({mark})") for run, mark in zip(runs, marks, strict=True)]
+
+
+def _marks(folders: Sequence[Path]) -> list[str]:
+    """The last parts of paths, counted from their ends, that differ; numbers if none do.
+
+    >>> _marks([Path("/old/quickstart"), Path("/new/quickstart")]), _marks([Path("/a"), Path("/a")])
+    (['old', 'new'], ['1', '2'])
+    """
+    for parts in zip(*(reversed(folder.parts) for folder in folders), strict=False):
+        if len(set(parts)) == len(parts):
+            return list(parts)
+    return [str(number) for number, _ in enumerate(folders, start=1)]
 
 
 def read_run(folder: Path) -> RunFiles:

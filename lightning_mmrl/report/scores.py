@@ -8,7 +8,7 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
-from lightning_mmrl.report.markup import Html, bar, escaped, joined, number, table, tag
+from lightning_mmrl.report.markup import Html, bar, joined, number, table, tag
 from lightning_mmrl.report.run_files import Evaluated, RunFiles
 
 MOST_LABELS = 24
@@ -207,7 +207,7 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
             share = count / whole if whole else 0.0
             cells.append(tag("span", number(count), class_=f"heat h{round(10 * share)}", title=f"{share:.0%}"))
         rows.append([*cells, percent(each.metrics.get(RECALL + truth))])
-    grid = table(["truth", *columns, "recall"], rows, label=f"Confusion matrix: {escaped(title)}")
+    grid = table(["truth", *columns, "recall"], rows, label=f"Confusion matrix: {title}")
     return tag("figure", tag("figcaption", title), grid, class_="matrix")
 
 

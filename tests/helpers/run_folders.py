@@ -61,7 +61,7 @@ class RunFolder:
     def place(self, stage):
         return self.folder / "stages" / f"{self.order.index(stage):02d}-{stage}"
 
-    def finish(self, stage, *, kind="sft", reads=None, made=None, routing=None, costs=None):
+    def finish(self, stage, *, kind="sft", reads=None, made=None, routing=None, costs=None, start="base"):
         """Finishes a stage; `made` maps artifacts of data to their counts, without it the stage made weights."""
         place = self.place(stage)
         artifacts = {}
@@ -81,7 +81,7 @@ class RunFolder:
             num_steps=7,
             costs=costs,
         )
-        content = {"seed": 3, "stage.kind": kind, "data.train.jsonl": "abcdef0123456789"}
+        content = {"seed": 3, "stage.kind": kind, "data.train.jsonl": "abcdef0123456789", "starts_from": start}
         done = FinishedStage(digest="d", content=content, result=result, training_metrics={}, evaluation="e")
         self.manifest = Manifest(stages={**self.manifest.stages, stage: done}, base=self.manifest.base)
         self.save()
@@ -170,7 +170,7 @@ def whole_run(folder):
     run.evaluate("base", [("happy", None), ("sad", None)])
     weights = run.finish("cold_start")[HANDOFF]
     run.evaluate("cold_start", [("happy", "happy"), ("sad", "happy")])
-    run.finish("reason", kind="rl", reads={WEIGHTS: weights}, costs=some_costs())
+    run.finish("reason", kind="rl", reads={WEIGHTS: weights}, costs=some_costs(), start="cold_start")
     run.evaluate("reason", [("happy", "happy"), ("sad", "sad")])
     run.evaluate("reason", [("happy", "happy"), ("sad", "happy")], name="test-silent")
     run.compare("reason", "cold_start", 0.1, 0.9)

@@ -31,10 +31,10 @@
 
   const filters = {};
   const fields = make("fieldset", {}, make("legend", {}, "Filters"));
-  const choose = (key, title, values, read) => {
+  const choose = (key, title, values, read, named = (value) => short(String(value), 60)) => {
     if (values.length < 2) return;
     const select = make("select", {}, make("option", { value: "" }, "all"));
-    values.forEach((value, place) => select.append(make("option", { value: String(place) }, short(String(value), 60))));
+    values.forEach((value, place) => select.append(make("option", { value: String(place) }, named(value))));
     select.addEventListener("change", update);
     fields.append(make("label", {}, title, select));
     filters[key] = (group) => select.value === "" || read(group) === values[Number(select.value)];
@@ -46,8 +46,7 @@
     filters[key] = (group) => input.value === "" || group.responses.some((each) =>
       each.reward !== null && keep(each.reward, Number(input.value)));
   };
-  choose("run", "Run", report.runs.map((name, place) => place).filter((place) => groups.some((g) => g.run === place))
-    .map((place) => report.runs[place]), (group) => report.runs[group.run]);
+  choose("run", "Run", unique(groups.map((group) => group.run)), (group) => group.run, (run) => report.runs[run]);
   choose("stage", "Stage", unique(groups.map((group) => group.stage)), (group) => group.stage);
   choose("table", "Iteration or part", unique(groups.map((group) => group.table)), (group) => group.table);
   choose("label", "Label", unique(groups.map((group) => group.label)), (group) => group.label);

@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from run_folders import whole_run
 
 from lightning_mmrl.app.run import (
+    _lead,
     absolute_sqlite,
     check_all_targets,
     describe_run,
@@ -12,7 +15,10 @@ from lightning_mmrl.app.run import (
     writable,
 )
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.report.page import write_report
 from lightning_mmrl.tracking.null import NullTracker
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Which?"}]}) + "\n"
@@ -101,3 +107,37 @@ def test_a_database_has_an_absolute_address(tmp_path, monkeypatch):
     assert absolute_sqlite("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert absolute_sqlite("sqlite:////abs/mlflow.db") == "sqlite:////abs/mlflow.db"
     assert absolute_sqlite("http://host:5000") == "http://host:5000"
+
+
+def lead(root, directory, selection=None):
+    """Runs a curriculum up to the evaluation of its base model, which fails."""
+
+    def fail(*_):
+        raise RuntimeError("no evaluation here")
+
+    settings = config(root, "tracking=none", f"data.media.cache_dir={root}/kept")
+    (root / "model").mkdir(exist_ok=True)
+    (root / "model" / "weights").write_text("base")
+    parts = SimpleNamespace(
+        config=settings, starting_point=lambda spec: root / "model", console=SimpleNamespace(say=lambda line: None)
+    )
+    _lead(parts, stage_specs(settings), directory, SimpleNamespace(build_stage=fail, evaluate=fail), selection)
+
+
+def test_a_refused_command_leaves_page_and_comparison_as_they_are(root, tmp_path):
+    run = whole_run(tmp_path / "runs" / "known")
+    write_report([run.folder])
+    kept = [run.folder / "comparison.json", run.folder / "report.html"]
+    before = [path.read_bytes() for path in kept]
+    with pytest.raises(ConfigError, match="with another configuration"):
+        lead(root, run.folder)
+    assert [path.read_bytes() for path in kept] == before
+    with pytest.raises(ConfigError, match="nothing"):
+        lead(root, tmp_path / "runs" / "new", Selection(from_stage="nothing"))
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir() if path.name != ".lock"] == []
+
+
+def test_a_run_that_fails_after_it_began_has_a_page(root, tmp_path):
+    with pytest.raises(RuntimeError, match="no evaluation here"):
+        lead(root, tmp_path / "runs" / "new")
+    assert "No stage was evaluated" in (tmp_path / "runs" / "new" / "report.html").read_text()

@@ -1,7 +1,7 @@
 import json
 import subprocess
 
-from lightning_mmrl.app.starts import commit_of, note_start
+from lightning_mmrl.app.starts import PACKAGE, commit_of, note_start
 
 
 def git(folder, *arguments):
@@ -30,5 +30,12 @@ def test_a_commit_is_that_of_the_checkout_itself_and_tells_of_changes(tmp_path):
     head = git(tmp_path, "rev-parse", "HEAD").strip()
     assert commit_of(tmp_path) == head
     assert commit_of(tmp_path / "inner") is None, "an installed package within somebody's checkout"
+    (tmp_path / "notes.py").write_text("")
+    assert commit_of(tmp_path) == head, "it is not part of the package"
+    module = tmp_path / PACKAGE / "rewards" / "mine.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    assert commit_of(tmp_path) == f"{head}+changes", "a new module"
+    module.unlink()
     (tmp_path / "inner" / "a.txt").write_text("2")
     assert commit_of(tmp_path) == f"{head}+changes"

@@ -13,7 +13,7 @@ def test_the_page_lies_in_the_run_folder_or_where_it_is_asked_for(tmp_path, caps
     assert main(["report", str(run.folder)]) == 0
     assert str(run.folder / "report.html") in capsys.readouterr().out
     assert main(["report", str(run.folder), str(run.folder), "--out", str(tmp_path / "two.html")]) == 0
-    assert (tmp_path / "two.html").read_text().count("<h1>run and run</h1>") == 1
+    assert (tmp_path / "two.html").read_text().count("<h1>run (1) and run (2)</h1>") == 1
 
 
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path, capsys):

@@ -33,6 +33,23 @@ def test_stages_run_in_order_each_from_the_one_before(lab):
     assert [result.inputs["weights"] for result in results[1:]] == [result.handoff.digest for result in results[:2]]
 
 
+def test_what_follows_an_evaluation_finds_it_recorded_and_is_not_part_of_its_time(lab, monkeypatch):
+    clock, record = [0.0], lab.record
+
+    def slow_record():
+        clock[0] += 1000.0
+        record()
+
+    monkeypatch.setattr("lightning_mmrl.curriculum.orchestrator.time.monotonic", lambda: clock[0])
+    lab.record, lab.base_evaluation = slow_record, "how"
+    results = lab.run()
+    assert lab.recorded == [["base", *NAMES[:number]] for number in range(4)]
+    assert [result.seconds["evaluate"] for result in results] == [0.0] * 3
+    lab.recorded.clear()
+    lab.run(evaluation="other")
+    assert lab.recorded == [["base", *NAMES]] * 3, "each stage is evaluated again"
+
+
 def test_every_hand_over_carries_facts_and_lineage(lab):
     results = lab.run()
     facts = check_handoff(lab.directory / results[1].handoff.path)

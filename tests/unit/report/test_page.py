@@ -5,15 +5,18 @@ import hashlib
 import json
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
 from run_folders import RunFolder, rollout, some_costs, whole_run
 
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.report import page as report_page
 from lightning_mmrl.report import rollouts as report_rollouts
+from lightning_mmrl.report.graph import _row
 from lightning_mmrl.report.page import page, write_report
-from lightning_mmrl.report.run_files import read_run
+from lightning_mmrl.report.run_files import read_run, read_runs
 from lightning_mmrl.types.records import WEIGHTS
 
 HOSTILE = (
@@ -149,6 +152,21 @@ def test_a_hostile_text_stays_text_wherever_it_comes_from(tmp_path, text):
     assert found.data["groups"][0]["responses"][0]["text"] == report_rollouts.visible(text)
 
 
+def test_a_name_is_escaped_once_wherever_it_stands(tmp_path):
+    name = 'R&D <"1">'
+    run = RunFolder(tmp_path / name, order=(name,))
+    run.finish(name)
+    run.evaluate(name, [("happy", "happy"), ("sad", "sad")], name=name)
+    run.log(name, "train/loss", [1.0])
+    run.roll(name, [rollout(0)])
+    found = parsed(run.folder)
+    assert found.data["runs"] == [name]
+    labels = [attributes["aria-label"] for _, attributes in found.elements if "aria-label" in attributes]
+    assert {f"metrics of {name}", f"Confusion matrix: {name} on {name}"} <= set(labels)
+    everything = [*found.text, *(value for _, attributes in found.elements for value in attributes.values() if value)]
+    assert not re.search(r"&(amp|lt|gt|quot|#)", "".join([*everything, json.dumps(found.data)]))
+
+
 def test_the_same_folder_gives_the_same_bytes(run):
     first = write_report([run.folder]).read_bytes()
     assert write_report([run.folder]).read_bytes() == first
@@ -192,6 +210,20 @@ def test_two_runs_stand_side_by_side(tmp_path):
     assert found.ids() == list(dict.fromkeys(found.ids())), "no id stands twice"
 
 
+def test_runs_with_one_name_are_told_apart(tmp_path):
+    old, new = (whole_run(tmp_path / name / "quickstart").folder for name in ("old", "new"))
+    found = Parsed(page(read_runs([old, new])))
+    assert found.data["runs"] == ["quickstart (old)", "quickstart (new)"]
+    text = " ".join(found.text)
+    assert "quickstart (new) minus quickstart (old)" in text
+    assert "quickstart (old): reason" in text
+    assert [run.name for run in read_runs([old, old])] == ["quickstart (1)", "quickstart (2)"]
+    assert [run.name for run in read_runs([old])] == ["quickstart"]
+    inner = whole_run(old / "quickstart").folder
+    assert [run.name for run in read_runs([old, inner])] == ["quickstart (old)", "quickstart (quickstart)"]
+    assert [run.name for run in read_runs([old, whole_run(tmp_path / "other").folder])] == ["quickstart", "other"]
+
+
 def test_sets_without_the_same_samples_are_not_compared(tmp_path):
     first, second = whole_run(tmp_path / "first"), whole_run(tmp_path / "second")
     second.evaluate("reason", [("happy", "sad"), ("sad", "sad"), ("sad", "sad")])
@@ -216,6 +248,15 @@ def test_data_that_stages_made_and_routed_is_counted(tmp_path):
     text = " ".join(parsed(run.folder).text)
     for part in ("never solved", "experts teacher", "samples kept in", "1,200", "own (5)", "own (5) of route"):
         assert part in text, part
+
+
+def test_weights_from_outside_and_weights_that_were_replaced_since_are_told_apart(tmp_path):
+    run = RunFolder(tmp_path / "run", order=("cold_start", "reason", "polish"))
+    run.finish("cold_start")
+    run.finish("reason", kind="rl", reads={WEIGHTS: "1" * 64}, start="cold_start")
+    run.finish("polish", kind="rl", reads={WEIGHTS: "2" * 64}, start="models/other")
+    reads = [row[2] for row in (_row(place, read_run(run.folder), []) for place in range(3))]
+    assert reads == ["a model from outside", "weights of cold_start that were replaced since", "a model from outside"]
 
 
 def test_a_curve_keeps_its_finite_values_and_counts_the_others(run):
@@ -321,6 +362,40 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, dama
     assert "missing" in found.ids()
     if make is whole_run:
         assert "cold_start" in " ".join(found.text)
+
+
+@pytest.mark.parametrize("at_fault", [(0,), (1,), (0, 1)])
+def test_a_fault_is_said_of_the_run_that_has_it(tmp_path, monkeypatch, at_fault):
+    folders = [whole_run(tmp_path / name).folder for name in ("first", "second")]
+
+    def broken(make, given, *others):
+        names = [run.name for run in (given if isinstance(given, list) else [given])]
+        if any(("first", "second")[place] in names for place in at_fault):
+            raise KeyError("seconds")
+        return make(given, *others)
+
+    for builder in ("costs_section", "curves_section", "distribution_section", "read_rollouts"):
+        monkeypatch.setattr(report_page, builder, partial(broken, getattr(report_page, builder)))
+    runs = read_runs(folders)
+    text = page(runs)
+    for place, run in enumerate(runs):
+        expected = ["rollouts", "Learning curves", "Time and tokens", "Rewards and lengths of sampled answers"]
+        blamed = [note.partition(":")[0] for note in run.missing if "cannot be shown (KeyError" in note]
+        assert blamed == (expected if place in at_fault else []), run.missing
+    assert "What each stage brought" in text
+
+
+def test_a_fault_that_no_run_has_alone_is_said_of_both(tmp_path, monkeypatch):
+    runs = read_runs([whole_run(tmp_path / name).folder for name in ("first", "second")])
+
+    def broken(given):
+        if len(given) > 1:
+            raise ValueError("not alike")
+
+    monkeypatch.setattr(report_page, "stages_section", broken)
+    page(runs)
+    note = "What each stage brought: cannot be shown (ValueError: not alike)."
+    assert [run.missing for run in runs] == [[note], [note]]
 
 
 SECRET = {"test": {"num_samples": 1, "metrics": {"uar": 0.123}, "intervals": {}}}
