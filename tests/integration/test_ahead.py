@@ -15,7 +15,7 @@ from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrectio
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import TrainerSettings
-from lightning_mmrl.stages.ahead import RolloutsAhead
+from lightning_mmrl.stages.ahead import RolloutsAhead, _Prompts
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.types.batches import Rollout, TimedRollout
 from lightning_mmrl.types.records import Completion
@@ -198,7 +198,7 @@ def test_no_state_is_saved_without_the_rollouts_that_it_needs(checkpoint, tmp_pa
 
 
 def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
-    """Two ranks of two prompts each, and one of four: the rows stay in the order of the prompts."""
+    """Two ranks of two prompts each, and one of four: rows without serials stay in the order of the prompts."""
 
     class Rank:
         def __init__(self, rank, world_size):
@@ -207,6 +207,7 @@ def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
     whole = rollout_of([3, 1, 2, 2, 4, 1, 1, 1])
     alone = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
     alone._restored = {5: TimedRollout(rollout=whole, seconds=2.0)}
+    alone._prompts = {5: _Prompts((), ("a", "b", "c", "d"))}
     alone._version = 4
     states = []
     for rank in range(2):
@@ -217,6 +218,7 @@ def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
     assert [state["5"]["completion_ids"].shape for state in states] == [(4, 3), (4, 4)]
     back = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
     back.load_state_dict(states, Rank(0, 1))
+    assert [state["5"]["ids"] for state in states] == [["a", "b"], ["c", "d"]]
     found = back._restored[5].rollout
     for name in ("completion_ids", "completion_mask", "sampler_logprobs", "policy_version"):
         assert torch.equal(getattr(found, name), getattr(whole, name)), name
