@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_mmrl.algorithms.phases import Phases
 from lightning_mmrl.data.sampler import Share
-from lightning_mmrl.errors import ConfigError, RolloutError, StageError
+from lightning_mmrl.errors import ConfigError, MmrlError, RolloutError, StageError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.protocols.tensors import QueuedEngine
 from lightning_mmrl.rollout.sampling import group_seeds
@@ -102,15 +102,19 @@ class RolloutsAhead:
         self._restored: dict[int, TimedRollout] = {}
         self._prompts: dict[int, _Prompts] = {}  # of both
         self._version, self._next = 0, 1
+        self._unsent: nn.Module | None = None
         self._awaited_s = 0.0  # when the last rollout was there, in seconds since 1970
         self.taken: TimedRollout | None = None
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
-        """Gives the engine the weights after so many iterations."""
+        """Notes that the policy has the weights after so many iterations; it keeps them until the next `submit`.
+
+        `submit` sends them, if anything is still to be sampled with them: so a stage that is over, or in its last
+        iterations, starts no engine and moves no weights.
+        """
         if self._awaited_s:
             self._note(("trainer", f"update {version}", self._awaited_s, time.time()))
-        self.engine.load_weights(policy, version)
-        self._version = version
+        self._unsent, self._version = policy, version
 
     def sleep(self) -> None:
         """Does nothing, because the engine has other rollouts to sample."""
@@ -133,6 +137,7 @@ class RolloutsAhead:
             order: Says what is sampled for the prompts of an iteration.
 
         Raises:
+            RolloutError: The engine failed.
             StageError: A rollout of the state answers other prompts than the batches have.
         """
         for number in [each for each in self._tickets if each < iteration]:
@@ -143,6 +148,9 @@ class RolloutsAhead:
         for number in self._restored.keys() & batches.keys():
             self._restored[number] = self._of_prompts(number, _Prompts.of(batches[number]))
         for number in range(self._next, min(iteration + self.lag, max(batches)) + 1):
+            if self._unsent is not None:
+                self.engine.load_weights(self._unsent, self._version)
+                self._unsent = None
             self._tickets[number] = self.engine.submit(order(batches[number], number))
             self._prompts[number] = _Prompts.of(batches[number])
             self._next = number + 1
@@ -151,18 +159,18 @@ class RolloutsAhead:
         """Waits for the rollout of an iteration.
 
         Raises:
-            RolloutError: The engine failed, or the rollout is of weights that are too old or too new.
+            RolloutError: The engine failed, or the rollout is of other weights than those of the iteration.
             StageError: Nothing was asked for, and no state has it.
         """
         start = time.time()
         self.taken = found = self._found(iteration, self._poll)
         self._awaited_s = time.time()
-        staleness = iteration - 1 - found.rollout.policy_version
-        if int(staleness.min()) < 0 or int(staleness.max()) > self.lag:
+        version, found_versions = max(0, iteration - 1 - self.lag), found.rollout.policy_version
+        others = found_versions[found_versions != version].tolist()
+        if others:
             raise RolloutError(
-                f"completions of iteration {iteration} are of the weights after "
-                f"{int(found.rollout.policy_version.min())} iterations; with rollout.lag {self.lag} these must be "
-                f"between {max(0, iteration - 1 - self.lag)} and {iteration - 1}"
+                f"completions of iteration {iteration} are of the weights after {others[0]} iterations; with "
+                f"rollout.lag {self.lag} these must be those after {version}"
             )
         self._note(("trainer", f"await {iteration}", start, self._awaited_s))
         if found.ended_s:
@@ -177,9 +185,30 @@ class RolloutsAhead:
         return {"rollout/staleness": float(staleness.mean()), "time/beside/engine_s": self.taken.seconds}
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts of the iterations after the last push, as tensors and primitives; waits for those in flight."""
+        """Rollouts of the iteration just finished and the `lag` that follow; waits for those in flight.
+
+        Raises:
+            RolloutError: The engine failed.
+        """
         due = [number for number in {*self._tickets, *self._restored} if number <= self._version + self.lag]
         return {str(number): _plain(self._found(number), self._prompts[number]) for number in sorted(due)}
+
+    def gathered_states(self, ranks: Ranks) -> list[dict[str, Any]]:
+        """What `state_dict` returns on each rank; a collective, also if an engine failed.
+
+        Raises:
+            RolloutError: The engine of a rank failed; on all ranks.
+        """
+        state, problem = {}, None
+        try:
+            state = self.state_dict()
+        except MmrlError as error:
+            problem = str(error)
+        found = ranks.gather((state, problem))
+        for _, each in found:
+            if each is not None:
+                raise RolloutError(each)
+        return [each for each, _ in found]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]] | None, ranks: Ranks) -> None:
         """Restores what `state_dict` returned on each rank, also on another number of ranks.

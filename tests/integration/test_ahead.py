@@ -147,7 +147,7 @@ def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, tmp_path, la
     assert_equal(outcome, undisturbed(lag)[0])
 
 
-def test_rollouts_in_the_state_are_needed(checkpoint, undisturbed, tmp_path):
+def test_rollouts_in_the_state_are_needed(checkpoint, tmp_path):
     """The negative control, and the words for a state of a stage without a lag."""
     with Interruption() as interruption:
         first = Stage("grpo", checkpoint, tmp_path, interruption, lag=1, queue=InlineQueue, **CORRECTED)
@@ -157,8 +157,8 @@ def test_rollouts_in_the_state_are_needed(checkpoint, undisturbed, tmp_path):
     second = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=InlineQueue, **CORRECTED)
     load = second.module.load_stage_state
     second.module.load_stage_state = lambda state: load({**state, "ahead": [{}]})
-    with pytest.raises(AssertionError):
-        assert_equal(second.outcome(), undisturbed(1)[0])
+    with pytest.raises(RolloutError, match=r"iteration 4 are of the weights after 3 iterations.* those after 2"):
+        second.outcome()
     third = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=InlineQueue, **CORRECTED)
     other = third.module.load_stage_state
     third.module.load_stage_state = lambda state: other({**state, "ahead": None})
@@ -239,13 +239,22 @@ def rollout_of(lengths):
     )
 
 
-def test_completions_of_other_weights_are_refused(checkpoint, tmp_path):
-    class Old(InlineQueue):
+@pytest.mark.parametrize("other", [0, 2])
+def test_completions_of_other_weights_are_refused(checkpoint, tmp_path, other):
+    """Older ones than the lag allows, and newer ones, which the policy has had as well."""
+
+    class Other(InlineQueue):
         def wait(self, ticket, poll=lambda: None):
             found = super().wait(ticket)
-            old = torch.full_like(found.rollout.policy_version, 1 if ticket == 4 else 0)
-            return replace(found, rollout=replace(found.rollout, policy_version=old))
+            if ticket == 3:
+                versions = found.rollout.policy_version.clone()
+                versions[-1] = other
+                found = replace(found, rollout=replace(found.rollout, policy_version=versions))
+            return found
 
-    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=Old, **CORRECTED)
-    with pytest.raises(RolloutError, match=r"iteration 3 are of the weights after 0 iterations; with rollout.lag 1"):
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=Other, **CORRECTED)
+    problem = (
+        rf"iteration 3 are of the weights after {other} iterations; with rollout.lag 1 these must be those after 1"
+    )
+    with pytest.raises(RolloutError, match=problem):
         stage.job.run()

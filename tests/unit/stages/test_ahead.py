@@ -11,7 +11,7 @@ from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.settings.algorithm import PhaseSettings
@@ -183,3 +183,31 @@ def test_a_rollout_of_other_prompts_ends_the_stage(after, root, tmp_path, world_
         states[0]["3"]["serials"][0] += 1
     with pytest.raises(StageError, match=r"has a rollout of iteration 3 for other prompts than the data give now; put"):
         go_on(root, tmp_path, world_size, states)
+
+
+def test_weights_are_sent_only_if_something_is_sampled_with_them(root, tmp_path):
+    whole = Process(root, tmp_path, ALONE)
+    whole.run()
+    assert whole.engine.pushed == [0, *range(1, 8 - LAG)]
+    over = Process(root, tmp_path, ALONE, consumed=8)
+    assert over.run() == ([], {})
+    assert over.engine.pushed == []
+
+
+def test_all_ranks_learn_that_the_engine_of_one_is_gone(root, tmp_path):
+    """Each of them leaves the exchange, so no rank waits for another, and each raises the same error."""
+
+    def run(ranks):
+        process = Process(root, tmp_path, ranks)
+        process.run(until=1)
+
+        def lost(ticket, poll=None):
+            raise RolloutError("the engine is gone")
+
+        if ranks.rank == 1:
+            process.engine.wait = lost
+        with pytest.raises(RolloutError, match="the engine is gone"):
+            process.ahead.gathered_states(ranks)
+        return ranks.gather("both are here")
+
+    assert words.on_two_ranks(run) == [["both are here"] * 2] * 2
