@@ -26,7 +26,7 @@ class EncodedSample:
         media_key: Identifies the content of the sample's media as the model sees them; "" if this is unknown or there
             are no media.
         later: Further prompts of the same sample with their targets.
-        serial: The number of the draw that the sample answers; None outside of training.
+        serial: The number of the draw that the sample answers; None until a batch takes it.
     """
 
     sample: Sample

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -33,6 +34,12 @@ from lightning_mmrl.workers.serving import begin
 
 POLL_S = 0.1
 """Seconds between two looks for a signal while a rollout is awaited."""
+
+TEARDOWN_S = 10.0
+"""Seconds that a process which has closed its pipe gets to end, before it is killed."""
+
+SURVIVED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that a batch system sends to every process; the trainer decides what follows (`training.interruption`)."""
 
 
 class EngineProcess:
@@ -122,6 +129,8 @@ class _Child:
         given = (theirs, build, device, own_packages())
         self._process = context.Process(target=serve_engine, args=given, name="mmrl-engine", daemon=True)
         self._process.start()
+        # At the exit of this process, multiprocessing would send a SIGTERM, which the other survives, and wait for it.
+        self._at_exit = Finalize(None, self.end, exitpriority=10)
         theirs.close()
         self.answers: dict[int, TimedRollout] = {}
         self._failure: str | None = None
@@ -151,39 +160,52 @@ class _Child:
 
     def end(self) -> None:
         """Kills the process group; later calls do nothing."""
-        if self._process.pid is not None and self._process.exitcode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()  # a process that has not called setsid yet leads no group
+        self._at_exit.cancel()
+        self._kill()
         self._process.join()
         self._listener.join()
         self._connection.close()
 
+    def _kill(self) -> None:
+        if self._process.pid is not None and self._process.exitcode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()  # a process that has not called setsid yet leads no group
+
     def _ended(self) -> RolloutError:
         """The error of a process that ended, by itself or not."""
+        self._listener.join(TEARDOWN_S)
+        self._kill()
         self._listener.join()
         return RolloutError(
             f"the engine process, which samples ahead (rollout.lag), {self._failure}; the same command continues"
         )
 
     def _listen(self) -> None:
-        """Receives answers, in the order of the orders, until the process ends."""
-        failure = None
-        for ticket in count(1):
-            try:
-                found = pickle.loads(self._connection.recv_bytes())
-            except (EOFError, OSError):
-                break
-            if isinstance(found, _Failure):
-                failure = f"failed: {found.reason}"
-                break
-            with self._changed:
-                self.answers[ticket] = found
-                self._changed.notify_all()
+        """Receives answers until there are no more; then the process is of no use, and tells how it ended."""
+        failure = self._received()
+        if failure is None:
+            self._process.join(TEARDOWN_S)
+        self._kill()
         self._process.join()
         with self._changed:
             self._failure = failure or _how_it_ended(self._process.exitcode or 0)
             self._changed.notify_all()
+
+    def _received(self) -> str | None:
+        """Receives answers, in the order of the orders; returns what failed, or None once the pipe is closed."""
+        try:
+            for ticket in count(1):
+                found = pickle.loads(self._connection.recv_bytes())
+                if isinstance(found, _Failure):
+                    return f"failed: {found.reason}"
+                with self._changed:
+                    self.answers[ticket] = found
+                    self._changed.notify_all()
+        except (EOFError, OSError):
+            return None
+        except FOREIGN_FAILURES as error:
+            return f"failed: its answer cannot be read ({_reason(error)})"
 
 
 def _how_it_ended(code: int) -> str:
@@ -199,14 +221,20 @@ def _bytes_of(tensor: Tensor) -> Any:
 def serve_engine(connection: Connection, build: bytes, device: str, packages: dict[str, str]) -> None:
     """Builds the engine and does what it is told, until the pipe closes; runs in the new process."""
     begin(packages)
-    told: SimpleQueue[_Push | SamplingOrder | None] = SimpleQueue()
+    for signum in SURVIVED:
+        signal.signal(signum, signal.SIG_IGN)
+    told: SimpleQueue[_Push | SamplingOrder | _Failure | None] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, told), daemon=True).start()
     try:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)  # else whatever names no device is on the first one, in every rank's engine
         engine: HFEngine = pickle.loads(build)()
         engine.policy.to(device)
         while (message := told.get()) is not None:
             if isinstance(message, _Push):
                 _load(engine, message)
+            elif isinstance(message, _Failure):
+                raise RolloutError(message.reason)
             else:
                 connection.send_bytes(pickle.dumps(_sampled(engine, message.to(device))))
     except FOREIGN_FAILURES as error:
@@ -214,15 +242,19 @@ def serve_engine(connection: Connection, build: bytes, device: str, packages: di
 
 
 def _receive(connection: Connection, told: "SimpleQueue[Any]") -> None:
-    """Takes messages out of the pipe, so that the trainer never waits for a rollout to end."""
-    with suppress(EOFError, OSError):
-        while True:
-            message = pickle.loads(connection.recv_bytes())
-            if isinstance(message, _Push):
-                for name, (shape, dtype) in message.weights.items():
-                    message.values[name] = _tensor_of(connection.recv_bytes(), shape, dtype)
-            told.put(message)
-    told.put(None)
+    """Takes messages out of the pipe, so that the trainer never waits for a rollout to end; then says why."""
+    last = None
+    try:
+        with suppress(EOFError, OSError):
+            while True:
+                message = pickle.loads(connection.recv_bytes())
+                if isinstance(message, _Push):
+                    for name, (shape, dtype) in message.weights.items():
+                        message.values[name] = _tensor_of(connection.recv_bytes(), shape, dtype)
+                told.put(message)
+    except FOREIGN_FAILURES as error:
+        last = _Failure(f"what it was sent cannot be read ({_reason(error)})")
+    told.put(last)
 
 
 def _tensor_of(content: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_mmrl.algorithms.phases import Phases
 from lightning_mmrl.data.sampler import Share
-from lightning_mmrl.errors import ConfigError, RolloutError, StageError
+from lightning_mmrl.errors import ConfigError, MmrlError, RolloutError, StageError
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.protocols.tensors import QueuedEngine
 from lightning_mmrl.rollout.sampling import group_seeds
@@ -18,6 +18,39 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.join import join_rollouts, select_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout, SamplingOrder, TimedRollout
 from lightning_mmrl.types.records import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """The prompts of a rollout: their serials, empty where the order is that of the ranks, and their samples' ids."""
+
+    serials: tuple[int, ...]
+    ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, batch: PromptBatch) -> "_Prompts":
+        return cls(tuple(batch.serials), tuple(each.id for each in batch.samples))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Any]]) -> "_Prompts":
+        """The prompts that states have, one part after the other."""
+        return cls(
+            tuple(serial for part in parts for serial in part["serials"]),
+            tuple(name for part in parts for name in part["ids"]),
+        )
+
+    def select(self, rows: Sequence[int]) -> "_Prompts":
+        """The given prompts, in that order."""
+        serials = tuple(self.serials[row] for row in rows) if self.serials else ()
+        return _Prompts(serials, tuple(self.ids[row] for row in rows))
+
+    def rows_of(self, others: "_Prompts") -> list[int] | None:
+        """Where others stand among these; None if one is not here."""
+        places = {serial: row for row, serial in enumerate(self.serials)}
+        if not others.serials or not places.keys() >= set(others.serials):
+            return None
+        rows = [places[serial] for serial in others.serials]
+        return rows if self.select(rows) == others else None
 
 
 class RolloutsAhead:
@@ -67,16 +100,21 @@ class RolloutsAhead:
         self._upcoming, self._poll, self._note = upcoming, poll, note
         self._tickets: dict[int, int] = {}
         self._restored: dict[int, TimedRollout] = {}
+        self._prompts: dict[int, _Prompts] = {}  # of both
         self._version, self._next = 0, 1
+        self._unsent: nn.Module | None = None
         self._awaited_s = 0.0  # when the last rollout was there, in seconds since 1970
         self.taken: TimedRollout | None = None
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
-        """Gives the engine the weights after so many iterations."""
+        """Notes that the policy has the weights after so many iterations; it keeps them until the next `submit`.
+
+        `submit` sends them, if anything is still to be sampled with them: so a stage that is over, or in its last
+        iterations, starts no engine and moves no weights.
+        """
         if self._awaited_s:
             self._note(("trainer", f"update {version}", self._awaited_s, time.time()))
-        self.engine.load_weights(policy, version)
-        self._version = version
+        self._unsent, self._version = policy, version
 
     def sleep(self) -> None:
         """Does nothing, because the engine has other rollouts to sample."""
@@ -97,31 +135,42 @@ class RolloutsAhead:
             iteration: The iteration that begins, from 1.
             batch: Its prompts.
             order: Says what is sampled for the prompts of an iteration.
+
+        Raises:
+            RolloutError: The engine failed.
+            StageError: A rollout of the state answers other prompts than the batches have.
         """
         for number in [each for each in self._tickets if each < iteration]:
             self.engine.release(self._tickets.pop(number))
         self._restored = {number: found for number, found in self._restored.items() if number >= iteration}
-        batches = [batch, *self._upcoming()]
-        for number in range(self._next, min(iteration + self.lag, iteration + len(batches) - 1) + 1):
-            self._tickets[number] = self.engine.submit(order(batches[number - iteration], number))
+        self._prompts = {number: known for number, known in self._prompts.items() if number >= iteration}
+        batches = dict(enumerate([batch, *self._upcoming()], iteration))
+        for number in self._restored.keys() & batches.keys():
+            self._restored[number] = self._of_prompts(number, _Prompts.of(batches[number]))
+        for number in range(self._next, min(iteration + self.lag, max(batches)) + 1):
+            if self._unsent is not None:
+                self.engine.load_weights(self._unsent, self._version)
+                self._unsent = None
+            self._tickets[number] = self.engine.submit(order(batches[number], number))
+            self._prompts[number] = _Prompts.of(batches[number])
             self._next = number + 1
 
     def take(self, iteration: int, device: torch.device) -> Rollout:
         """Waits for the rollout of an iteration.
 
         Raises:
-            RolloutError: The engine failed, or the rollout is of weights that are too old or too new.
+            RolloutError: The engine failed, or the rollout is of other weights than those of the iteration.
             StageError: Nothing was asked for, and no state has it.
         """
         start = time.time()
         self.taken = found = self._found(iteration, self._poll)
         self._awaited_s = time.time()
-        staleness = iteration - 1 - found.rollout.policy_version
-        if int(staleness.min()) < 0 or int(staleness.max()) > self.lag:
+        version, found_versions = max(0, iteration - 1 - self.lag), found.rollout.policy_version
+        others = found_versions[found_versions != version].tolist()
+        if others:
             raise RolloutError(
-                f"completions of iteration {iteration} are of the weights after "
-                f"{int(found.rollout.policy_version.min())} iterations; with rollout.lag {self.lag} these must be "
-                f"between {max(0, iteration - 1 - self.lag)} and {iteration - 1}"
+                f"completions of iteration {iteration} are of the weights after {others[0]} iterations; with "
+                f"rollout.lag {self.lag} these must be those after {version}"
             )
         self._note(("trainer", f"await {iteration}", start, self._awaited_s))
         if found.ended_s:
@@ -136,9 +185,30 @@ class RolloutsAhead:
         return {"rollout/staleness": float(staleness.mean()), "time/beside/engine_s": self.taken.seconds}
 
     def state_dict(self) -> dict[str, Any]:
-        """Rollouts of the iterations after the last push, as tensors and primitives; waits for those in flight."""
+        """Rollouts of the iteration just finished and the `lag` that follow; waits for those in flight.
+
+        Raises:
+            RolloutError: The engine failed.
+        """
         due = [number for number in {*self._tickets, *self._restored} if number <= self._version + self.lag]
-        return {str(number): _plain(self._found(number)) for number in sorted(due)}
+        return {str(number): _plain(self._found(number), self._prompts[number]) for number in sorted(due)}
+
+    def gathered_states(self, ranks: Ranks) -> list[dict[str, Any]]:
+        """What `state_dict` returns on each rank; a collective, also if an engine failed.
+
+        Raises:
+            RolloutError: The engine of a rank failed; on all ranks.
+        """
+        state, problem = {}, None
+        try:
+            state = self.state_dict()
+        except MmrlError as error:
+            problem = str(error)
+        found = ranks.gather((state, problem))
+        for _, each in found:
+            if each is not None:
+                raise RolloutError(each)
+        return [each for each, _ in found]
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]] | None, ranks: Ranks) -> None:
         """Restores what `state_dict` returned on each rank, also on another number of ranks.
@@ -153,8 +223,42 @@ class RolloutsAhead:
                 f"the state that this stage goes on from has no rollouts sampled ahead, and rollout.lag is {self.lag}; "
                 "train the stage anew (--from-stage)"
             )
-        parts = [{int(number): _timed(plain) for number, plain in state.items()} for state in states]
-        self._restored = {number: _share([part[number] for part in parts], ranks) for number in parts[0]}
+        for number in states[0]:
+            self._restore(int(number), [state[number] for state in states], ranks)
+
+    def _restore(self, number: int, parts: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
+        """Takes over a rollout that a state has in parts.
+
+        On another number of ranks, `submit` selects this rank's prompts once it knows which these are. Only prompts
+        without serials are shared here, in the order of the ranks.
+        """
+        if len(parts) == ranks.world_size:
+            own = parts[ranks.rank]
+            self._restored[number], self._prompts[number] = _timed(own), _Prompts.joined([own])
+            return
+        timed = [_timed(part) for part in parts]
+        whole, prompts = join_rollouts([each.rollout for each in timed]), _Prompts.joined(parts)
+        if ranks.rank:
+            whole = replace(whole, decoding={})  # counts are summed over the ranks
+        if not prompts.serials:
+            rows = Share(rank=ranks.rank, world_size=ranks.world_size).of(range(len(prompts.ids)))
+            whole, prompts = _selected(whole, rows), prompts.select(rows)
+        self._restored[number] = TimedRollout(rollout=whole, seconds=max(each.seconds for each in timed))
+        self._prompts[number] = prompts
+
+    def _of_prompts(self, number: int, prompts: _Prompts) -> TimedRollout:
+        """What the state has of an iteration for this rank's prompts."""
+        found, known = self._restored[number], self._prompts[number]
+        if known == prompts:
+            return found
+        rows = known.rows_of(prompts)
+        if rows is None:
+            raise StageError(
+                f"the state that this stage goes on from has a rollout of iteration {number} for other prompts than "
+                "the data give now; put the data back as they were, or train the stage anew (--from-stage)"
+            )
+        self._prompts[number] = prompts
+        return replace(found, rollout=_selected(found.rollout, rows))
 
     def _found(self, iteration: int, poll: Callable[[], None] = lambda: None) -> TimedRollout:
         if iteration in self._restored:
@@ -193,22 +297,19 @@ def check_ahead(algorithm: Algorithm) -> None:
             raise ConfigError(f"{problem}, which rollout.lag above 0 does not allow; set rollout.lag=0 or change it")
 
 
-def _share(parts: Sequence[TimedRollout], ranks: Ranks) -> TimedRollout:
-    """This rank's rows of a rollout that several ranks sampled together."""
-    if len(parts) == ranks.world_size:
-        return parts[ranks.rank]
-    whole = join_rollouts([part.rollout for part in parts])
-    num_prompts = len(whole.completions) // whole.group_size
-    own = select_rollout(whole, Share(rank=ranks.rank, world_size=ranks.world_size).of(range(num_prompts)))
+def _selected(rollout: Rollout, rows: Sequence[int]) -> Rollout:
+    """The completions of some prompts, as wide as the longest of these."""
+    own = select_rollout(rollout, rows)
     width = int(own.completion_mask.any(0).sum())
     names = ("completion_ids", "completion_mask", "sampler_logprobs")
-    trimmed = replace(own, **{name: getattr(own, name)[:, :width] for name in names})
-    return TimedRollout(rollout=trimmed, seconds=max(part.seconds for part in parts))
+    return replace(own, **{name: getattr(own, name)[:, :width] for name in names})
 
 
-def _plain(found: TimedRollout) -> dict[str, Any]:
+def _plain(found: TimedRollout, prompts: _Prompts) -> dict[str, Any]:
     rollout = found.rollout
     return {
+        "serials": list(prompts.serials),
+        "ids": list(prompts.ids),
         "seconds": found.seconds,
         "completion_ids": rollout.completion_ids,
         "completion_mask": rollout.completion_mask,
@@ -223,7 +324,7 @@ def _plain(found: TimedRollout) -> dict[str, Any]:
 
 
 def _timed(plain: Mapping[str, Any]) -> TimedRollout:
-    fields = dict(plain)
+    fields = {name: value for name, value in plain.items() if name not in ("serials", "ids")}
     rows = zip(fields.pop("texts"), fields.pop("lengths"), fields.pop("truncated"), strict=True)
     completions = tuple(Completion(text=text, num_tokens=length, truncated=cut) for text, length, cut in rows)
     seconds = fields.pop("seconds")

@@ -114,11 +114,11 @@ class PolicyGradientModule(StageModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration; if a number is not finite, the update is skipped and the weights are pushed as they are."""
-        iteration = batch_idx + 1
-        metrics: dict[str, float] = {}
+        iteration, metrics = batch_idx + 1, dict[str, float]()
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         if self._ahead is not None:
-            self._ahead.submit(iteration, batch, self._order)
+            with self.costs.phase("push"):
+                self._ahead.submit(iteration, batch, self._order)
         with suppress(NotFiniteError):  # on all ranks; `BadSteps` has noted it
             collected = self.collect(batch, iteration)  # generates and scores
             experience = self.build_experience(collected.batch, iteration)
@@ -356,7 +356,7 @@ class PolicyGradientModule(StageModule):
     def stage_state(self) -> dict[str, Any]:
         """The state that every stage has, the watch for a signal, the critic's trainer, and rollouts sampled ahead."""
         critic = {} if self._critic_trainer is None else self._critic_trainer.state_dict()
-        ahead = {} if self._ahead is None else {"ahead": self._ranks.gather(self._ahead.state_dict())}
+        ahead = {} if self._ahead is None else {"ahead": self._ahead.gathered_states(self._ranks)}
         more = ahead | ({"critic": critic} if critic else {})
         return super().stage_state() | {"signal": self._signal.state_dict()} | more
 

@@ -15,7 +15,7 @@ from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrectio
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import TrainerSettings
-from lightning_mmrl.stages.ahead import RolloutsAhead
+from lightning_mmrl.stages.ahead import RolloutsAhead, _Prompts
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.types.batches import Rollout, TimedRollout
 from lightning_mmrl.types.records import Completion
@@ -147,7 +147,7 @@ def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, tmp_path, la
     assert_equal(outcome, undisturbed(lag)[0])
 
 
-def test_rollouts_in_the_state_are_needed(checkpoint, undisturbed, tmp_path):
+def test_rollouts_in_the_state_are_needed(checkpoint, tmp_path):
     """The negative control, and the words for a state of a stage without a lag."""
     with Interruption() as interruption:
         first = Stage("grpo", checkpoint, tmp_path, interruption, lag=1, queue=InlineQueue, **CORRECTED)
@@ -157,8 +157,8 @@ def test_rollouts_in_the_state_are_needed(checkpoint, undisturbed, tmp_path):
     second = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=InlineQueue, **CORRECTED)
     load = second.module.load_stage_state
     second.module.load_stage_state = lambda state: load({**state, "ahead": [{}]})
-    with pytest.raises(AssertionError):
-        assert_equal(second.outcome(), undisturbed(1)[0])
+    with pytest.raises(RolloutError, match=r"iteration 4 are of the weights after 3 iterations.* those after 2"):
+        second.outcome()
     third = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=InlineQueue, **CORRECTED)
     other = third.module.load_stage_state
     third.module.load_stage_state = lambda state: other({**state, "ahead": None})
@@ -198,7 +198,7 @@ def test_no_state_is_saved_without_the_rollouts_that_it_needs(checkpoint, tmp_pa
 
 
 def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
-    """Two ranks of two prompts each, and one of four: the rows stay in the order of the prompts."""
+    """Two ranks of two prompts each, and one of four: rows without serials stay in the order of the prompts."""
 
     class Rank:
         def __init__(self, rank, world_size):
@@ -207,6 +207,7 @@ def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
     whole = rollout_of([3, 1, 2, 2, 4, 1, 1, 1])
     alone = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
     alone._restored = {5: TimedRollout(rollout=whole, seconds=2.0)}
+    alone._prompts = {5: _Prompts((), ("a", "b", "c", "d"))}
     alone._version = 4
     states = []
     for rank in range(2):
@@ -217,6 +218,7 @@ def test_rollouts_of_a_state_are_shared_by_another_number_of_ranks():
     assert [state["5"]["completion_ids"].shape for state in states] == [(4, 3), (4, 4)]
     back = RolloutsAhead(InlineQueue.__new__(InlineQueue), 1, list)
     back.load_state_dict(states, Rank(0, 1))
+    assert [state["5"]["ids"] for state in states] == [["a", "b"], ["c", "d"]]
     found = back._restored[5].rollout
     for name in ("completion_ids", "completion_mask", "sampler_logprobs", "policy_version"):
         assert torch.equal(getattr(found, name), getattr(whole, name)), name
@@ -237,13 +239,22 @@ def rollout_of(lengths):
     )
 
 
-def test_completions_of_other_weights_are_refused(checkpoint, tmp_path):
-    class Old(InlineQueue):
+@pytest.mark.parametrize("other", [0, 2])
+def test_completions_of_other_weights_are_refused(checkpoint, tmp_path, other):
+    """Older ones than the lag allows, and newer ones, which the policy has had as well."""
+
+    class Other(InlineQueue):
         def wait(self, ticket, poll=lambda: None):
             found = super().wait(ticket)
-            old = torch.full_like(found.rollout.policy_version, 1 if ticket == 4 else 0)
-            return replace(found, rollout=replace(found.rollout, policy_version=old))
+            if ticket == 3:
+                versions = found.rollout.policy_version.clone()
+                versions[-1] = other
+                found = replace(found, rollout=replace(found.rollout, policy_version=versions))
+            return found
 
-    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=Old, **CORRECTED)
-    with pytest.raises(RolloutError, match=r"iteration 3 are of the weights after 0 iterations; with rollout.lag 1"):
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption(), lag=1, queue=Other, **CORRECTED)
+    problem = (
+        rf"iteration 3 are of the weights after {other} iterations; with rollout.lag 1 these must be those after 1"
+    )
+    with pytest.raises(RolloutError, match=problem):
         stage.job.run()

@@ -224,7 +224,9 @@ def test_each_sample_that_is_left_out_is_said_once_with_its_number(manifest, pip
     assert sorted(name for _, _, named in second.left_out for name, _ in named) == sorted(told)
 
 
-def test_ranks_exchange_nothing_once_every_sample_was_used(manifest, pipeline):
+def test_ranks_ask_for_no_faults_once_every_sample_was_used(manifest, pipeline):
+    """The lengths, by which several ranks deal each batch, they exchange nonetheless."""
+
     class Counted:
         rank, world_size, lockstep, asked = 0, 1, False, 0
 
