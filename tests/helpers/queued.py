@@ -42,7 +42,8 @@ class InlineQueue:
 
 
 def process_engine(checkpoint, dtype):
-    """Built in another process: as `Stage` builds its own."""
+    """Built in another process: as `Stage` builds its own, with the single thread of all tests."""
+    torch.set_num_threads(1)
     encoder, policy = omni.load(checkpoint, dtype=dtype)
     if dtype == torch.bfloat16:
         policy.keep_masters()
