@@ -21,11 +21,12 @@ from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, SamplingOrder
 
 PARENT = """
-import pickle, sys, time
+import pickle, signal, sys, time
 from functools import partial
 from lightning_mmrl.rollout.engine_process import _Child
 if __name__ == "__main__":
-    child = _Child(pickle.dumps(partial(time.sleep, 600)), "cpu")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
+    child = _Child(pickle.dumps(partial(exec, "import time; print('built', flush=True); time.sleep(600)")), "cpu")
     print(child._process.pid, flush=True)
     time.sleep(600)
 """
@@ -118,7 +119,7 @@ def test_no_process_outlives_the_trainer(tmp_path, signum):
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert lives(pid)
-        time.sleep(8.0)  # the process has imported what watches its parent
+        assert parent.stdout.readline() == b"built\n"  # so the process watches its parent by now
         parent.send_signal(signum)
         parent.wait(20)
     deadline = time.monotonic() + 20
