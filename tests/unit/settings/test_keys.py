@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import lightning_mmrl.settings
 from lightning_mmrl.registry.kinds import kind_named, kind_names
+from lightning_mmrl.settings.rollout import RolloutSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.setting import REQUIRED
@@ -36,11 +37,10 @@ def sections(kind=RunSettings):
 
 
 KINDS = [DataStageSettings, *(kind_named(name, "kind").settings for name in kind_names())]
-OF_AN_ENGINE = (
-    SpeculationSettings  # the node of an engine has other keys for each engine, so no class of a run holds it
-)
+# The node of an engine has other keys for each engine, so no class of a run holds these.
+OF_AN_ENGINE = (RolloutSettings, SpeculationSettings)
 SECTIONS = sorted(
-    {*sections(), *(each for kind in KINDS for each in sections(kind)), OF_AN_ENGINE}, key=lambda kind: kind.__name__
+    {*sections(), *(each for kind in KINDS for each in sections(kind)), *OF_AN_ENGINE}, key=lambda kind: kind.__name__
 )
 
 
