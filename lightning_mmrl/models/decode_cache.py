@@ -155,7 +155,7 @@ class SharedCache:
         return attended.output.to(query.dtype)
 
     def _attend_own(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> PartialAttention:
-        """Writes the keys of the new tokens, and attends to those of each row."""
+        """Adds the keys of the new tokens, then attends to all own keys of each row."""
         if layer == len(self._own):
             room = _room(self._room, self._max_tokens)
             self._own.append(key.new_zeros(2, len(self._owner), key.shape[1], room, key.shape[2]))
@@ -201,7 +201,7 @@ class _Ragged:
         self._bias = torch.zeros(hidden.shape, device=spans.device).masked_fill_(hidden, -torch.inf).unsqueeze(1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, held: Tensor, scale: float) -> PartialAttention:
-        """Writes keys and values of T new tokens into those of R rows [2, R, K, room, d], and attends to them."""
+        """Adds keys and values of T new tokens to the cache of R rows [2, R, K, room, d], then attends to it."""
         rows, (keys, values) = self._spans.row, held
         keys[rows, :, self._columns], values[rows, :, self._columns] = key, value
         blocks = self._spans.blocks(query).transpose(1, 2)

@@ -23,7 +23,7 @@ class Link:
 
 
 def links_of(run: RunFiles) -> list[Link]:
-    """What the finished stages read from each other, by the hashes of what was read.
+    """Which stage read what another stage made, found by the hashes of what was read.
 
     Of several artifacts with one hash, the last one before the reader counts.
     """

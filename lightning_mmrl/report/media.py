@@ -40,7 +40,7 @@ class MediaFolder:
     """Fills the folder beside a page.
 
     Attributes:
-        root: Folder that paths of media are relative to, before those of the configuration; None for these alone.
+        root: Folder in which media are searched for first; None: only the folders of the configuration.
         on_progress: Gets the number of media that are decoded, and of all.
     """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE = "report.html"
 MOST_RUNS = 2
 FAULTS = (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError)
-"""What a builder raises for a file of a shape that no version writes."""
+"""Errors of a builder that meets a file with unexpected content."""
 SCRIPTS = ("uPlot.iife.min.js", "curves.js", "browser.js")
 STYLES = ("uPlot.min.css", "page.css")
 

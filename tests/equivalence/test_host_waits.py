@@ -89,6 +89,7 @@ def test_rows_leave_without_a_wait(world):
             running.advance(tokens)
             running.keep(torch.tensor([1, 2, 4, 9]))
             running.advance(tokens[:4])
+            assert len(running.states) == 4
 
 
 def test_a_pass_over_drafts_waits_for_nothing(world):
@@ -103,6 +104,7 @@ def test_a_pass_over_drafts_waits_for_nothing(world):
                 widths = [1 + (row + number) % 3 for row in range(num_rows)]
                 running.extend(tokens[: sum(widths)], widths)
                 running.retain([(row + number) % 2 for row in range(num_rows)], finite=number != 1)
+                assert len(running.states) == num_rows
 
 
 def test_scoring_reads_lengths_and_checks_media_and_waits_for_nothing_else(world):

@@ -100,8 +100,8 @@ def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: Own
     try:
         return _by_decord(file, outline, ref, settings, own)
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
-        # Its thread reads ahead: whether it meets a damaged packet behind the chosen frames before it returns them is
-        # chance. PyAV stops behind them and decides the same each time. If it fails too, the user sees its message.
+        # decord's thread reads ahead. By chance it meets a damaged packet behind the chosen frames first, and fails.
+        # PyAV stops behind the chosen frames, so its outcome is the same each time. Its message is for the user.
         return _by_pyav(file, outline, ref, settings, own, largest_share=1.0)
 
 
