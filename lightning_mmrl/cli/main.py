@@ -22,6 +22,7 @@ COMMANDS = {
     "profile": "train a few steps of each stage, and show where their time goes",
     "plan": "show the stages, batches and memory of a run without training",
     "evaluate": "evaluate a checkpoint on the configured sets",
+    "judge": "have a language model judge the answers of a run",
     "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
     "lineage": "show the stages, data and experts that led to a checkpoint",
