@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "copy a checkpoint to share, with a model card",
     "lineage": "show the stages, data and experts that led to a checkpoint",
     "report": "write one page that shows a run, or two side by side",
+    "seeds": "combine runs of several seeds: means, gains and their intervals over seeds",
     "data": "validate, describe, show, convert and generate datasets",
     "cache": "show or prune a cache of encoded media",
     "reward-test": "rerun rewards on a saved rollout table and show the changes",

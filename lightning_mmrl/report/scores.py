@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, caution_of
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.report.markup import Html, bar, joined, number, table, tag
@@ -133,14 +133,16 @@ def _sign(low: float, high: float) -> Html:
 
 
 def _explained(found: Sequence[Evaluated]) -> Html:
-    units = sorted({str(each["unit"]) for one in found for each in one.intervals.values()})
+    shown = [each for one in found for each in one.intervals.values()]
+    units = sorted({str(each["unit"]) for each in shown})
     resampled = f" that resamples each {' or '.join(units)}" if units else ""
-    return tag(
-        "p",
-        f"Intervals are of a bootstrap{resampled}. A gain is clear if its interval leaves out zero. "
+    cautions = dict.fromkeys(caution_of(each["unit"], each["reliable"]) for each in shown)
+    told = [f"Some intervals: {caution}." for caution in cautions if caution]
+    words = [
+        f"Intervals are of a bootstrap{resampled}. A gain is clear if its interval leaves out zero. ",
         "All shares are in percent.",
-        class_="note",
-    )
+    ]
+    return tag("p", " ".join(["".join(words), *told]), class_="note")
 
 
 def modality_section(runs: Sequence[RunFiles]) -> Html | None:
@@ -239,4 +241,7 @@ def percent(value: float | None) -> str:
 
 def interval(found: Mapping | None, sign: str = "") -> str:
     """An interval in percent or points."""
-    return "-" if found is None else f"[{100 * found['low']:{sign}.1f}, {100 * found['high']:{sign}.1f}]"
+    if found is None:
+        return "-"
+    mark = " (not reliable)" if found.get("reliable") is False else ""
+    return f"[{100 * found['low']:{sign}.1f}, {100 * found['high']:{sign}.1f}]{mark}"

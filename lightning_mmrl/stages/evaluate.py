@@ -10,6 +10,7 @@ import lightning
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
+from lightning_mmrl.evaluation.speakers import speaker_spread
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import write_json, write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
@@ -137,12 +138,14 @@ class EvaluationModule(lightning.LightningModule):
             more, wider = self._measured(task, [*predictions, *wrong])
             values |= {f"{key}{COUNTED_WRONG}": more[key] for key in task.validated_names() if key in more}
             intervals |= {f"{key}{COUNTED_WRONG}": interval for key, interval in wider.items()}
+        spread = speaker_spread(predictions, task) if predictions else None
         return {
             **task.described(),
             "num_samples": len(predictions),
             "left_out": [{"sample_id": sample.id, "reason": reason} for sample, reason in left_out],
             "metrics": values,
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
+            **({} if spread is None else {"speakers": spread.plain()}),
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:

@@ -104,6 +104,10 @@ class Task(ABC):
         known = self.metric_names()
         return [each.name for each in self.measures if each.validated and each.name in known]
 
+    def score_names(self) -> Sequence[str]:
+        """The metrics that are means of scores; a subclass leaves out those that `statistic` derives from others."""
+        return [each.name for each in self.measures]
+
     @property
     def headline_title(self) -> str:
         """The headline for humans."""
@@ -117,7 +121,7 @@ class Task(ABC):
         Raises:
             DataError: A judgement is of another task.
         """
-        names = [each.name for each in self.measures]
+        names = self.score_names()
         sums = np.zeros((num_units, len(names) + 1))
         rows = [[*(_score(each, name) for name in names), 1.0] for each in judgements]
         np.add.at(sums, units, np.array(rows).reshape(len(rows), len(names) + 1))
@@ -125,7 +129,7 @@ class Task(ABC):
 
     def statistic(self, name: str) -> Statistic:
         """Returns the metric `name` as a function that maps sums [..., D] to values [...]; NaN without samples."""
-        place = [each.name for each in self.measures].index(name)
+        place = list(self.score_names()).index(name)
         return lambda sums: ratio(sums[..., place], sums[..., -1])
 
     def measured(self, sums: NDArray[np.float64]) -> dict[str, float]:

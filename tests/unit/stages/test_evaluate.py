@@ -90,7 +90,7 @@ def test_without_exclusions_there_is_one_headline(tmp_path):
     found = results(tmp_path, ())
     assert found["num_samples"] == 9
     assert found["left_out"] == []
-    assert set(found["intervals"]) == {"war", "uar"}
+    assert set(found["intervals"]) == {"war", "uar", "macro_f1", "weighted_f1"}
     assert [key for key in found["metrics"] if "wrong" in key] == []
 
 
