@@ -1,7 +1,7 @@
 """Evaluates a checkpoint on the sets of a configuration."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from lightning_mmrl.config.specs import first_trained
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
-from lightning_mmrl.data.in_order import eval_loader
+from lightning_mmrl.data.in_order import Shown, eval_loader
 from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.shuffling import SWAPPED, Shuffle
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.errors import StageError
@@ -75,11 +76,17 @@ class CheckpointEvaluator:
             variants = ["full", *(settings.ablations if ablate else [])]
             loaders = self._loaders(encoder, chosen, prompted, variants, self._exclusions(directory))
         sets = []
-        for name, (samples, _) in loaders.items():
-            whole = name if name in chosen else name.rpartition("-")[0]
-            evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
+        for name, loaded in loaders.items():
+            evaluator = replace(
+                prompted[loaded.whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks)
+            )
             evaluated = EvaluatedSet(
-                name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out
+                name=name,
+                num_samples=len(loaded.samples),
+                evaluator=evaluator,
+                left_out=loaded.samples.left_out,
+                whole=loaded.whole,
+                shuffled=dict if loaded.shuffle is None else loaded.shuffle.counted,
             )
             sets.append(evaluated)
         module = EvaluationModule(
@@ -93,7 +100,7 @@ class CheckpointEvaluator:
         progress = EvaluationProgress(parts.console, f"evaluating {stage}")
         trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
         with raising_interrupts():
-            trainer.test(module, dataloaders=[loader for _, loader in loaders.values()], verbose=False)
+            trainer.test(module, dataloaders=[each.loader for each in loaders.values()], verbose=False)
         if run is not None:
             run.log_artifact(directory, "evaluation")
         return {
@@ -125,7 +132,7 @@ class CheckpointEvaluator:
         prompted: Mapping[str, Assembly],
         variants: list[str],
         exclusions: Exclusions,
-    ) -> dict[str, tuple[StreamedSets, StreamLoader]]:
+    ) -> dict[str, "_Loaded"]:
         """Samples and loader of each set and each of its variants."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
@@ -142,7 +149,9 @@ class CheckpointEvaluator:
             )
             prepared.check(each.manifest)
             samples = StreamedSets([(each.manifest, prepared)], parts.monitor)
-            for variant in variants:
+            task = task_of_result(name, parts.tasks)
+            for variant in variants if task.ablated else variants[:1]:
+                shuffle = Shuffle(prepared.samples, task.truth, variant) if variant in SWAPPED else None
                 loader = eval_loader(
                     samples,
                     partial(collate_prompts, pad_token_id=encoder.pad_token_id),
@@ -150,7 +159,18 @@ class CheckpointEvaluator:
                     ranks=parts.group.ranks,
                     decoder=pipeline.decoder,
                     settings=parts.config.data.media,
-                    variant=variant,  # type: ignore[arg-type]
+                    shown=Shown(variant=variant, partners=shuffle),  # type: ignore[arg-type]
                 )
-                loaders[name if variant == "full" else f"{name}-{variant}"] = samples, loader
+                result = name if variant == "full" else f"{name}-{variant}"
+                loaders[result] = _Loaded(whole=name, samples=samples, loader=loader, shuffle=shuffle)
         return loaders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """Samples and loader of a set, or of a variant of the set `whole`; `shuffle` mixes the samples of some variants."""
+
+    whole: str
+    samples: StreamedSets
+    loader: StreamLoader
+    shuffle: Shuffle | None

@@ -1,7 +1,7 @@
 """Evaluation of a checkpoint: greedy answers on named sets, metrics with intervals, predictions and figures on disk."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.modality import MODALITY, Answered, modality_report
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import write_whole, writing
@@ -32,18 +33,23 @@ class EvaluatedSet:
         num_samples: Number of samples, also of samples that are left out.
         evaluator: Answers the prompts and judges the answers.
         left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
+        whole: Name of the set that this one is a variant of; its own name, or empty, if it is none.
+        shuffled: Gives the numbers of samples that a variant mixed; asked when the loader was read to its end.
     """
 
     name: str
     num_samples: int
     evaluator: AnswerEvaluator
     left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
+    whole: str = ""
+    shuffled: Callable[[], Mapping[str, int]] = dict
 
 
 class EvaluationModule(lightning.LightningModule):
     """Evaluates every set of the trainer's test loaders and writes the results below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line, and `<set>.png` if its task draws a figure.
+    `modality.json` compares the variants of sets (`evaluation.modality`), if there are any or a set of conflicts.
     `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
     left out. If there are any, the metrics of a validation come twice: without these samples, and with each counted as
     wrong.
@@ -106,7 +112,27 @@ class EvaluationModule(lightning.LightningModule):
                 self._write(each, found[each.name])
         if not writes:
             return
+        self._write_modality(found)
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
+
+    def _write_modality(self, found: Mapping[str, list[Judgement]]) -> None:
+        """Writes what the variants of the sets and the sets of conflicts say about the use of sound and picture."""
+        answered = [
+            Answered(
+                name=each.name,
+                whole=each.whole or each.name,
+                task=each.evaluator.task,
+                judgements=found[each.name],
+                result=self.results[each.name],
+            )
+            for each in self._sets
+        ]
+        report = modality_report(answered, self._bootstrap)
+        path = self._directory / MODALITY
+        if report is None:
+            path.unlink(missing_ok=True)  # of an earlier evaluation
+        else:
+            write_whole(path, json.dumps(report, indent=2) + "\n")
 
     def _summarize(self, evaluated: EvaluatedSet, predictions: list[Judgement]) -> dict[str, Any]:
         task, left_out = evaluated.evaluator.task, evaluated.left_out()
@@ -122,6 +148,7 @@ class EvaluationModule(lightning.LightningModule):
             "left_out": [{"sample_id": sample.id, "reason": reason} for sample, reason in left_out],
             "metrics": values,
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
+            **({"shuffled": dict(shuffled)} if (shuffled := evaluated.shuffled()) else {}),
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:
