@@ -142,7 +142,34 @@ def faithfulness(
             ]
         )
     rows["all"] = np.sum(list(rows.values()), axis=0)
-    return {name: _rates(full, each, bootstrap) for name, each in rows.items()}
+    rates = {name: _rates(full, each, bootstrap) for name, each in rows.items()}
+    return {name: {**each, "says": _changes(name, each)} for name, each in rates.items()}
+
+
+def statements(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Set and sentence of all that a report says in words."""
+    found = []
+    for name, each in report["sets"].items():
+        found += [(name, one["says"]) for one in each["verdict"].values() if one["verdict"] != "not_evaluated"]
+        found += [(name, one["says"]) for key, one in (each["faithfulness"] or {}).items() if key != "all"]
+    return [*found, *((name, each["says"]) for name, each in report["conflicts"].items())]
+
+
+def _changes(name: str, rates: Mapping[str, Any]) -> str:
+    """How often answers change without what the thought names, and without what it does not name."""
+    cue = {"all": "picture or sound"}.get(name, name)
+    named, unnamed = (_in_percent(rates[key]) for key in ("named", "unnamed"))
+    said = f"Without the {cue}, {named} of the {rates['num_named']} answers change whose thought names its cue"
+    if not rates["num_named"]:
+        said = f"No thought names a cue of the {cue}"
+    rest = f", and {unnamed} of the {rates['num_unnamed']} others" if rates["num_unnamed"] else ""
+    return f"{said}{rest}."
+
+
+def _in_percent(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "none"
+    return f"{100 * interval['estimate']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
 def _counted(is_changed: bool, *, is_named: bool) -> list[float]:
