@@ -13,14 +13,16 @@ from lightning_mmrl.config.specs import first_trained
 from lightning_mmrl.curriculum.checkpoints import Checkpoint, located
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
-from lightning_mmrl.data.in_order import eval_loader
+from lightning_mmrl.data.in_order import Shown, eval_loader
 from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import LoadedManifest
+from lightning_mmrl.data.shuffling import SWAPPED, Shuffle
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.models.folder import found_file
 from lightning_mmrl.models.policy import Policy
@@ -32,6 +34,7 @@ from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule, Keeping
 from lightning_mmrl.stages.judged import PROGRESS, Batches, JudgedBatches
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
@@ -45,21 +48,48 @@ POLICY_ITSELF = "lightning_mmrl.rollout.hf.HFEngine.of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is asked for one result: the set `whole` in full, or in a variant; `parts` has the prompt."""
+
+    whole: str
+    variant: str
+    task: Task
+    parts: Assembly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """One result with its samples, which a shuffle may mix; `batch_size` prompts are answered at once."""
+
+    asked: _Asked
+    samples: StreamedSets
+    batch_size: int
+    shuffle: Shuffle | None
+
+    @property
+    def shown(self) -> Shown:
+        """Which media the samples have."""
+        return Shown(variant=self.asked.variant, partners=self.shuffle)  # type: ignore[arg-type]
+
+    def shuffled(self) -> Mapping[str, int]:
+        """The numbers of samples that the variant mixed."""
+        if self.shuffle is None:
+            return {}
+        left_out = self.samples.reasons
+        self.shuffle([index for index in range(len(self.samples)) if index not in left_out])
+        return self.shuffle.counted()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """A model, and the samples that it is asked about: of each set, and of each result (`test`, `test-silent`)."""
+    """A model, and what it is asked for each result (`test`, `test-silent`)."""
 
     policy: Policy
     encoder: PromptEncoder
     pipeline: MediaPipeline
-    samples: Mapping[str, StreamedSets]
-    sets: Mapping[str, str]
-    variants: Mapping[str, str]
+    results: Mapping[str, _Result]
     bound: Mapping[str, Any]
     kept: KeptAnswers
-
-    def results(self) -> Iterator[tuple[str, StreamedSets]]:
-        """The samples of each result."""
-        return ((name, self.samples[each]) for name, each in self.sets.items())
 
 
 class CheckpointEvaluator:
@@ -106,23 +136,18 @@ class CheckpointEvaluator:
         kept = parts.group.broadcast(self._fitting(loaded, stage, directory))  # the other ranks looked for none
         loaders = self._loaders(loaded, kept)
         with self._engine(parts, loaded) as engine:
-            evaluators = {
-                name: replace(
-                    prompted[each].evaluator(loaded.policy, loaded.encoder, engine),
-                    task=task_of_result(name, parts.tasks),
-                )
-                for name, each in loaded.sets.items()
-            }
             sets = [
                 EvaluatedSet(
                     name=name,
-                    num_samples=len(samples),
-                    evaluator=evaluators[name],
-                    left_out=samples.left_out,
+                    num_samples=len(each.samples),
+                    evaluator=self._evaluator(loaded, each, engine),
+                    left_out=each.samples.left_out,
                     kept=kept.get(name, ()),
                     has_loader=name in loaders,
+                    whole=each.asked.whole,
+                    shuffled=each.shuffled,
                 )
-                for name, samples in loaded.results()
+                for name, each in loaded.results.items()
             ]
             module = self._judged(loaded, directory, sets, list(loaders.values()), stage)
         if run is not None:
@@ -147,25 +172,21 @@ class CheckpointEvaluator:
         policy = parts.policy(checkpoint.model, encoder, 1.0)
         if checkpoint.adapter is not None:
             policy.merge(checkpoint.adapter, encoder.engine_prefix)
-        ablate = config.evaluation.ablation_stages == "all" or stage == self._last_stage
-        variants = ["full", *(config.evaluation.ablations if ablate else [])]
-        names = {
-            each if variant == "full" else f"{each}-{variant}": (each, variant)
-            for each in chosen
-            for variant in variants
-        }
         pipeline = self._assembly.pipeline(encoder)
         indexing = Indexing(folder=pipeline.cache.directory)
         sources = {
             name: load_source(each.path, each.media_folder, each.format, indexing) for name, each in chosen.items()
         }
+        asked = self._asked(stage, prompted)
         bound, kept = {}, KeptAnswers(batches={})
         if parts.group.leads:
-            of_sets = {
-                name: bound_set(config, each, prompted[name].config.prompt, sources[name].digest)
-                for name, each in chosen.items()
+            of_results = {
+                name: {
+                    **bound_set(config, chosen[each.whole], each.parts.config.prompt, sources[each.whole].digest),
+                    "variant": each.variant,
+                }
+                for name, each in asked.items()
             }
-            of_results = {name: {**of_sets[each], "variant": variant} for name, (each, variant) in names.items()}
             bound = bound_of(config, checkpoint, self._engine_node(), of_results)
             kept = kept_answers(directory, bound, lambda line: parts.console.say(f"evaluating {stage}: {line}"))
         exclusions = self._exclusions(directory, anew=not kept.goes_on)
@@ -173,16 +194,28 @@ class CheckpointEvaluator:
             policy=policy,
             encoder=encoder,
             pipeline=pipeline,
-            samples=self._samples(chosen, prompted, sources, pipeline, exclusions),
-            sets={name: each for name, (each, _) in names.items()},
-            variants={name: variant for name, (_, variant) in names.items()},
+            results=self._results(asked, chosen, sources, pipeline, exclusions),
             bound=bound,
             kept=kept,
         )
 
+    def _asked(self, stage: str, prompted: Mapping[str, Assembly]) -> dict[str, _Asked]:
+        """What is asked, by the name of the result."""
+        settings = self._assembly.config.evaluation
+        further = settings.ablation_stages == "all" or stage == self._last_stage
+        found = {}
+        for whole, parts in prompted.items():
+            task = task_of_result(whole, self._assembly.tasks)
+            found[whole] = _Asked(whole=whole, variant="full", task=task, parts=parts)
+            for variant in settings.ablations if further and task.ablated else ():
+                found[f"{whole}-{variant}"] = _Asked(whole=whole, variant=variant, task=task, parts=parts)
+        return found
+
     def _fitting(self, loaded: _Loaded, stage: str, directory: Path) -> Batches:
         """The kept batches that are of the samples which they would be of now; tells the user about them."""
-        found = loaded.kept.fitting(dict(loaded.results()), self._assembly.config.evaluation.batch_size)
+        found = loaded.kept.fitting(
+            {name: each.samples for name, each in loaded.results.items()}, self._assembly.config.evaluation.batch_size
+        )
         number = sum(len(batches) for batches in found.values())
         if number and loaded.kept.goes_on:
             self._assembly.console.say(f"evaluating {stage}: goes on after {number} batches, which are judged already")
@@ -261,41 +294,56 @@ class CheckpointEvaluator:
             path.unlink(missing_ok=True)
         return Exclusions(path, decides=parts.group.leads)
 
-    def _samples(
+    def _results(
         self,
+        asked: Mapping[str, _Asked],
         sets: Mapping[str, EvaluationSetSettings],
-        prompted: Mapping[str, Assembly],
         sources: Mapping[str, LoadedManifest],
         pipeline: MediaPipeline,
         exclusions: Exclusions,
-    ) -> dict[str, StreamedSets]:
-        """The samples of each set."""
-        found = {}
-        for name, each in sets.items():
-            prepared = PreparedSet(
-                sources[name].samples[: self._assembly.config.evaluation.limit],
-                media_root=each.media_folder,
-                pipeline=pipeline,
-                template=prompted[name].template,
-                supervised=False,
-                exclusions=exclusions,
+    ) -> dict[str, _Result]:
+        """Opens the samples of each result; results with one set and one prompt share them."""
+        settings, streams, found = self._assembly.config.evaluation, {}, {}
+        for name, each in asked.items():
+            of_set, key = sets[each.whole], (each.whole, id(each.parts))
+            if key not in streams:
+                prepared = PreparedSet(
+                    sources[each.whole].samples[: settings.limit],
+                    media_root=of_set.media_folder,
+                    pipeline=pipeline,
+                    template=each.parts.template,
+                    supervised=False,
+                    exclusions=exclusions,
+                )
+                prepared.check(of_set.manifest)
+                streams[key] = prepared, StreamedSets([(of_set.manifest, prepared)], self._assembly.monitor)
+            prepared, samples = streams[key]
+            mixed = each.variant in SWAPPED
+            found[name] = _Result(
+                asked=each,
+                samples=samples,
+                batch_size=settings.batch_size,
+                shuffle=Shuffle(prepared.samples, each.task.truth, each.variant) if mixed else None,
             )
-            prepared.check(each.manifest)
-            found[name] = StreamedSets([(each.manifest, prepared)], self._assembly.monitor)
         return found
 
     def _loaders(self, loaded: _Loaded, kept: Batches) -> dict[str, StreamLoader]:
         """The loader of each result that has batches which are not judged yet."""
         parts, found = self._assembly, {}
-        for name, samples in loaded.results():
+        for name, each in loaded.results.items():
             found[name] = eval_loader(
-                samples,
+                each.samples,
                 partial(collate_prompts, pad_token_id=loaded.encoder.pad_token_id),
-                batch_size=parts.config.evaluation.batch_size,
+                batch_size=each.batch_size,
                 ranks=parts.group.ranks,
                 decoder=loaded.pipeline.decoder,
                 settings=parts.config.data.media,
-                variant=loaded.variants[name],  # type: ignore[arg-type]
+                shown=each.shown,
                 first=len(kept.get(name, ())),
             )
         return {name: loader for name, loader in found.items() if len(loader)}
+
+    def _evaluator(self, loaded: _Loaded, result: _Result, engine: RolloutEngine | None) -> AnswerEvaluator:
+        """Answers and judges one result."""
+        usual = result.asked.parts.evaluator(loaded.policy, loaded.encoder, engine)
+        return replace(usual, task=result.asked.task)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
+from lightning_mmrl.cli.modality_table import print_modality
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
 from lightning_mmrl.evaluation.intervals import Interval
@@ -29,6 +30,9 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(results_table(results))
         if gains:
             console.print(gains_table(results[0].task, gains))
+    handoffs = {result.name: result.handoff for result in outcome.results if result.handoff is not None}
+    for name, handoff in handoffs.items():
+        print_modality((outcome.directory / handoff.path).parent / "evaluation", f"after {name}", console)
     costs = {result.name: result.costs for result in outcome.results if result.costs is not None}
     if costs:
         console.print(costs_table(costs))
@@ -44,9 +48,8 @@ def print_comparison(outcome: FinishedRun) -> None:
     page = outcome.directory / REPORT
     if page.is_file():
         console.print(f"report       {page}")
-    handoffs = [result.handoff for result in outcome.results if result.handoff is not None]
     if handoffs:
-        console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")
+        console.print(f"checkpoint   {outcome.directory / list(handoffs.values())[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.evaluation.tasks.task import Statistic, Task
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 
@@ -169,6 +169,26 @@ class ClusterBootstrap:
         statistic = task.statistic(task.headline)
         total, resampled = statistic(sums.sum(0)), statistic(self.resampled(sums))
         return self._interval(float(total[0] - total[1]), resampled[:, 0] - resampled[:, 1], units)
+
+    def of_rows(
+        self, judgements: Sequence[Judgement], rows: NDArray[np.float64], statistic: Statistic
+    ) -> Interval | None:
+        """Returns the interval of a function of sums over samples; None if it is not defined for all samples together.
+
+        Resamples in which it is not defined, such as a share of no answers, do not count.
+
+        Args:
+            judgements: The samples, whose speakers are resampled.
+            rows: What each sample adds to the sums, [N, D].
+            statistic: Maps sums [..., D] to values [...]; NaN where it is not defined.
+        """
+        units = Units.of(judgements)
+        sums = np.zeros((units.number, rows.shape[1]))
+        np.add.at(sums, units.index, rows)
+        estimate, resampled = float(statistic(sums.sum(0))), statistic(self.resampled(sums))
+        if not np.isfinite(estimate):
+            return None
+        return self._interval(estimate, resampled[np.isfinite(resampled)], units)
 
     def resampled(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weighted sums over units, [S, ...] to [R, ...], in chunks of resamples to limit the memory."""

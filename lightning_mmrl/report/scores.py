@@ -9,6 +9,7 @@ from lightning_mmrl.evaluation.intervals import ClusterBootstrap, caution_of
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.report.markup import Html, bar, joined, number, table, tag
+from lightning_mmrl.report.modality import modality_words
 from lightning_mmrl.report.run_files import Evaluated, RunFiles
 
 MOST_LABELS = 24
@@ -163,13 +164,16 @@ def modality_section(runs: Sequence[RunFiles]) -> Html | None:
                 drawn = bar(value, own)
                 lost = "" if one is each else f"{100 * (value - each.metrics[each.headline]):+.1f}"
                 cells.append([title, name, kind, drawn, percent(value), interval(own), lost])
+    words = modality_words(runs)
     if not cells:
-        return None
+        return words
     head = ["stage", "set", "input", "headline", "%", "95 %", "against everything"]
     note = (
-        "silent: without sound; blank: without pictures. A model that does not use a channel loses nothing without it."
+        "silent: without sound; blank: without pictures; text_only: without both; shuffled: with those of another "
+        "sample. A model that does not use a channel loses nothing without it."
     )
-    return joined([tag("p", note, class_="note"), table(head, cells, label="Scores by modality", texts=3)])
+    drawn = [tag("p", note, class_="note"), table(head, cells, label="Scores by modality", texts=3)]
+    return joined(drawn if words is None else [*drawn, words])
 
 
 def confusion_section(runs: Sequence[RunFiles]) -> Html | None:

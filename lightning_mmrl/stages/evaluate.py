@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.modality import MODALITY, Answered, modality_report
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.speakers import speaker_spread
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -38,6 +39,8 @@ class EvaluatedSet:
         left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
         kept: The judgements of the first batches, which the loader leaves out.
         has_loader: False if all batches are kept, so that there is no loader.
+        whole: Name of the set that this one is a variant of; its own name, or empty, if it is none.
+        shuffled: Gives the numbers of samples that a variant mixed; asked when the loader was read to its end.
     """
 
     name: str
@@ -46,6 +49,8 @@ class EvaluatedSet:
     left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
     kept: Sequence[Sequence[Judgement]] = ()
     has_loader: bool = True
+    whole: str = ""
+    shuffled: Callable[[], Mapping[str, int]] = dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class EvaluationModule(lightning.LightningModule):
     """Evaluates every set of the trainer's test loaders and writes the results below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line, and `<set>.png` if its task draws a figure.
+    `modality.json` compares the variants of sets (`evaluation.modality`), if there are any or a set of conflicts.
     `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
     left out. If there are any, the metrics of a validation come twice: without these samples, and with each counted as
     wrong. With `keeping`, each judged batch is kept at once, and `evaluated.json` says what was evaluated.
@@ -125,10 +131,30 @@ class EvaluationModule(lightning.LightningModule):
         (self._directory / BOUND).unlink(missing_ok=True)  # it speaks for the results that are now replaced
         for each in self._sets:
             self._write(each, found[each.name])
+        self._write_modality(found)
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
         if self._keeping is not None:
             write_json(self._directory / BOUND, self._keeping.bound)
             self._keeping.batches.end()
+
+    def _write_modality(self, found: Mapping[str, list[Judgement]]) -> None:
+        """Writes what the variants of the sets and the sets of conflicts say about the use of sound and picture."""
+        answered = [
+            Answered(
+                name=each.name,
+                whole=each.whole or each.name,
+                task=each.evaluator.task,
+                judgements=found[each.name],
+                result=self.results[each.name],
+            )
+            for each in self._sets
+        ]
+        report = modality_report(answered, self._bootstrap)
+        path = self._directory / MODALITY
+        if report is None:
+            path.unlink(missing_ok=True)  # of an earlier evaluation
+        else:
+            write_whole(path, json.dumps(report, indent=2) + "\n")
 
     def _summarize(self, evaluated: EvaluatedSet, predictions: list[Judgement]) -> dict[str, Any]:
         task, left_out = evaluated.evaluator.task, evaluated.left_out()
@@ -146,6 +172,7 @@ class EvaluationModule(lightning.LightningModule):
             "metrics": values,
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
             **({} if spread is None else {"speakers": spread.plain()}),
+            **({"shuffled": dict(shuffled)} if (shuffled := evaluated.shuffled()) else {}),
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:

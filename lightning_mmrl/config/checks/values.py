@@ -163,7 +163,7 @@ def _check_evaluation(config: RunSettings) -> None:
         rule = "another one: validations during training have it"
         require(name != "validation", "a name in evaluation.sets", name, rule)
         if name in taken:
-            rule = f"another one: set {taken[name][0]} without its {taken[name][1]} part has it"
+            rule = f"another one: the ablation {taken[name][1]} of set {taken[name][0]} has it"
             require(False, "a name in evaluation.sets", name, rule)
 
 

@@ -18,6 +18,7 @@ from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Statisti
 from lightning_mmrl.prompts.answers import question_of
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
 RECOGNITION = {"war": war, "uar": uar, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
@@ -104,6 +105,13 @@ class ClosedLabels(Task):
             consistent=consistent,
             text=completion.text,
         )
+
+    def named_senses(self, judgement: Judgement) -> frozenset[str] | None:
+        """The senses whose cues the thought names; none without a thought, and None without cue phrases."""
+        if self.lexicon is None:
+            return None
+        think = scan(judgement.text).think
+        return frozenset() if think is None else self.lexicon.named_senses(think)
 
     def check(self, manifest: str, samples: Sequence[Sample]) -> None:
         """Refuses samples without a label of the set, and cue phrases that cannot be read."""

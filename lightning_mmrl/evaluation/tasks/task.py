@@ -62,6 +62,8 @@ class Task(ABC):
     """Name of the metric that gains and the progress line show; it has an interval."""
     measures: ClassVar[Sequence[Measure]]
     """The metrics in the order of display; in this class, each is the mean of the score with the metric's name."""
+    ablated: ClassVar[bool] = True
+    """Whether its sets are also evaluated without sound or picture, where a run asks for that."""
 
     @abstractmethod
     def truth(self, sample: Sample) -> Any:
@@ -94,6 +96,10 @@ class Task(ABC):
     def unanswered(self, sample: Sample) -> Judgement:
         """The judgement of a sample that could not be loaded: an empty answer, which is wrong."""
         return self.judge(sample, Completion(text="", num_tokens=0, truncated=False))
+
+    def named_senses(self, judgement: Judgement) -> frozenset[str] | None:
+        """The senses (`picture`, `sound`) whose cues the thought of an answer names; None: the task cannot tell."""
+        return None
 
     def metric_names(self) -> Sequence[str]:
         """The metrics that an evaluated set may have."""

@@ -27,8 +27,10 @@ from lightning_mmrl.types.records import Completion, Message, Sample
 OPTIONS = sorted(path.stem for path in configs_dir().glob("task/*.yaml"))
 SOLUTIONS = ("happy", "7", "B", "Up")
 OTHERS = {"happy": "sad", "7": "8", "B": "C", "Up": "Down"}
-EXTRAS = {"level": [".", "$", "@"]}
+EXTRAS = {"level": [".", "$", "@"], "picture_truth": "happy", "sound_truth": "sad"}
 """Columns that a task may need beside the solution."""
+READ_NO_SOLUTION = {"conflicts"}
+"""Options whose samples have no right answer; their own tests say which samples they refuse."""
 NUM_RESAMPLES = 40
 
 each_task = pytest.mark.parametrize("option", OPTIONS)
@@ -110,6 +112,8 @@ def test_a_right_answer_counts_one_and_a_missing_one_nothing(tasks, option):
 @each_task
 @pytest.mark.parametrize("solution", [None, "", "?"])
 def test_a_solution_that_cannot_be_read_is_refused_with_manifest_sample_and_fix(tasks, option, solution):
+    if option in READ_NO_SOLUTION:
+        pytest.skip(f"{option} reads no solution")
     task, good = tasks[option], sample("good", readable(tasks[option]))
     task.check("test.jsonl", [good])
     with pytest.raises(
@@ -158,7 +162,7 @@ def test_intervals_are_the_percentiles_of_the_metrics_of_resampled_lists(tasks, 
     assert set(found) == {each.name for each in task.measures if each.interval}
     for name, interval in found.items():
         values = [task.metrics(each)[name] for each in lists(judgements)]
-        assert len(set(values)) > 5
+        assert len(set(values)) > 5 or (name == "neither" and set(values) == {0.0})  # no answer of MIXED is neither
         assert [interval.low, interval.high] == pytest.approx(expanded(values, sizes), abs=1e-12)
         assert interval.estimate == pytest.approx(task.metrics(judgements)[name], abs=1e-12)
 
