@@ -15,15 +15,22 @@ from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.sampled import SAMPLED, SampledAnswers
+from lightning_mmrl.evaluation.thinking import NO_THINK
 from lightning_mmrl.files import write_whole
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.no_think import without_thought
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry.tasks import task_of_result
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
+from lightning_mmrl.stages.sampled_answers import SampledEvaluator
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
 from lightning_mmrl.training.memory import free_memory
@@ -38,12 +45,18 @@ class CheckpointEvaluator:
         assembly: The parts of the run.
         last_stage: The stage whose ablations are evaluated if `ablation_stages` is `last`.
         afresh: True for an evaluation outside of a run; such an evaluation itself decides which samples it leaves out.
+
+    Raises:
+        ConfigError: Answers without a thought are asked for, and the prompt of a set asks for no thought.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
         self._assembly = assembly
         self._last_stage = last_stage
         self._afresh = afresh
+        if assembly.config.evaluation.no_think:
+            for stage in [None] if afresh else assembly.config.trained.values():
+                self._without_thoughts(stage)
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
@@ -71,17 +84,27 @@ class CheckpointEvaluator:
         with parts.group.first():
             encoder = parts.encoder(checkpoint)
             policy = parts.policy(checkpoint, encoder, 1.0)
-            ablate = settings.ablation_stages == "all" or stage == self._last_stage
-            variants = ["full", *(settings.ablations if ablate else [])]
-            loaders = self._loaders(encoder, chosen, prompted, variants, self._exclusions(directory))
-        sets = []
-        for name, (samples, _) in loaders.items():
-            whole = name if name in chosen else name.rpartition("-")[0]
-            evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
-            evaluated = EvaluatedSet(
-                name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out
+            further = settings.ablation_stages == "all" or stage == self._last_stage
+            variants = ["full", *(settings.ablations if further else [])]
+            exclusions = self._exclusions(directory)
+            loaders = self._loaders(encoder, chosen, prompted, variants, exclusions)
+            if further and settings.no_think:
+                forced = self._without_thoughts(of_stage)
+                prompted |= {name: parts.with_prompt(prompt) for name, prompt in forced.items()}
+                denied = {name: chosen[_whole(name)] for name in forced}
+                loaders |= self._loaders(encoder, denied, prompted, ["full"], exclusions)
+            if further and settings.samples:
+                loaders |= self._loaders(encoder, chosen, prompted, [SAMPLED], exclusions, settings.samples)
+        sets = [
+            EvaluatedSet(
+                name=name,
+                num_samples=len(samples),
+                evaluator=self._evaluator(name, prompted.get(name) or prompted[_whole(name)], policy, encoder),
+                thinks_in=_whole(name) if name not in chosen and name in prompted else None,
+                left_out=samples.left_out,
             )
-            sets.append(evaluated)
+            for name, (samples, _) in loaders.items()
+        ]
         module = EvaluationModule(
             policy,
             sets=sets,
@@ -109,6 +132,35 @@ class CheckpointEvaluator:
             return None
         return replace(first_trained(config), evaluation_sets=None) if name == BASE else config.trained[name]
 
+    def _without_thoughts(self, stage: StageSettings | None) -> dict[str, PromptSettings]:
+        """The prompts of `<set>-no_think` for each set of a stage; None outside of a run."""
+        config, found = self._assembly.config, {}
+        for name, each in config.sets(None if stage is None else stage.evaluation_sets).items():
+            try:
+                prompt = without_thought(config.prompt_of(each, stage), self._assembly.tasks[name].answer_reading)
+            except ConfigError as error:
+                raise ConfigError(f"evaluation of set {name}: {error}") from error
+            found[f"{name}-{NO_THINK}"] = prompt
+        return found
+
+    def _evaluator(
+        self, name: str, parts: Assembly, policy: Policy, encoder: PromptEncoder
+    ) -> AnswerEvaluator | SampledEvaluator:
+        """Answers and judges the set or variant with a name, with the prompt of its parts."""
+        settings, task = parts.config.evaluation, task_of_result(name, self._assembly.tasks)
+        usual = parts.evaluator(policy, encoder)
+        if not isinstance(task, SampledAnswers):
+            thoughtless = name.endswith(f"-{NO_THINK}")
+            return replace(usual, task=task, counts_tokens=settings.no_think, thoughtless=thoughtless)
+        return SampledEvaluator(
+            engine=parts.engine(policy, encoder, settings.max_new_tokens, settings.top_p),
+            task=task,
+            policy=policy,
+            temperature=settings.temperature,
+            seed=parts.config.seed,
+            rank_local=usual.rank_local,
+        )
+
     def _exclusions(self, directory: Path) -> Exclusions:
         parts = self._assembly
         if not self._afresh:
@@ -125,8 +177,9 @@ class CheckpointEvaluator:
         prompted: Mapping[str, Assembly],
         variants: list[str],
         exclusions: Exclusions,
+        num_answers: int = 1,
     ) -> dict[str, tuple[StreamedSets, StreamLoader]]:
-        """Samples and loader of each set and each of its variants."""
+        """Samples and loader of each set and each of its variants; a prompt of a batch gets `num_answers` answers."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         indexing = Indexing(folder=pipeline.cache.directory)
@@ -146,11 +199,16 @@ class CheckpointEvaluator:
                 loader = eval_loader(
                     samples,
                     partial(collate_prompts, pad_token_id=encoder.pad_token_id),
-                    batch_size=settings.batch_size,
+                    batch_size=max(1, settings.batch_size // num_answers),
                     ranks=parts.group.ranks,
                     decoder=pipeline.decoder,
                     settings=parts.config.data.media,
-                    variant=variant,  # type: ignore[arg-type]
+                    variant="full" if variant == SAMPLED else variant,  # type: ignore[arg-type]
                 )
                 loaders[name if variant == "full" else f"{name}-{variant}"] = samples, loader
         return loaders
+
+
+def _whole(name: str) -> str:
+    """The set of a variant: `test` of `test-no_think`."""
+    return name.rpartition("-")[0]

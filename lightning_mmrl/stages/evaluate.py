@@ -11,12 +11,14 @@ import lightning
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.evaluation.thinking import thinking_gain
 from lightning_mmrl.files import write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.stages.answers import AnswerEvaluator, all_predictions, require_all
 from lightning_mmrl.stages.context import place
+from lightning_mmrl.stages.sampled_answers import SampledEvaluator
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Sample
 
@@ -31,12 +33,14 @@ class EvaluatedSet:
         name: Name of the set.
         num_samples: Number of samples, also of samples that are left out.
         evaluator: Answers the prompts and judges the answers.
+        thinks_in: The set with the same samples whose answers have a thought, if these answers were denied one.
         left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
     """
 
     name: str
     num_samples: int
-    evaluator: AnswerEvaluator
+    evaluator: AnswerEvaluator | SampledEvaluator
+    thinks_in: str | None = None
     left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
 
 
@@ -102,6 +106,9 @@ class EvaluationModule(lightning.LightningModule):
         writes = self._ranks.rank == 0
         for each in self._sets:
             self.results[each.name] = self._summarize(each, found[each.name])
+            if each.thinks_in is not None:
+                gain = thinking_gain(found[each.thinks_in], found[each.name], each.evaluator.task, self._bootstrap)
+                self.results[each.name]["thinking"] = {"over": each.thinks_in, **gain}
             if writes:
                 self._write(each, found[each.name])
         if not writes:
