@@ -4,6 +4,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
@@ -25,6 +26,7 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(results_table(results))
         if gains:
             console.print(gains_table(results[0].task, gains))
+    print_thinking(console, outcome.comparison)
     costs = {result.name: result.costs for result in outcome.results if result.costs is not None}
     if costs:
         console.print(costs_table(costs))
@@ -45,6 +47,18 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
+
+
+def print_thinking(console: Console, comparison: Comparison) -> None:
+    """Prints what thoughts gain over answers that were forced without one, if there are such answers."""
+    for row in comparison.results:
+        found = row.thinking
+        if found is None or found["difference"] is None:
+            continue
+        gain = _percent(Interval(**found["difference"]), sign="+")
+        lengths = [found[key] for key in ("mean_tokens", "mean_tokens_no_think")]
+        tokens = "" if None in lengths else f"; {lengths[0]:.1f} tokens an answer with, {lengths[1]:.1f} without"
+        console.print(f"thoughts on {found['over']}: {gain} points of {row.task.headline_title} ({row.stage}){tokens}")
 
 
 def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:
@@ -112,7 +126,8 @@ def _cells(row: SetResult) -> list[str]:
     for each in row.task.measures:
         value = row.metrics.get(each.name)
         if each.in_table and each.interval:
-            cells.append(_percent(row.intervals[each.name]))
+            # A result may be older than the number of samples that the configuration asks for now.
+            cells.append(_percent(row.intervals[each.name]) if each.name in row.intervals else "-")
         elif each.in_table:
             cells.append("-" if value is None else f"{100 * value:.1f}")
     return cells

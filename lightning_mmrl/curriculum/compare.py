@@ -17,7 +17,8 @@ class SetResult:
 
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
-    answer.
+    answer. `thinking` compares answers that were forced without a thought with the set's own
+    (`evaluation.thinking.thinking_gain`).
     """
 
     stage: str
@@ -28,6 +29,7 @@ class SetResult:
     task: Task
     num_left_out: int = 0
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
+    thinking: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file; intervals stand under the names of their metrics."""
@@ -39,6 +41,7 @@ class SetResult:
             **{name: asdict(interval) for name, interval in self.intervals.items()},
             "num_left_out": self.num_left_out,
             "counted_wrong": {name: asdict(interval) for name, interval in self.counted_wrong.items()},
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             **self.task.described(),
         }
 
@@ -138,4 +141,5 @@ def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResu
         task=task,
         num_left_out=len(entry.get("left_out", ())),
         counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
+        thinking=entry.get("thinking"),
     )

@@ -35,13 +35,18 @@ class SampledAnswers(Task):
 
     def __post_init__(self) -> None:
         sizes = powers_of_two(self.samples)
-        passes = [Measure(name=f"pass_at_{k}", title=f"pass@{k}", interval=True) for k in sizes]
-        majorities = [Measure(name=f"maj_at_{k}", title=f"maj@{k}", interval=True) for k in sizes[1:]]
+        shown = (sizes[0], sizes[-1])
+        passes = [(f"pass_at_{k}", f"pass@{k}", k in shown) for k in sizes]
+        majorities = [(f"maj_at_{k}", f"maj@{k}", k in shown) for k in sizes[1:]]
+        measures = [
+            Measure(name=name, title=title, interval=True, in_table=in_table)
+            for name, title, in_table in passes + majorities
+        ]
         shares = (
             Measure(name="formatted", title="valid format"),
             Measure(name="unread", title="unparsed", validated=False, on_card=False),
         )
-        object.__setattr__(self, "measures", (*passes, *majorities, *shares))
+        object.__setattr__(self, "measures", (*measures, *shares))
 
     def truth(self, sample: Sample) -> Any:
         """The right answer."""
