@@ -162,18 +162,23 @@ def train_fold(fold: Fold) -> int:
     """
     command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", *fold.arguments]
     received: list[int] = []
-    with subprocess.Popen(command, start_new_session=True) as process:
+    started: list[subprocess.Popen[bytes]] = []
 
-        def forward(signum: int, frame: FrameType | None) -> None:
-            received.append(signum)
+    def forward(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        for process in started:
             process.send_signal(signum)
 
-        before = {signum: signal.signal(signum, forward) for signum in (*SIGNALS, signal.SIGHUP)}
-        try:
+    before = {signum: signal.signal(signum, forward) for signum in (*SIGNALS, signal.SIGHUP)}
+    try:
+        with subprocess.Popen(command, start_new_session=True) as process:
+            started.append(process)
+            for signum in tuple(received):  # those that came before there was a process
+                process.send_signal(signum)
             code = process.wait()
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     if received:
         raise Interrupted(received[0])
     return code if code >= 0 else 128 - code

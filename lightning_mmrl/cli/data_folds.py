@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.data.folds import TEST, TRAIN, FoldSettings, make_folds
+from lightning_mmrl.data.folds import RECORD, TEST, TRAIN, FoldSettings, make_folds
 
 
 def add_folds(commands: Any) -> None:
@@ -55,4 +55,4 @@ def print_folds(made: Mapping[str, Any], out: Path) -> None:
         labels = ", ".join(f"{label} {number:,}" for label, number in fold["test"]["labels"].items())
         left_out = ", ".join(f"{number:,} of {other}" for other, number in fold["left_out"].items() if number)
         print(f"{name}: {'; '.join(parts)} (test: {labels})" + (f"; left out: {left_out}" if left_out else ""))
-    print(f"folds in {out}, counts in {out / 'folds.json'}")
+    print(f"folds in {out}, counts in {out / RECORD}", flush=True)

@@ -1,8 +1,10 @@
 """`mmrl folds`: trains and evaluates an experiment on every fold of a set, and reports the mean over folds."""
 
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +108,8 @@ def take_folder(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _composed(arguments: Sequence[str]) -> RunSettings:
-    [config] = run_with_config(lambda config: config, "mmrl folds", arguments)
+    with redirect_stderr(io.StringIO()):  # each fold says again what its configuration is told
+        [config] = run_with_config(lambda config: config, "mmrl folds", arguments)
     return config
 
 
