@@ -193,9 +193,10 @@ class Assembly:
             prefill="" if own else self.config.prompt.prefill,
         )
 
-    def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
+    def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int, top_p: float = 1.0) -> HFEngine:
         """Returns the engine of evaluations: the policy itself generates the answers, with the drafts of `rollout`."""
-        sampling, node = SamplingSettings(max_new_tokens=max_new_tokens), self.config.rollout.get("speculation")
+        sampling = SamplingSettings(max_new_tokens=max_new_tokens, top_p=top_p)
+        node = self.config.rollout.get("speculation")
         return HFEngine.of(
             policy,
             encoder=encoder,

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.app.asked import Asked, Result, all_asked, check_thoughts
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.kept_answers import KeptAnswers, bound_of, bound_set, kept_answers
 from lightning_mmrl.config.specs import first_trained
 from lightning_mmrl.curriculum.checkpoints import Checkpoint, located
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
-from lightning_mmrl.data.in_order import Shown, eval_loader
+from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.manifest import Indexing
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import PreparedSet
@@ -22,13 +23,13 @@ from lightning_mmrl.data.shuffling import SWAPPED, Shuffle
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.evaluation.sampled import SampledAnswers
+from lightning_mmrl.evaluation.thinking import NO_THINK
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.models.folder import found_file
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
-from lightning_mmrl.registry.tasks import task_of_result
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.rollout import engine_node
@@ -37,6 +38,7 @@ from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule, Keeping
 from lightning_mmrl.stages.judged import PROGRESS, Batches, JudgedBatches
+from lightning_mmrl.stages.sampled_answers import SampledEvaluator
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
 from lightning_mmrl.training.memory import free_memory
@@ -48,46 +50,13 @@ POLICY_ITSELF = "lightning_mmrl.rollout.hf.HFEngine.of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What is asked for one result: the set `whole` in full, or in a variant; `parts` has the prompt."""
-
-    whole: str
-    variant: str
-    task: Task
-    parts: Assembly
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
-    """One result with its samples, which a shuffle may mix; `batch_size` prompts are answered at once."""
-
-    asked: _Asked
-    samples: StreamedSets
-    batch_size: int
-    shuffle: Shuffle | None
-
-    @property
-    def shown(self) -> Shown:
-        """Which media the samples have."""
-        return Shown(variant=self.asked.variant, partners=self.shuffle)  # type: ignore[arg-type]
-
-    def shuffled(self) -> Mapping[str, int]:
-        """The numbers of samples that the variant mixed."""
-        if self.shuffle is None:
-            return {}
-        left_out = self.samples.reasons
-        self.shuffle([index for index in range(len(self.samples)) if index not in left_out])
-        return self.shuffle.counted()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
     """A model, and what it is asked for each result (`test`, `test-silent`)."""
 
     policy: Policy
     encoder: PromptEncoder
     pipeline: MediaPipeline
-    results: Mapping[str, _Result]
+    results: Mapping[str, Result]
     bound: Mapping[str, Any]
     kept: KeptAnswers
 
@@ -102,12 +71,18 @@ class CheckpointEvaluator:
         last_stage: The stage whose ablations are evaluated if `ablation_stages` is `last`.
         afresh: True for an evaluation outside of a run; such an evaluation itself decides which samples it leaves out,
             and the engine of `rollout` gives the answers. Within a run the policy itself does.
+
+    Raises:
+        ConfigError: Answers without a thought are asked for, and the prompt of a set asks for no thought.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
         self._assembly = assembly
         self._last_stage = last_stage
         self._afresh = afresh
+        if assembly.config.evaluation.no_think:
+            for stage in [None] if afresh else assembly.config.trained.values():
+                check_thoughts(assembly.config, assembly.tasks, stage)
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
@@ -146,6 +121,7 @@ class CheckpointEvaluator:
                     has_loader=name in loaders,
                     whole=each.asked.whole,
                     shuffled=each.shuffled,
+                    thinks_in=each.asked.whole if each.asked.variant == NO_THINK else None,
                 )
                 for name, each in loaded.results.items()
             ]
@@ -177,13 +153,14 @@ class CheckpointEvaluator:
         sources = {
             name: load_source(each.path, each.media_folder, each.format, indexing) for name, each in chosen.items()
         }
-        asked = self._asked(stage, prompted)
+        further = config.evaluation.ablation_stages == "all" or stage == self._last_stage
+        asked = all_asked(self._assembly, prompted, further=further)
         bound, kept = {}, KeptAnswers(batches={})
         if parts.group.leads:
             of_results = {
                 name: {
                     **bound_set(config, chosen[each.whole], each.parts.config.prompt, sources[each.whole].digest),
-                    "variant": each.variant,
+                    **each.decisive(),
                 }
                 for name, each in asked.items()
             }
@@ -199,23 +176,10 @@ class CheckpointEvaluator:
             kept=kept,
         )
 
-    def _asked(self, stage: str, prompted: Mapping[str, Assembly]) -> dict[str, _Asked]:
-        """What is asked, by the name of the result."""
-        settings = self._assembly.config.evaluation
-        further = settings.ablation_stages == "all" or stage == self._last_stage
-        found = {}
-        for whole, parts in prompted.items():
-            task = task_of_result(whole, self._assembly.tasks)
-            found[whole] = _Asked(whole=whole, variant="full", task=task, parts=parts)
-            for variant in settings.ablations if further and task.ablated else ():
-                found[f"{whole}-{variant}"] = _Asked(whole=whole, variant=variant, task=task, parts=parts)
-        return found
-
     def _fitting(self, loaded: _Loaded, stage: str, directory: Path) -> Batches:
         """The kept batches that are of the samples which they would be of now; tells the user about them."""
-        found = loaded.kept.fitting(
-            {name: each.samples for name, each in loaded.results.items()}, self._assembly.config.evaluation.batch_size
-        )
+        samples = {name: (each.samples, each.asked.batch_size) for name, each in loaded.results.items()}
+        found = loaded.kept.fitting(samples)
         number = sum(len(batches) for batches in found.values())
         if number and loaded.kept.goes_on:
             self._assembly.console.say(f"evaluating {stage}: goes on after {number} batches, which are judged already")
@@ -296,12 +260,12 @@ class CheckpointEvaluator:
 
     def _results(
         self,
-        asked: Mapping[str, _Asked],
+        asked: Mapping[str, Asked],
         sets: Mapping[str, EvaluationSetSettings],
         sources: Mapping[str, LoadedManifest],
         pipeline: MediaPipeline,
         exclusions: Exclusions,
-    ) -> dict[str, _Result]:
+    ) -> dict[str, Result]:
         """Opens the samples of each result; results with one set and one prompt share them."""
         settings, streams, found = self._assembly.config.evaluation, {}, {}
         for name, each in asked.items():
@@ -319,10 +283,9 @@ class CheckpointEvaluator:
                 streams[key] = prepared, StreamedSets([(of_set.manifest, prepared)], self._assembly.monitor)
             prepared, samples = streams[key]
             mixed = each.variant in SWAPPED
-            found[name] = _Result(
+            found[name] = Result(
                 asked=each,
                 samples=samples,
-                batch_size=settings.batch_size,
                 shuffle=Shuffle(prepared.samples, each.task.truth, each.variant) if mixed else None,
             )
         return found
@@ -334,7 +297,7 @@ class CheckpointEvaluator:
             found[name] = eval_loader(
                 each.samples,
                 partial(collate_prompts, pad_token_id=loaded.encoder.pad_token_id),
-                batch_size=each.batch_size,
+                batch_size=each.asked.batch_size,
                 ranks=parts.group.ranks,
                 decoder=loaded.pipeline.decoder,
                 settings=parts.config.data.media,
@@ -343,7 +306,20 @@ class CheckpointEvaluator:
             )
         return {name: loader for name, loader in found.items() if len(loader)}
 
-    def _evaluator(self, loaded: _Loaded, result: _Result, engine: RolloutEngine | None) -> AnswerEvaluator:
-        """Answers and judges one result."""
-        usual = result.asked.parts.evaluator(loaded.policy, loaded.encoder, engine)
-        return replace(usual, task=result.asked.task)
+    def _evaluator(
+        self, loaded: _Loaded, result: Result, engine: RolloutEngine | None
+    ) -> AnswerEvaluator | SampledEvaluator:
+        """Answers and judges one result; several answers to a question are sampled by the policy itself."""
+        asked, settings = result.asked, self._assembly.config.evaluation
+        usual = asked.parts.evaluator(loaded.policy, loaded.encoder, engine)
+        if not isinstance(asked.task, SampledAnswers):
+            thoughtless = asked.variant == NO_THINK
+            return replace(usual, task=asked.task, counts_tokens=settings.no_think, thoughtless=thoughtless)
+        return SampledEvaluator(
+            engine=asked.parts.engine(loaded.policy, loaded.encoder, settings.max_new_tokens, settings.top_p),
+            task=asked.task,
+            policy=loaded.policy,
+            temperature=settings.temperature,
+            seed=self._assembly.config.seed,
+            rank_local=usual.rank_local,
+        )

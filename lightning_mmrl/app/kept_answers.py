@@ -94,14 +94,18 @@ class KeptAnswers:
     batches: Batches
     goes_on: bool = False
 
-    def fitting(self, samples: Mapping[str, StreamedSets], batch_size: int) -> Batches:
-        """Returns the batches up to the first one that is not of the samples which such a batch has now."""
+    def fitting(self, samples: Mapping[str, tuple[StreamedSets, int]]) -> Batches:
+        """Returns the batches up to the first one that is not of the samples which such a batch has now.
+
+        `samples` has the samples of each result, and how many make a batch.
+        """
         found = Batches()
         for name, batches in self.batches.items():
-            ids, left_out = samples[name].ids, samples[name].reasons
+            own, size = samples[name]
+            ids, left_out = own.ids, own.reasons
             usable = [one for index, one in enumerate(ids) if index not in left_out]
             for number, batch in enumerate(batches):
-                if [each.sample_id for each in batch] != usable[number * batch_size :][:batch_size]:
+                if [each.sample_id for each in batch] != usable[number * size :][:size]:
                     break
                 found.setdefault(name, []).append(batch)
         return found
@@ -133,8 +137,9 @@ def kept_answers(directory: Path, bound: Mapping[str, Any], say: Callable[[str],
 def _finished_answers(directory: Path, bound: Mapping[str, Any]) -> Batches:
     try:
         fits = _fitting_sets(read_json(directory / BOUND, ""), bound)
-        summary, size, found = read_json(directory / SUMMARY, ""), bound["common"]["batch_size"], Batches()
+        summary, found = read_json(directory / SUMMARY, ""), Batches()
         for name in (name for name in fits if not summary[name]["left_out"]):
+            size = bound["sets"][name].get("batch_size", bound["common"]["batch_size"])
             lines = (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
             judged = [Judgement.from_json(line) for line in lines]
             if len(judged) == summary[name]["num_samples"]:

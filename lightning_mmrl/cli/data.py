@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_convert import add_conversions, add_source_options, check_source_options
+from lightning_mmrl.cli.data_folds import add_folds
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.cli.data_prepare import add_prepare
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     add_conversions(commands)
     add_from_csv(commands)
     add_prepare(commands)
+    add_folds(commands)
     synth = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
     synth.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
     synth.add_argument("--task", default="emotions", metavar="NAME", help="task to generate (default %(default)s)")

@@ -199,7 +199,7 @@ def _report(parts: "Assembly", name: str, directory: Path, over: Baseline | None
         StageError: The results cannot be paired with the baseline's.
     """
     from lightning_mmrl.cli.modality_table import print_modality
-    from lightning_mmrl.cli.tables import by_task, gains_table, results_table
+    from lightning_mmrl.cli.tables import by_task, gains_table, print_thinking, results_table
     from lightning_mmrl.training.console import report_console
 
     comparison, problem = _compared(parts, name, directory, over)
@@ -216,6 +216,7 @@ def _report(parts: "Assembly", name: str, directory: Path, over: Baseline | None
                 console.print(f"{each}: {len(ids)} samples that only one side judged are no part of its gain ({some})")
         gains = [gain.plain() | {"unpaired": apart[gain.name]} for gain in comparison.gains]
         write_json(directory / GAINS, {"baseline": str(over.folder), "gains": gains})
+    print_thinking(console, comparison)
     print_modality(directory, f"of {name}", console)
     deliver_leftovers(parts.config, console.print)
     console.print(f"predictions and figures in {directory}", soft_wrap=True)

@@ -4,6 +4,7 @@ import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
@@ -30,6 +31,7 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(results_table(results))
         if gains:
             console.print(gains_table(results[0].task, gains))
+    print_thinking(console, outcome.comparison)
     handoffs = {result.name: result.handoff for result in outcome.results if result.handoff is not None}
     for name, handoff in handoffs.items():
         print_modality((outcome.directory / handoff.path).parent / "evaluation", f"after {name}", console)
@@ -52,6 +54,18 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(f"checkpoint   {outcome.directory / list(handoffs.values())[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
+
+
+def print_thinking(console: Console, comparison: Comparison) -> None:
+    """Prints what thoughts gain over answers that were forced without one, if there are such answers."""
+    for row in comparison.results:
+        found = row.thinking
+        if found is None or found["difference"] is None:
+            continue
+        gain = _percent(Interval(**found["difference"]), sign="+")
+        lengths = [found[key] for key in ("mean_tokens", "mean_tokens_no_think")]
+        tokens = "" if None in lengths else f"; {lengths[0]:.1f} tokens an answer with, {lengths[1]:.1f} without"
+        console.print(f"thoughts on {found['over']}: {gain} points of {row.task.headline_title} ({row.stage}){tokens}")
 
 
 def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:

@@ -205,7 +205,8 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     settings = {**asdict(config.evaluation), "sets": {each: config.evaluation.sets[each].short for each in sets}}
     del settings["batch_size"], settings["base"]
     if settings.pop("ablation_stages") == "last" and not is_last:
-        settings["ablations"] = []
+        settings |= {"ablations": [], "no_think": False, "samples": 0}
+    settings = _with_passes(settings, config.seed)
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     if config.data.task is not None:
         data["task"] = config.data.task
@@ -222,6 +223,14 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
         "media": {name: str(each.media_folder) for name, each in sets.items() if each.media_root != each.root},
     }
     return _digest({"evaluation": settings, "data": data, "sets": found, **{k: v for k, v in further.items() if v}})
+
+
+def _with_passes(settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Leaves out passes that are not asked for, so that older digests hold; a seed decides the samples."""
+    left_out = {"no_think"} if not settings["no_think"] else set()
+    left_out |= {"samples", "temperature", "top_p"} if not settings["samples"] else set()
+    kept = {key: value for key, value in settings.items() if key not in left_out}
+    return kept | ({"seed": seed} if settings["samples"] else {})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ class SetResult:
 
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
-    answer. `speakers` has the headline by speaker, if they are known.
+    answer. `speakers` has the headline by speaker, if they are known. `thinking` compares answers that were forced
+    without a thought with the set's own (`evaluation.thinking.thinking_gain`).
     """
 
     stage: str
@@ -30,6 +31,7 @@ class SetResult:
     num_left_out: int = 0
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
     speakers: SpeakerSpread | None = None
+    thinking: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file; intervals stand under the names of their metrics."""
@@ -42,6 +44,7 @@ class SetResult:
             "num_left_out": self.num_left_out,
             "counted_wrong": {name: asdict(interval) for name, interval in self.counted_wrong.items()},
             **({} if self.speakers is None else {"speakers": self.speakers.plain()}),
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             **self.task.described(),
         }
 
@@ -142,4 +145,5 @@ def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResu
         num_left_out=len(entry.get("left_out", ())),
         counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
         speakers=SpeakerSpread.from_plain(entry["speakers"]) if "speakers" in entry else None,
+        thinking=entry.get("thinking"),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.evaluation.sampled import SAMPLED, SampledAnswers
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.registry import targets
 from lightning_mmrl.settings.data import DataSettings
@@ -37,10 +38,15 @@ def task_outlines(config: RunSettings) -> dict[str, Task]:
 def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
     """Returns the task of a result by its name.
 
-    That is the task of the set; for an ablation (`test-silent`) the task of the set before the last hyphen; and the
-    task of the validation for a set that the configuration no longer has.
+    That is the task of the set; for a variant (`test-silent`) the task of the set before the last hyphen; and the task
+    of the validation for a set that the configuration no longer has. A result of sampled answers that the configuration
+    no longer asks for has at least the metrics of one answer.
     """
-    return tasks.get(name) or tasks.get(name.rpartition("-")[0]) or tasks[VALIDATION]
+    if name in tasks:
+        return tasks[name]
+    whole, _, variant = name.rpartition("-")
+    task = tasks.get(whole) or tasks[VALIDATION]
+    return SampledAnswers(whole=task, samples=1) if variant == SAMPLED else task
 
 
 def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) -> dict[str, Task]:
@@ -55,6 +61,11 @@ def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) 
                 key = f"{data_key(each.dataset)}.task"
                 shared[each.dataset] = _checked(_node_of(config.dataset(each.dataset)), key, build)
             found[name] = shared[each.dataset]
+    if num := config.evaluation.samples:
+        sampled = {
+            f"{name}-{SAMPLED}": SampledAnswers(whole=found[name], samples=num) for name in config.evaluation.sets
+        }
+        return found | sampled
     return found
 
 

@@ -12,6 +12,8 @@ from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSe
 
 _DEFAULT = ""
 """Name under which `of_stage` keeps the run's own dataset in `datasets`; no user can give this name."""
+VARIANTS = (*ABLATIONS, "no_think", "sampled")
+"""Ways in which a set may be evaluated again; the result of a set `test` is then called `test-silent`, for example."""
 LOGGERS = ("csv", "tensorboard")
 ABLATION_STAGES = ("last", "all")
 MAX_SEED = 2**31 - 1
@@ -102,10 +104,19 @@ class EvaluationSettings:
     ablations: list[str] = setting(factory=list, choices=ABLATIONS)
     """How every set is evaluated again: silent (without sound), blank (without picture), text_only (without both),
     shuffled_sound or shuffled_picture (with those of another sample); `all` stands for all of them."""
+    no_think: bool = False
+    """Also evaluate every set with answers that are forced without a thought."""
+    samples: int = setting(0, at_least=0, at_most=256)
+    """Also sample this many answers to each question, for pass@k and maj@k; 0 for none."""
+    temperature: float = setting(1.0, above=0)
+    """Temperature of these samples."""
+    top_p: float = setting(1.0, above=0, at_most=1)
+    """Sample them from the likeliest tokens up to this probability alone."""
     ablation_stages: str = setting("last", choices=ABLATION_STAGES)
-    """Stages after which ablations are evaluated: the `last` one only, or `all`."""
+    """Stages after which ablations, answers without a thought and samples are evaluated: the `last` one only, or
+    `all`."""
     batch_size: int = setting(64, at_least=1)
-    """Prompts answered at once, of all ranks together."""
+    """Answers generated at once, of all ranks together, but at least one prompt."""
     max_new_tokens: int = setting(512, at_least=1)
     """Tokens of the longest answer."""
     num_resamples: int = setting(2000, at_least=1)

@@ -9,9 +9,13 @@ from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.task_metrics import TaskMetrics
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.prompts.no_think import with_placeholder
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
-from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.batches import PromptBatch, Rollout
+from lightning_mmrl.types.records import Completion, Sample
+
+RankLocal = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +27,17 @@ class AnswerEvaluator:
         task: Judges the answers.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
         prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
+        counts_tokens: Whether judgements say how many tokens were sampled.
+        thoughtless: Whether the prompt holds an empty thought; the format of an answer is then judged as if the thought
+            had content, since an empty thought is a fault in the format of an answer that the model wrote itself.
     """
 
     engine: RolloutEngine
     task: Task
-    rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
+    rank_local: RankLocal = nullcontext
     prefill: str = ""
+    counts_tokens: bool = False
+    thoughtless: bool = False
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
         """One judgement per prompt; a collective.
@@ -36,23 +45,45 @@ class AnswerEvaluator:
         Raises:
             RolloutError: The engine fails on some rank; raised on all of them.
         """
-        seeds, completions, problem = [[0]] * len(prompts.samples), (), None
-        with self.rank_local():
-            try:
-                completions = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True).completions
-            except RolloutError as error:  # raised below, on all ranks: here the others would wait for this one
-                problem = error
-        problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
-        if problems:
-            raise problem or RolloutError(problems[0])
+        seeds = [[0]] * len(prompts.samples)
+
+        def generate() -> Rollout:
+            return self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
+
+        completions = generated(generate, self.rank_local, ranks).completions
         whole = [replace(each, text=self.prefill + each.text) for each in completions]
-        return [self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, whole, strict=True)]
+        return [self._judged(*each) for each in zip(prompts.samples, whole, strict=True)]
+
+    def _judged(self, sample: Sample, completion: Completion) -> Judgement:
+        judged = self.task.judge(sample, completion)
+        if self.thoughtless:
+            formed = replace(completion, text=with_placeholder(completion.text))
+            judged = replace(judged, valid_format=self.task.judge(sample, formed).valid_format)
+        return replace(judged, num_tokens=completion.num_tokens) if self.counts_tokens else judged
 
     def new_metrics(self) -> TaskMetrics:
         """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""
         metrics = TaskMetrics(self.task)
         metrics.sync_on_compute = False
         return metrics
+
+
+def generated(generate: Callable[[], Rollout], rank_local: RankLocal, ranks: Ranks) -> Rollout:
+    """Samples on this rank, while the other ranks sample on theirs; a collective.
+
+    Raises:
+        RolloutError: The engine fails on some rank; raised on all of them.
+    """
+    rollout, problem = None, None
+    with rank_local():
+        try:
+            rollout = generate()
+        except RolloutError as error:  # raised below, on all ranks: here the others would wait for this one
+            problem = error
+    problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
+    if problems or rollout is None:
+        raise problem or RolloutError(problems[0])
+    return rollout
 
 
 class Validation:

@@ -13,6 +13,7 @@ from lightning_mmrl.evaluation.modality import MODALITY, Answered, modality_repo
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.speakers import speaker_spread
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.evaluation.thinking import thinking_gain
 from lightning_mmrl.files import write_json, write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
@@ -20,6 +21,7 @@ from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.stages.answers import AnswerEvaluator, all_predictions, require_all
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.stages.judged import JudgedBatches
+from lightning_mmrl.stages.sampled_answers import SampledEvaluator
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Sample
 
@@ -36,6 +38,7 @@ class EvaluatedSet:
         name: Name of the set.
         num_samples: Number of samples, also of samples that are left out.
         evaluator: Answers the prompts and judges the answers.
+        thinks_in: The set with the same samples whose answers have a thought, if these answers were denied one.
         left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
         kept: The judgements of the first batches, which the loader leaves out.
         has_loader: False if all batches are kept, so that there is no loader.
@@ -45,7 +48,8 @@ class EvaluatedSet:
 
     name: str
     num_samples: int
-    evaluator: AnswerEvaluator
+    evaluator: AnswerEvaluator | SampledEvaluator
+    thinks_in: str | None = None
     left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
     kept: Sequence[Sequence[Judgement]] = ()
     has_loader: bool = True
@@ -126,6 +130,10 @@ class EvaluationModule(lightning.LightningModule):
             num_usable = each.num_samples - len(each.left_out())
             require_all(f"the evaluation on {each.name}", found[each.name], num_usable)
         self.results = {each.name: self._summarize(each, found[each.name]) for each in self._sets}
+        for each in self._sets:
+            if each.thinks_in is not None:
+                gain = thinking_gain(found[each.thinks_in], found[each.name], each.evaluator.task, self._bootstrap)
+                self.results[each.name]["thinking"] = {"over": each.thinks_in, **gain}
         if self._ranks.rank != 0:
             return
         (self._directory / BOUND).unlink(missing_ok=True)  # it speaks for the results that are now replaced

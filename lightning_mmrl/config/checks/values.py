@@ -18,10 +18,10 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
-from lightning_mmrl.settings.data import ABLATIONS, DataSettings, check_weights
+from lightning_mmrl.settings.data import DataSettings, check_weights
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
-from lightning_mmrl.settings.run import RunSettings, data_key
+from lightning_mmrl.settings.run import VARIANTS, RunSettings, data_key
 from lightning_mmrl.settings.stage import PREVIOUS, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean, nearest, offered
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
@@ -154,7 +154,7 @@ def _check_share(path: str, spec: StageSpec, run: TrainerSettings) -> None:
 def _check_evaluation(config: RunSettings) -> None:
     evaluation = config.evaluation
     require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
-    taken = {f"{each}-{ablation}": (each, ablation) for each in evaluation.sets for ablation in ABLATIONS}
+    taken = {f"{each}-{variant}": (each, variant) for each in evaluation.sets for variant in VARIANTS}
     for name, each in evaluation.sets.items():
         check_name("evaluation.sets", name)
         one_of(each.format or AUTO, f"evaluation.sets.{name}.format", FORMATS)
@@ -163,7 +163,7 @@ def _check_evaluation(config: RunSettings) -> None:
         rule = "another one: validations during training have it"
         require(name != "validation", "a name in evaluation.sets", name, rule)
         if name in taken:
-            rule = f"another one: the ablation {taken[name][1]} of set {taken[name][0]} has it"
+            rule = f"another one: the {taken[name][1]} variant of set {taken[name][0]} has it"
             require(False, "a name in evaluation.sets", name, rule)
 
 

@@ -60,6 +60,11 @@ class Mathematics(Task):
         """The verifier in its process."""
         return GuardedJudge(self.verifier, self.deadline_s)
 
+    @property
+    def answer_reading(self) -> str:
+        """The reading of the verifier."""
+        return self.verifier.reading if isinstance(self.verifier, Reader) else PLAIN
+
     def truth(self, sample: Sample) -> str:
         """The sample's solution.
 
@@ -76,8 +81,7 @@ class Mathematics(Task):
 
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges format and answer; an answer without a verdict is wrong."""
-        reading = self.verifier.reading if isinstance(self.verifier, Reader) else PLAIN
-        found = find_answer(completion, reading, question_of(sample))
+        found = find_answer(completion, self.answer_reading, question_of(sample))
         verdict = self.guarded(sample, completion)
         return Judgement(
             sample_id=sample.id,

@@ -81,6 +81,15 @@ class Task(ABC):
             DataError: As `truth`.
         """
 
+    @property
+    def answer_reading(self) -> str:
+        """Where the task reads an answer: the name of a reading of `prompts.reading`."""
+        return "tag"
+
+    def rightness(self, judgement: Judgement) -> float:
+        """How right one answer is, from 0 to 1; in this class, its score of the headline metric."""
+        return _score(judgement, self.headline)
+
     def check(self, manifest: str, samples: Sequence[Sample]) -> None:
         """Refuses samples whose answers could not be judged.
 

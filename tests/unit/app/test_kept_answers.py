@@ -80,7 +80,7 @@ NAMES = [each.sample_id for each in ALL]
 
 def test_batches_count_as_long_as_they_are_of_the_samples_that_they_would_be_of_now():
     kept = KeptAnswers(batches={"test": BATCHES}, goes_on=True)
-    assert kept.fitting({"test": Samples(NAMES)}, 2) == {"test": BATCHES}
-    assert kept.fitting({"test": Samples(["x", *NAMES], {0: "broken"})}, 2) == {"test": BATCHES}
-    assert kept.fitting({"test": Samples([*NAMES[:3], "x", *NAMES[3:]])}, 2) == {"test": BATCHES[:1]}
-    assert kept.fitting({"test": Samples(NAMES, {0: "broken"})}, 2) == {}
+    assert kept.fitting({"test": (Samples(NAMES), 2)}) == {"test": BATCHES}
+    assert kept.fitting({"test": (Samples(["x", *NAMES], {0: "broken"}), 2)}) == {"test": BATCHES}
+    assert kept.fitting({"test": (Samples([*NAMES[:3], "x", *NAMES[3:]]), 2)}) == {"test": BATCHES[:1]}
+    assert kept.fitting({"test": (Samples(NAMES, {0: "broken"}), 2)}) == {}
