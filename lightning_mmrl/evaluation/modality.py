@@ -18,6 +18,7 @@ from lightning_mmrl.evaluation.metrics import ratio
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.conflicts import LEANING, Conflicts
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.settings.data import ABLATIONS
 
 MODALITY = "modality.json"
 VERSION = 1
@@ -55,7 +56,8 @@ def modality_report(answered: Sequence[Answered], bootstrap: ClusterBootstrap) -
     """The content of modality.json as plain values; None if there is neither a variant nor a set of conflicts."""
     variants: dict[str, dict[str, Answered]] = {}
     for each in answered:
-        variants.setdefault(each.whole, {})[each.variant] = each
+        if each.variant in (FULL, *ABLATIONS):
+            variants.setdefault(each.whole, {})[each.variant] = each
     sets = {name: _of_set(found, bootstrap) for name, found in variants.items() if FULL in found and len(found) > 1}
     conflicts = {each.name: _of_conflicts(each, bootstrap) for each in answered if isinstance(each.task, Conflicts)}
     return {"version": VERSION, "sets": sets, "conflicts": conflicts} if sets or conflicts else None

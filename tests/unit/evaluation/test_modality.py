@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Units
 from lightning_mmrl.evaluation.modality import Answered, modality_report, verdict
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.conflicts import Conflicts
@@ -22,6 +22,7 @@ LABELS |= {("lowered brows", "shaky tone"): "sad", ("smile", "shaky tone"): "fea
 CUES = {"face": {each: [each] for each in FACES}, "voice": {each: [each] for each in VOICES}}
 VARIANTS = ("full", "silent", "blank", "text_only", "shuffled_sound", "shuffled_picture")
 BOOTSTRAP = ClusterBootstrap(settings=EvaluationSettings(num_resamples=500))
+UNITS = Units(kind="speaker", index=np.arange(20), number=20, reliable=True)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def test_a_task_that_reads_no_thoughts_has_no_faithfulness():
     ],
 )
 def test_the_verdict_is_whether_the_interval_excludes_zero(low, high, found, begins):
-    interval = BOOTSTRAP._interval(0.1, np.array([low, high]), "speaker")
+    interval = BOOTSTRAP._interval(0.1, np.array([low, high]), UNITS)
     interval = type(interval)(**{**vars_of(interval), "low": low, "high": high})
     said = verdict("sound", {"shuffled_sound": interval, "silent": interval}, "UAR")
     assert said["verdict"] == found

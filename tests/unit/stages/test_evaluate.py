@@ -1,6 +1,7 @@
 """An evaluation counts what it judged, names what was left out, and gives the headline both ways."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
@@ -110,6 +111,21 @@ def test_an_excluded_sample_is_named_and_the_headline_comes_both_ways(tmp_path):
     )
     assert found["intervals"]["uar_counted_wrong"]["estimate"] == pytest.approx(0.375)
     assert len((tmp_path / "with" / "test.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_variant_has_a_modality_report_which_the_next_evaluation_without_one_removes(tmp_path):
+    counts = {"num_shuffled": 9, "num_same_truth": 0, "num_unchanged": 0}
+    shuffled = replace(evaluated(9, name="test-shuffled_sound"), whole="test", shuffled=lambda: counts)
+    found = module(tmp_path, evaluated(9), shuffled)
+    for place in (0, 1):
+        found.test_step(Prompts(*SAD, *ANGRY), 0, place)
+    found.on_test_epoch_end()
+    report = json.loads((tmp_path / "modality.json").read_text())
+    assert report["sets"]["test"]["shuffled"] == {"shuffled_sound": counts}
+    assert report["sets"]["test"]["drops"]["shuffled_sound"]["estimate"] == 0.0
+    assert "shuffled" not in found.results["test"]
+    results(tmp_path, ())
+    assert not (tmp_path / "modality.json").exists()
 
 
 def test_a_class_of_which_everything_was_left_out_counts_in_the_average(tmp_path):
