@@ -12,6 +12,7 @@ from lightning_mmrl.curriculum.artifacts import SEAL, sealed
 from lightning_mmrl.curriculum.lineage import COUNTS, ROUTING
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import DataError, MmrlError
+from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.files import read_json
 from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.tracking.jsonl import read_lines
@@ -71,7 +72,8 @@ class RunFiles:
     """What a run left on disk.
 
     `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
-    could not be read.
+    could not be read. `answers` keeps files of predictions that were read, None for one that cannot be
+    read. `number` is the place of the run on its page.
     """
 
     folder: Path
@@ -83,6 +85,8 @@ class RunFiles:
     gains: tuple[Mapping[str, Any], ...]
     starts: tuple[Mapping[str, Any], ...] = ()
     missing: list[str] = field(default_factory=list)
+    answers: dict[Path, Sequence[Judgement] | None] = field(default_factory=dict)
+    number: int = 0
 
     @property
     def status(self) -> str:
@@ -94,6 +98,24 @@ class RunFiles:
         if len(done) == len(self.stages) and done:
             return f"all {len(done)} stages finished"
         return f"ended with {len(done)} of {len(self.stages)} stages finished"
+
+
+def whole_of(run: RunFiles, name: str) -> str:
+    """The set that a result is of: `test` for `test-silent`, which is the set under one variant of its inputs.
+
+    A name that the configuration has is a set, whatever it looks like.
+    """
+    sets = run.settings.get("evaluation", {}).get("sets")
+    known = sets if isinstance(sets, dict) else {}
+    found = {*known, *(each.name for each in run.evaluated)}
+    owners = [each for each in found if name.startswith(f"{each}-")]
+    return name if name in known or not owners else min(owners, key=len)
+
+
+def variants_of(run: RunFiles, each: Evaluated) -> dict[str, Evaluated]:
+    """The results of one stage on one set under each variant, such as `silent`."""
+    ours = [one for one in run.evaluated if one.stage == each.stage and one.name != each.name]
+    return {one.name.removeprefix(f"{each.name}-"): one for one in ours if whole_of(run, one.name) == each.name}
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:

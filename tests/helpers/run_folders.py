@@ -1,7 +1,7 @@
 """Run folders on disk as `mmrl train` leaves them, made in a test without a model."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -87,10 +87,13 @@ class RunFolder:
         self.save()
         return {name: made.digest for name, made in artifacts.items()}
 
-    def evaluate(self, stage, answers, name="test", labels=LABELS):
+    def evaluate(self, stage, answers, name="test", labels=LABELS, texts=None):
         """Writes the evaluation of a stage, or of `base`, on one set."""
         place = self.folder / "base" if stage == "base" else self.place(stage)
         judged = [judgement(number, truth, predicted) for number, (truth, predicted) in enumerate(answers)]
+        judged = [
+            replace(each, text=text) for each, text in zip(judged, texts or [x.text for x in judged], strict=True)
+        ]
         task = ClosedLabels(labels=labels)
         entry = {
             "num_samples": len(judged),
