@@ -122,9 +122,12 @@ def _group(run: int, stage: str, table: str, row: RolloutRow) -> dict[str, Any]:
             "why": None if score.valid else visible(score.reason or "not scored"),
             "reward": rounded(score.total) if score.valid else None,
             "over": rounded(score.total - mean) if score.valid and mean is not None else None,
+            "advantage": rounded(advantage),
             "components": {visible(name): rounded(value) for name, value in score.components.items()},
         }
-        for completion, score, right in zip(row.completions, row.scores, row.right, strict=True)
+        for completion, score, right, advantage in zip(
+            row.completions, row.scores, row.right, row.advantages or [None] * len(row.scores), strict=True
+        )
     ]
     return {
         "run": run,

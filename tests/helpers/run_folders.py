@@ -140,7 +140,9 @@ def judgement(number, truth, predicted):
     )
 
 
-def rollout(number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), rewards=(1.0, 0.0), label="happy"):
+def rollout(
+    number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), rewards=(1.0, 0.0), label="happy", **more
+):
     """A row of a rollout table; a reward of None was not scored."""
     media = MediaRef(kind="video", path=f"clips/{number}.mp4")
     return RolloutRow(
@@ -159,6 +161,7 @@ def rollout(number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), re
         ),
         policy_version=number,
         pass_component="label",
+        **more,
     )
 
 

@@ -57,6 +57,10 @@ def test_a_response_is_shown_with_its_reward_beside_the_mean_of_its_group(run):
     shown = [(each["right"], each["reward"], each["over"], each["why"]) for each in group["responses"]]
     assert shown == [(True, 1.0, 0.5, None), (False, 0.0, -0.5, None), (None, None, None, "the verifier timed out")]
     assert (group["mean"], group["rate"], group["label"]) == (0.5, 0.5, "happy")
+    assert [each["advantage"] for each in group["responses"]] == [None] * 3, "it was not recorded"
+    run.roll("reason", [rollout(0, advantages=(0.866, None))])
+    (group,) = parsed(run.folder).sampled
+    assert [each["advantage"] for each in group["responses"]] == [0.866, None]
 
 
 def test_the_policy_names_every_script_and_style_and_nothing_else_runs(run):
