@@ -52,7 +52,7 @@ class Judgement:
         """
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a prediction is not JSON ({error}): {line[:80]!r}") from error
         expected = {each.name for each in fields(cls)}
         if not isinstance(values, dict) or values.keys() | {OPTIONAL} != expected:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_mmrl.report.markup import Html, folded, joined, number, rounded, table, tag
-from lightning_mmrl.report.run_files import RunFiles, StageFiles
-from lightning_mmrl.tracking.jsonl import read_lines, unreadable_lines
+from lightning_mmrl.report.run_files import RunFiles, StageFiles, records_of
 
 FILE = "metrics.jsonl"
 MOST_POINTS = 200
@@ -39,18 +38,15 @@ class Curve:
 
 def curves_of(stage: StageFiles, missing: list[str]) -> dict[str, Curve]:
     """Reads the curves of a stage; of two values at one step the later counts."""
-    if stage.folder is None or not (stage.folder / FILE).is_file():
+    if stage.folder is None:
         return {}
     points: defaultdict[str, dict[int, float]] = defaultdict(dict)
     path = stage.folder / FILE
     try:
-        for record in read_lines(path):
+        for record in records_of(path, missing):
             for key, value in record["metrics"].items():
                 points[str(key).removeprefix(f"{stage.name}/")][int(record["step"])] = float(value)
-        damaged = len(unreadable_lines(path))
-        if damaged:
-            missing.append(f"{damaged} lines of {path} are damaged and left out.")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         missing.append(f"{path} is damaged ({type(error).__name__}); its curves are cut there.")
     ordered = {key: sorted(found.items()) for key, found in sorted(points.items())}
     return {

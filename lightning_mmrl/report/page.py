@@ -52,7 +52,6 @@ def write_report(folders: Sequence[Path], target: Path | None = None, media: "Me
         ConfigError: There are no runs or more than two, the target is no place for a file, or the folder of media
             holds files of somebody else.
         DataError: A folder is none of a run.
-        StageError: The manifest of a run is damaged.
         DiskError: The page cannot be written.
     """
     if not 1 <= len(folders) <= MOST_RUNS:

@@ -15,7 +15,7 @@ from lightning_mmrl.errors import DataError, MmrlError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.files import read_json
 from lightning_mmrl.settings.stage import BASE
-from lightning_mmrl.tracking.jsonl import read_lines
+from lightning_mmrl.tracking.jsonl import read_lines, unreadable_lines
 from lightning_mmrl.types.records import HANDOFF, StageResult
 
 CONFIG, SUMMARY, COMPARISON, STARTS = "config.yaml", "evaluation.json", "comparison.json", "starts.jsonl"
@@ -24,6 +24,8 @@ CLOSED_LABELS = "uar"
 _FOLDER = re.compile(r"\d+-(.+?)(\.replaced-\d+)?")
 _SHAPES = {"order": list, "stages": dict, "model": dict, "data": dict, "evaluation": dict}
 """Keys of a configuration that the page reads, and the kind of their values."""
+_NEEDED = ("run_name", "order", "stages", "evaluation")
+"""Keys that every configuration has."""
 _WRITE_AGAIN = "evaluate the stage again"
 
 
@@ -73,7 +75,8 @@ class RunFiles:
 
     `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
     could not be read. `answers` keeps files of predictions that were read, None for one that cannot be
-    read. `number` is the place of the run on its page.
+    read. `number` is the place of the run on its page. Without `is_known` the manifest could not be
+    read, so that it is not known which stages are finished.
     """
 
     folder: Path
@@ -87,10 +90,13 @@ class RunFiles:
     missing: list[str] = field(default_factory=list)
     answers: dict[Path, Sequence[Judgement] | None] = field(default_factory=dict)
     number: int = 0
+    is_known: bool = True
 
     @property
     def status(self) -> str:
         """Whether the run ended, as far as its files say."""
+        if not self.is_known:
+            return "unknown"
         done = [stage for stage in self.stages if stage.finished is not None]
         if self.manifest.running_id is not None:
             name = self.manifest.running_name or "a stage"
@@ -123,7 +129,6 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 
     Raises:
         DataError: A folder is none of a run.
-        StageError: A manifest is damaged or of another version.
     """
     runs = [read_run(folder) for folder in folders]
     if len({run.name for run in runs}) == len(runs):
@@ -149,27 +154,27 @@ def read_run(folder: Path) -> RunFiles:
 
     Raises:
         DataError: The folder is none of a run.
-        StageError: The manifest is damaged or of another version.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder of a run, such as runs/quickstart")
-    if not (folder / FILE).is_file():
+    if not any((folder / each).exists() for each in (FILE, CONFIG, "stages")):
         raise DataError(
             f"{folder} is no run folder, it has no {FILE}; name the folder of a run, such as runs/quickstart"
         )
     missing: list[str] = []
-    manifest, settings = Manifest.read(folder), _settings(folder, missing)
-    stages = tuple(_stages(folder, manifest, settings, missing))
+    manifest, settings = _manifest(folder, missing), _settings(folder, missing)
+    stages = tuple(_stages(folder, manifest or Manifest(), settings, missing))
     if not stages:
         missing.append("No stage has begun.")
-    evaluated = tuple(_evaluated(folder, manifest, stages, missing))
+    evaluated = tuple(_evaluated(folder, manifest or Manifest(), stages, missing))
     if not evaluated:
         missing.append("No stage was evaluated, so there are no scores; give the configuration evaluation sets.")
     return RunFiles(
         folder=folder,
         name=str(settings.get("run_name") or folder.resolve().name),
         settings=settings,
-        manifest=manifest,
+        manifest=manifest or Manifest(),
+        is_known=manifest is not None,
         stages=stages,
         evaluated=evaluated,
         gains=tuple(_gains(folder, missing)) if evaluated else (),
@@ -178,16 +183,36 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+def _manifest(folder: Path, missing: list[str]) -> Manifest | None:
+    """None if it is missing, damaged or of another version: nobody knows then which stages are finished."""
     try:
-        found = read_lines(folder / STARTS)
-    except OSError as error:
-        missing.append(f"{folder / STARTS} cannot be read ({error.strerror}).")
-        return []
+        if (folder / FILE).is_file():
+            return Manifest.read(folder)
+        problem = f"{FILE} is missing"
+    except (MmrlError, OSError) as error:
+        problem = str(error)
+    missing.append(f"{problem}; it is not known which stages are finished, what they cost and what they read.")
+    return None
+
+
+def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    found = records_of(folder / STARTS, missing)
     whole = [each for each in found if isinstance(each.get("versions"), dict)]
     if len(whole) < len(found):
-        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} are damaged and left out.")
+        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} name no versions and are left out.")
     return whole
+
+
+def records_of(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The records of a file of lines; none, with a note, if it cannot be read. Damaged lines are counted."""
+    try:
+        found, damaged = read_lines(path), len(unreadable_lines(path))
+    except (OSError, MmrlError) as error:
+        missing.append(f"{path} cannot be read ({error}).")
+        return []
+    if damaged:
+        missing.append(f"{damaged} lines of {path} are damaged and left out.")
+    return found
 
 
 def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
@@ -203,6 +228,9 @@ def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         missing.append(f"{CONFIG} holds no keys.")
         return {}
+    lacking = [key for key in _NEEDED if key not in found]
+    if lacking:
+        missing.append(f"{CONFIG} has no {', '.join(lacking)}: it is cut off, or of another version.")
     odd = [key for key, kind in _SHAPES.items() if key in found and not isinstance(found[key], kind)]
     missing.extend(f"{CONFIG}: {key} is no {_SHAPES[key].__name__}, so it is not read." for key in odd)
     return {key: value for key, value in found.items() if key not in odd}

@@ -72,7 +72,7 @@ DAMAGES = {
     "a record of starts that is cut off": (
         whole_run,
         lambda run: (run.folder / "starts.jsonl").write_text('{"time": 1}\n'),
-        "starts.jsonl are damaged",
+        "starts.jsonl name no versions",
     ),
     "metrics that are cut off": (
         whole_run,
