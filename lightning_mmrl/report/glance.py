@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from lightning_mmrl.report.answers import read_answers, right
 from lightning_mmrl.report.markup import Html, duration, joined, number, tag
 from lightning_mmrl.report.run_files import Evaluated, RunFiles, variants_of, whole_of
-from lightning_mmrl.report.scores import RECALL, interval, labels_of, percent
+from lightning_mmrl.report.scores import RECALL, ablations, interval, labels_of, percent
 
 MOST_CHARACTERS = 300
 """Characters of the typical wrong answer."""
@@ -31,6 +31,7 @@ def _facts(run: RunFiles) -> Iterator[tuple[str, Sequence[object]]]:
         yield "Weakest label", _weakest(last[0], run)
         yield "Typical wrong answer", _typical(last[0], run)
         yield "Looks and listens", _without(last[0], run)
+        yield "Thinks", _thought(run, last[0])
     yield "Cost", _cost(run)
 
 
@@ -80,11 +81,24 @@ def _typical(each: Evaluated, run: RunFiles) -> list[object]:
 def _without(each: Evaluated, run: RunFiles) -> list[str]:
     """What the last stage loses when an input is taken away or replaced."""
     whole, told = each.metrics.get(each.headline), []
-    for variant, one in variants_of(run, each).items():
+    for variant in ablations(run):
+        one = variants_of(run, each).get(variant)
+        if one is None:
+            continue
         value = one.metrics.get(each.headline)
         if whole is not None and value is not None:
             told.append(f"{variant}: {percent(value)} % ({100 * (value - whole):+.1f} points)")
     return [f"{each.stage} on {each.name} scores {percent(whole)} % with everything; {', '.join(told)}"] if told else []
+
+
+def _thought(run: RunFiles, each: Evaluated) -> list[str]:
+    """What thoughts gain over forced answers without one."""
+    forced = variants_of(run, each).get("no_think")
+    own = (forced.more.get("thinking") or {}).get("difference") if forced is not None else None
+    if own is None:
+        return []
+    gained = f"{100 * own['estimate']:+.1f} points {interval(own, '+')}"
+    return [f"{each.stage} on {each.name}: {gained} over answers that are forced without a thought"]
 
 
 def _cost(run: RunFiles) -> list[str]:

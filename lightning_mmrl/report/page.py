@@ -14,6 +14,7 @@ from lightning_mmrl.errors import ConfigError, MmrlError
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.report.against import against_section
 from lightning_mmrl.report.answers import evaluated_groups
+from lightning_mmrl.report.breakdown import breakdown_section
 from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.glance import glance_section
@@ -90,6 +91,7 @@ def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | Non
         ("curriculum", "Curriculum", lambda of: curriculum_section(runs[of])),
         ("curves", "Learning curves", lambda of: curves_section(runs[of], curves)),
         ("modalities", "Whether the model looks and listens", lambda of: modality_section(runs[of])),
+        ("breakdown", "Under the scores", lambda of: breakdown_section(runs[of])),
         ("confusion", "Confusion matrices", lambda of: confusion_section(runs[of])),
         ("costs", "Time and tokens", lambda of: costs_section(runs[of])),
         ("routing", "Where samples went", lambda of: routing_section(runs[of])),

@@ -31,7 +31,10 @@ _WRITE_AGAIN = "evaluate the stage again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """One stage on one set. `intervals` maps a metric to its estimate, low and high end; `folder` has the answers."""
+    """One stage on one set. `intervals` maps a metric to its estimate, low and high end; `folder` has the answers.
+
+    `more` has what some versions and settings measure beside metrics, as it stands in the file.
+    """
 
     stage: str
     name: str
@@ -41,6 +44,7 @@ class Evaluated:
     metrics: Mapping[str, float]
     intervals: Mapping[str, Mapping[str, Any]]
     folder: Path
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +329,7 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
             for key, value in entry["intervals"].items()
         },
         folder=place,
+        more={str(key): value for key, value in entry.items() if key not in ("metrics", "intervals", "task")},
     )
 
 
