@@ -75,7 +75,7 @@ def rescore(request: Request) -> int:
             chunk = rows[start : start + num_prompts]
             new += pool.score([row.sample for row in chunk], [row.completions for row in chunk])
             console.update("scoring prompts", len(new), len(rows))
-    rescored = [replace(row, scores=tuple(scores)) for row, scores in zip(rows, new, strict=True)]
+    rescored = [replace(row, scores=tuple(scores), advantages=None) for row, scores in zip(rows, new, strict=True)]
     comparison = compare_scores([row.scores for row in rows], new, rows[0].pass_component)
     print_rescoring(comparison, rows, stage=stage, show=request.show)
     if request.out is not None:

@@ -21,6 +21,9 @@ VERSION = 2
 
 PASS_COMPONENT = RewardSettings.pass_component
 
+ADVANTAGE = "advantage"
+"""Key that a response has if its advantage was recorded."""
+
 T = TypeVar("T")
 
 
@@ -28,7 +31,8 @@ T = TypeVar("T")
 class RolloutRow:
     """One prompt with its G responses and their scores.
 
-    `pass_component` is the reward component that says whether a response is right.
+    `pass_component` is the reward component that says whether a response is right. `advantages` are those that the
+    responses were trained on, None for a response that did not count; all is None where they were not recorded.
     """
 
     sample: Sample
@@ -36,6 +40,7 @@ class RolloutRow:
     scores: tuple[Score, ...]
     policy_version: int
     pass_component: str = PASS_COMPONENT
+    advantages: tuple[float | None, ...] | None = None
 
     @property
     def right(self) -> tuple[bool | None, ...]:
@@ -111,6 +116,8 @@ def _as_json(row: RolloutRow) -> dict[str, Any]:
         }
         for completion, score in zip(row.completions, row.scores, strict=True)
     ]
+    if row.advantages is not None:
+        responses = [{**each, ADVANTAGE: one} for each, one in zip(responses, row.advantages, strict=True)]
     sample = row.sample
     return {
         "version": VERSION,
@@ -160,7 +167,14 @@ def _parsed(line: bytes, place: str) -> RolloutRow:
         scores=tuple(score for _, score in responses),
         policy_version=_value(row, "policy_version", int, place),
         pass_component=_value(row, "pass_component", str, place),
+        advantages=_advantages(row["responses"], place),
     )
+
+
+def _advantages(responses: Sequence[Mapping[str, Any]], place: str) -> tuple[float | None, ...] | None:
+    if not any(ADVANTAGE in each for each in responses):
+        return None
+    return tuple(None if each.get(ADVANTAGE) is None else _number(each, ADVANTAGE, place) for each in responses)
 
 
 def _message(entry: Mapping[str, Any], place: str) -> Message:

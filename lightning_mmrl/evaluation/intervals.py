@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.evaluation.tasks.task import Statistic, Task
+from lightning_mmrl.evaluation.tasks.task import Statistic, Summed, Task
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 
@@ -141,7 +141,9 @@ class ClusterBootstrap:
             for name, statistic in ((each.name, task.statistic(each.name)) for each in task.measures if each.interval)
         }
 
-    def paired_difference(self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Task) -> Interval:
+    def paired_difference(
+        self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Summed
+    ) -> Interval:
         """Returns the interval of the candidate's headline metric minus the baseline's, for equally resampled units.
 
         The order of the judgements does not matter.

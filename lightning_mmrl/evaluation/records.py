@@ -58,7 +58,7 @@ class Judgement:
         """
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a prediction is not JSON ({error}): {line[:80]!r}") from error
         return cls._of(values)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_mmrl.report.markup import Html, folded, joined, number, rounded, table, tag
-from lightning_mmrl.report.run_files import RunFiles, StageFiles
-from lightning_mmrl.tracking.jsonl import read_lines, unreadable_lines
+from lightning_mmrl.report.run_files import RunFiles, StageFiles, records_of
 
 FILE = "metrics.jsonl"
 MOST_POINTS = 200
@@ -39,18 +38,15 @@ class Curve:
 
 def curves_of(stage: StageFiles, missing: list[str]) -> dict[str, Curve]:
     """Reads the curves of a stage; of two values at one step the later counts."""
-    if stage.folder is None or not (stage.folder / FILE).is_file():
+    if stage.folder is None:
         return {}
     points: defaultdict[str, dict[int, float]] = defaultdict(dict)
     path = stage.folder / FILE
     try:
-        for record in read_lines(path):
+        for record in records_of(path, missing):
             for key, value in record["metrics"].items():
                 points[str(key).removeprefix(f"{stage.name}/")][int(record["step"])] = float(value)
-        damaged = len(unreadable_lines(path))
-        if damaged:
-            missing.append(f"{damaged} lines of {path} are damaged and left out.")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         missing.append(f"{path} is damaged ({type(error).__name__}); its curves are cut there.")
     ordered = {key: sorted(found.items()) for key, found in sorted(points.items())}
     return {
@@ -75,39 +71,36 @@ def reduced(curve: Curve, most: int = MOST_POINTS) -> tuple[list[float], list[fl
     return steps, values
 
 
-def curves_section(runs: Sequence[RunFiles]) -> tuple[Html, list[dict[str, Any]]]:
-    """The section of the learning curves, and the data that its script draws."""
+def curves_section(runs: Sequence[RunFiles], drawn: list[dict[str, Any]]) -> Html:
+    """The section of the learning curves; replaces the content of `drawn` by the data that its script draws."""
     parts: list[Html] = []
-    drawn: list[dict[str, Any]] = []
+    drawn.clear()
     for name in dict.fromkeys(stage.name for run in runs for stage in run.stages):
-        found = [
-            (place, curves_of(stage, run.missing))
-            for place, run in enumerate(runs)
-            for stage in run.stages
-            if stage.name == name
-        ]
-        found = [(place, curves) for place, curves in found if curves]
+        found = [(run, curves_of(stage, run.missing)) for run in runs for stage in run.stages if stage.name == name]
+        found = [(run, curves) for run, curves in found if curves]
         if not found:
             continue
         names = list(dict.fromkeys(key for _, curves in found for key in curves))
         kept = names[:MOST_METRICS]
         longest = max(len(curve.steps) for _, curves in found for curve in curves.values())
         notes = _notes(longest, len(names) - len(kept))
-        parts.append(_stage(len(drawn), name, notes, [(runs[place].name, curves) for place, curves in found]))
+        parts.append(_stage(len(drawn), name, notes, [(run.name, curves) for run, curves in found]))
         drawn.append({"stage": name, "first": _first(kept), "metrics": _metrics(kept, found)})
     if not parts:
-        return tag("p", f"No stage has left {FILE}, so there are no curves.", class_="missing"), []
-    return joined(parts), drawn
+        return tag("p", f"No stage has left {FILE}, so there are no curves.", class_="missing")
+    return joined(parts)
 
 
-def _metrics(names: Sequence[str], found: Sequence[tuple[int, Mapping[str, Curve]]]) -> dict[str, list[dict[str, Any]]]:
+def _metrics(
+    names: Sequence[str], found: Sequence[tuple[RunFiles, Mapping[str, Curve]]]
+) -> dict[str, list[dict[str, Any]]]:
     metrics: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         metrics[name] = []
-        for place, curves in found:
+        for run, curves in found:
             if name in curves:
                 steps, values = reduced(curves[name])
-                metrics[name].append({"run": place, "x": steps, "y": values})
+                metrics[name].append({"run": run.number, "x": steps, "y": values})
     return metrics
 
 

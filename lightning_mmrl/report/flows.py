@@ -33,7 +33,7 @@ def costs_section(runs: Sequence[RunFiles]) -> Html:
             if costs is not None:
                 phases += [[title, *row] for row in _phases(costs)]
     if not totals:
-        return tag("p", "No stage is finished, so there are no costs.", class_="missing")
+        return tag("p", "No stage is known to be finished, so no costs are known.", class_="missing")
     head = ["stage", "training or run", "evaluation", "tokens", "MFU"]
     parts = [table(head, totals, label="Time and tokens by stage")]
     if phases:

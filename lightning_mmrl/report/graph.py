@@ -96,7 +96,7 @@ def _picture(run: RunFiles, links: list[Link]) -> Html:
     shapes = [_arc(link, lane) for link, lane in arcs.items()]
     shapes += [_down(place, links) for place in range(len(run.stages) - 1)]
     shapes += [_arc_label(link, arcs) for link in arcs]
-    shapes += [_box(place, stage) for place, stage in enumerate(run.stages)]
+    shapes += [_box(place, stage, run) for place, stage in enumerate(run.stages)]
     label = f"Curriculum of {len(run.stages)} stages: {', '.join(stage.name for stage in run.stages)}"
     size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
     return tag("div", tag("svg", *shapes, role="img", aria_label=label, class_="graph", **size), class_="scroll")
@@ -138,11 +138,11 @@ def _top(place: int) -> int:
     return place * (HEIGHT + GAP) + 2
 
 
-def _box(place: int, stage: StageFiles) -> Html:
+def _box(place: int, stage: StageFiles, run: RunFiles) -> Html:
     top, result = _top(place), stage.result
     state = "open" if result is None else "idle" if result.idle else "done"
     if result is None:
-        facts = "not finished"
+        facts = "not finished" if run.is_known else "unknown"
     elif stage.trains:
         facts = f"{number(result.num_steps)} steps"
     else:

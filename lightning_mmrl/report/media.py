@@ -15,12 +15,14 @@ from lightning_mmrl.data.sheet import Thumbnail, thumbnail
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.files import folder_beside, writing
 from lightning_mmrl.report.markup import visible
-from lightning_mmrl.report.rollouts import Shown
+from lightning_mmrl.report.rollouts import Shown, spread
 from lightning_mmrl.report.run_files import RunFiles
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 NUM_FRAMES = 6
+MOST_GROUPS = 200
+"""Groups of a run whose media are decoded, evenly chosen; another group shows what it has in common with them."""
 MOST_OF_A_GROUP = 8
 """Media of a group that are decoded; the others are named."""
 MOST_FILE_BYTES = 20 * 2**20
@@ -50,7 +52,7 @@ class MediaFolder:
     _num_bytes: int = 0
 
     def fill(self, folder: Path, runs: Sequence[RunFiles], shown: Sequence[Shown]) -> None:
-        """Decodes the media of all groups, writes the folder, and adds to the groups where their media lie.
+        """Decodes the media of groups, writes the folder, and adds to all groups where their media lie.
 
         A medium that is not found or cannot be decoded is shown by its error.
 
@@ -71,7 +73,8 @@ class MediaFolder:
     def _of_run(self, run: RunFiles, shown: Sequence[Shown], folder: Path, address: str) -> None:
         own = [] if self.root is None else [self.root]
         roots: list[Path] = list(dict.fromkeys([*own, *_roots(run.settings)]))
-        refs = dict.fromkeys(ref for each in shown for ref in each.row.sample.media[:MOST_OF_A_GROUP])
+        chosen = [shown[place] for place in spread(len(shown), MOST_GROUPS)]
+        refs = dict.fromkeys(ref for each in chosen for ref in each.row.sample.media[:MOST_OF_A_GROUP])
         found = {ref: _located(ref, roots) for ref in refs}
         facts: dict[MediaRef, dict[str, Any]] = {
             ref: {"error": place} for ref, place in found.items() if isinstance(place, str)

@@ -1,6 +1,5 @@
 """Chooses sampled groups from the rollout tables of a run, evenly and the same ones every time."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,10 @@ from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.report.markup import rounded, visible
 from lightning_mmrl.report.run_files import RunFiles, StageFiles
 
-MOST_MEASURED = 2000
-"""Groups of a stage that distributions count."""
-MOST_SHOWN = 200
-"""Groups of a run in the browser."""
-MOST_BYTES = 3_000_000
-"""Size of the browser's data for one run."""
+MOST_READ = 20_000
+"""Groups of a stage that are read: all of them are counted in distributions and shown in the browser."""
+MOST_BYTES_READ = 100_000_000
+"""Size of the groups of a stage that are read, as far as the mean size of its groups tells."""
 MOST_CHARACTERS = 4000
 """Characters of a completion or a turn; the rest is counted."""
 PLACES = ("rollouts", "artifacts/rollouts")
@@ -62,25 +59,17 @@ def read_rollouts(run: RunFiles) -> list[StageRollouts]:
             continue
         counts = {path: _num_lines(path, run.missing) for path in files}
         total = sum(counts.values())
-        rows = tuple(_chosen(counts, set(spread(total, MOST_MEASURED)), run.missing))
+        size = sum(path.stat().st_size for path in files)
+        wanted = min(MOST_READ, max(1, total * MOST_BYTES_READ // max(1, size)))
+        rows = tuple(_chosen(counts, set(spread(total, wanted)), run.missing))
         if rows:
             found.append(StageRollouts(stage=stage.name, total=total, rows=rows))
     return found
 
 
 def browser_groups(run: int, found: Sequence[StageRollouts]) -> list[Shown]:
-    """The groups that the browser of run number `run` shows, within the limits."""
-    quotas = _quotas([len(each.rows) for each in found], MOST_SHOWN)
-    groups = [
-        Shown(row=each.rows[place][1], values=_group(run, each.stage, *each.rows[place]))
-        for each, quota in zip(found, quotas, strict=True)
-        for place in spread(len(each.rows), quota)
-    ]
-    size = sum(len(json.dumps(group.values)) for group in groups)
-    while size > MOST_BYTES and len(groups) > 1:
-        groups = [groups[place] for place in spread(len(groups), max(1, int(len(groups) * 0.95 * MOST_BYTES / size)))]
-        size = sum(len(json.dumps(group.values)) for group in groups)
-    return groups
+    """The groups of run number `run` for the browser."""
+    return [Shown(row=row, values=_group(run, each.stage, table, row)) for each in found for table, row in each.rows]
 
 
 def _tables(stage: StageFiles) -> list[Path]:
@@ -121,44 +110,34 @@ def _chosen(counts: dict[Path, int], chosen: set[int], missing: list[str]) -> It
             missing.append(f"{error}.")
 
 
-def _quotas(sizes: Sequence[int], most: int) -> list[int]:
-    """Shares of `most` that are equal, except that nobody gets more than its size.
-
-    >>> _quotas([10, 500, 500], 210)
-    [10, 100, 100]
-    """
-    quotas = [0] * len(sizes)
-    left = most
-    for waiting, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
-        quotas[place] = min(sizes[place], left // (len(sizes) - waiting))
-        left -= quotas[place]
-    return quotas
-
-
 def _group(run: int, stage: str, table: str, row: RolloutRow) -> dict[str, Any]:
     valid = [score.total for score in row.scores if score.valid]
     mean = sum(valid) / len(valid) if valid else None
     responses = [
         {
-            "text": _cut(completion.text),
+            "text": cut(completion.text),
             "tokens": completion.num_tokens,
             "truncated": completion.truncated,
             "right": right,
             "why": None if score.valid else visible(score.reason or "not scored"),
             "reward": rounded(score.total) if score.valid else None,
             "over": rounded(score.total - mean) if score.valid and mean is not None else None,
+            "advantage": rounded(advantage),
             "components": {visible(name): rounded(value) for name, value in score.components.items()},
         }
-        for completion, score, right in zip(row.completions, row.scores, row.right, strict=True)
+        for completion, score, right, advantage in zip(
+            row.completions, row.scores, row.right, row.advantages or [None] * len(row.scores), strict=True
+        )
     ]
     return {
         "run": run,
+        "kind": "sampled",
         "stage": stage,
         "table": table,
         "id": visible(row.sample.id),
-        "label": None if row.sample.solution is None else _cut(row.sample.solution),
+        "label": None if row.sample.solution is None else cut(row.sample.solution),
         "version": row.policy_version,
-        "turns": [[message.role, _cut(message.content)] for message in row.sample.messages],
+        "turns": [[message.role, cut(message.content)] for message in row.sample.messages],
         "media": [{"name": f"{ref.kind}: {visible(ref.path)}"} for ref in row.sample.media],
         "mean": rounded(mean),
         "rate": rounded(row.pass_rate),
@@ -166,7 +145,8 @@ def _group(run: int, stage: str, table: str, row: RolloutRow) -> dict[str, Any]:
     }
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text as the page shows it, and how many characters more it has."""
     shown = visible(text[:MOST_CHARACTERS])
     more = len(text) - MOST_CHARACTERS
     return f"{shown} [{more:,} more characters]" if more > 0 else shown

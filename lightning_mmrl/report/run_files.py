@@ -12,9 +12,10 @@ from lightning_mmrl.curriculum.artifacts import SEAL, sealed
 from lightning_mmrl.curriculum.lineage import COUNTS, ROUTING
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import DataError, MmrlError
+from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.files import read_json
 from lightning_mmrl.settings.stage import BASE
-from lightning_mmrl.tracking.jsonl import read_lines
+from lightning_mmrl.tracking.jsonl import read_lines, unreadable_lines
 from lightning_mmrl.types.records import HANDOFF, StageResult
 
 CONFIG, SUMMARY, COMPARISON, STARTS = "config.yaml", "evaluation.json", "comparison.json", "starts.jsonl"
@@ -23,12 +24,17 @@ CLOSED_LABELS = "uar"
 _FOLDER = re.compile(r"\d+-(.+?)(\.replaced-\d+)?")
 _SHAPES = {"order": list, "stages": dict, "model": dict, "data": dict, "evaluation": dict}
 """Keys of a configuration that the page reads, and the kind of their values."""
+_NEEDED = ("run_name", "order", "stages", "evaluation")
+"""Keys that every configuration has."""
 _WRITE_AGAIN = "evaluate the stage again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """One stage on one set. `intervals` maps a metric to its estimate, low and high end; `folder` has the answers."""
+    """One stage on one set. `intervals` maps a metric to its estimate, low and high end; `folder` has the answers.
+
+    `more` has what some versions and settings measure beside metrics, as it stands in the file.
+    """
 
     stage: str
     name: str
@@ -38,6 +44,7 @@ class Evaluated:
     metrics: Mapping[str, float]
     intervals: Mapping[str, Mapping[str, Any]]
     folder: Path
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,9 @@ class RunFiles:
     """What a run left on disk.
 
     `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
-    could not be read.
+    could not be read. `answers` keeps files of predictions that were read, None for one that cannot be
+    read. `number` is the place of the run on its page. Without `is_known` the manifest could not be
+    read, so that it is not known which stages are finished.
     """
 
     folder: Path
@@ -83,10 +92,15 @@ class RunFiles:
     gains: tuple[Mapping[str, Any], ...]
     starts: tuple[Mapping[str, Any], ...] = ()
     missing: list[str] = field(default_factory=list)
+    answers: dict[Path, Sequence[Judgement] | None] = field(default_factory=dict)
+    number: int = 0
+    is_known: bool = True
 
     @property
     def status(self) -> str:
         """Whether the run ended, as far as its files say."""
+        if not self.is_known:
+            return "unknown"
         done = [stage for stage in self.stages if stage.finished is not None]
         if self.manifest.running_id is not None:
             name = self.manifest.running_name or "a stage"
@@ -96,12 +110,29 @@ class RunFiles:
         return f"ended with {len(done)} of {len(self.stages)} stages finished"
 
 
+def whole_of(run: RunFiles, name: str) -> str:
+    """The set that a result is of: `test` for `test-silent`, which is the set under one variant of its inputs.
+
+    A name that the configuration has is a set, whatever it looks like.
+    """
+    sets = run.settings.get("evaluation", {}).get("sets")
+    known = sets if isinstance(sets, dict) else {}
+    found = {*known, *(each.name for each in run.evaluated)}
+    owners = [each for each in found if name.startswith(f"{each}-")]
+    return name if name in known or not owners else min(owners, key=len)
+
+
+def variants_of(run: RunFiles, each: Evaluated) -> dict[str, Evaluated]:
+    """The results of one stage on one set under each variant, such as `silent`."""
+    ours = [one for one in run.evaluated if one.stage == each.stage and one.name != each.name]
+    return {one.name.removeprefix(f"{each.name}-"): one for one in ours if whole_of(run, one.name) == each.name}
+
+
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
     """Reads run folders; to runs with one name it adds the part of their paths that differs, or a number.
 
     Raises:
         DataError: A folder is none of a run.
-        StageError: A manifest is damaged or of another version.
     """
     runs = [read_run(folder) for folder in folders]
     if len({run.name for run in runs}) == len(runs):
@@ -127,27 +158,27 @@ def read_run(folder: Path) -> RunFiles:
 
     Raises:
         DataError: The folder is none of a run.
-        StageError: The manifest is damaged or of another version.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder of a run, such as runs/quickstart")
-    if not (folder / FILE).is_file():
+    if not any((folder / each).exists() for each in (FILE, CONFIG, "stages")):
         raise DataError(
             f"{folder} is no run folder, it has no {FILE}; name the folder of a run, such as runs/quickstart"
         )
     missing: list[str] = []
-    manifest, settings = Manifest.read(folder), _settings(folder, missing)
-    stages = tuple(_stages(folder, manifest, settings, missing))
+    manifest, settings = _manifest(folder, missing), _settings(folder, missing)
+    stages = tuple(_stages(folder, manifest or Manifest(), settings, missing))
     if not stages:
         missing.append("No stage has begun.")
-    evaluated = tuple(_evaluated(folder, manifest, stages, missing))
+    evaluated = tuple(_evaluated(folder, manifest or Manifest(), stages, missing))
     if not evaluated:
         missing.append("No stage was evaluated, so there are no scores; give the configuration evaluation sets.")
     return RunFiles(
         folder=folder,
         name=str(settings.get("run_name") or folder.resolve().name),
         settings=settings,
-        manifest=manifest,
+        manifest=manifest or Manifest(),
+        is_known=manifest is not None,
         stages=stages,
         evaluated=evaluated,
         gains=tuple(_gains(folder, missing)) if evaluated else (),
@@ -156,16 +187,36 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+def _manifest(folder: Path, missing: list[str]) -> Manifest | None:
+    """None if it is missing, damaged or of another version: nobody knows then which stages are finished."""
     try:
-        found = read_lines(folder / STARTS)
-    except OSError as error:
-        missing.append(f"{folder / STARTS} cannot be read ({error.strerror}).")
-        return []
+        if (folder / FILE).is_file():
+            return Manifest.read(folder)
+        problem = f"{FILE} is missing"
+    except (MmrlError, OSError) as error:
+        problem = str(error)
+    missing.append(f"{problem}; it is not known which stages are finished, what they cost and what they read.")
+    return None
+
+
+def _starts(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    found = records_of(folder / STARTS, missing)
     whole = [each for each in found if isinstance(each.get("versions"), dict)]
     if len(whole) < len(found):
-        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} are damaged and left out.")
+        missing.append(f"{len(found) - len(whole)} lines of {folder / STARTS} name no versions and are left out.")
     return whole
+
+
+def records_of(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The records of a file of lines; none, with a note, if it cannot be read. Damaged lines are counted."""
+    try:
+        found, damaged = read_lines(path), len(unreadable_lines(path))
+    except (OSError, MmrlError) as error:
+        missing.append(f"{path} cannot be read ({error}).")
+        return []
+    if damaged:
+        missing.append(f"{damaged} lines of {path} are damaged and left out.")
+    return found
 
 
 def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
@@ -181,6 +232,9 @@ def _settings(folder: Path, missing: list[str]) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         missing.append(f"{CONFIG} holds no keys.")
         return {}
+    lacking = [key for key in _NEEDED if key not in found]
+    if lacking:
+        missing.append(f"{CONFIG} has no {', '.join(lacking)}: it is cut off, or of another version.")
     odd = [key for key, kind in _SHAPES.items() if key in found and not isinstance(found[key], kind)]
     missing.extend(f"{CONFIG}: {key} is no {_SHAPES[key].__name__}, so it is not read." for key in odd)
     return {key: value for key, value in found.items() if key not in odd}
@@ -275,6 +329,7 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
             for key, value in entry["intervals"].items()
         },
         folder=place,
+        more={str(key): value for key, value in entry.items() if key not in ("metrics", "intervals", "task")},
     )
 
 

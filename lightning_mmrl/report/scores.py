@@ -2,27 +2,23 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
-from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap, caution_of
+from lightning_mmrl.evaluation.intervals import caution_of
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.report.answers import read_answers
 from lightning_mmrl.report.markup import Html, bar, joined, number, table, tag
 from lightning_mmrl.report.modality import modality_words
-from lightning_mmrl.report.run_files import Evaluated, RunFiles
+from lightning_mmrl.report.run_files import Evaluated, RunFiles, whole_of
 
 MOST_LABELS = 24
 """Labels of a confusion matrix; a larger one is not drawn."""
-MOST_ANSWER_BYTES = 64 * 2**20
-"""Size of a file of predictions; a confusion matrix of a larger one is not drawn."""
 RECALL = "recall/"
 UNREAD = "unparsed"
 
 
 def stages_section(runs: Sequence[RunFiles]) -> Html:
     """The table of stages and sets for each kind of task, and the paired gains."""
-    found = [(run, each) for run in runs for each in run.evaluated if _whole(run, each) == each.name]
+    found = [(run, each) for run in runs for each in run.evaluated if whole_of(run, each.name) == each.name]
     if not found:
         return tag("p", "No stage was evaluated.", class_="missing")
     parts: list[object] = []
@@ -34,8 +30,6 @@ def stages_section(runs: Sequence[RunFiles]) -> Html:
         gains = [(run, gain) for run in runs for gain in run.gains if gain["headline"] == headline]
         if gains:
             parts.append(_gains(gains, headline, len(runs) > 1))
-    if len(runs) > 1:
-        parts.append(_against(runs))
     parts.append(_explained([each for _, each in found]))
     return joined(parts)
 
@@ -70,12 +64,6 @@ def _scores(rows: Sequence[tuple[RunFiles, Evaluated]], several: bool) -> Html:
     return joined([tag("h3", f"{headline}, in %"), table(head, cells, label=label, texts=3 if several else 2)])
 
 
-def _whole(run: RunFiles, each: Evaluated) -> str:
-    """The name of the set that an evaluation without pictures or without sound is of; otherwise its own name."""
-    name, _, variant = each.name.rpartition("-")
-    return name if variant in ablations(run) and any(one.name == name for one in run.evaluated) else each.name
-
-
 def ablations(run: RunFiles) -> Sequence[str]:
     """The ways in which a set was also evaluated, such as `silent`; its results are named `<set>-silent`."""
     found = run.settings.get("evaluation", {}).get("ablations")
@@ -95,40 +83,14 @@ def _gains(gains: Sequence[tuple[RunFiles, Mapping]], headline: str, several: bo
         unlike = f" ({gain['num_unpaired']} unlike samples aside)" if gain["num_unpaired"] else ""
         gained = f"{100 * difference['estimate']:+.1f}"
         where = [gain["stage"], *([run.name] if several else []), gain["over"], f"{gain['name']}{unlike}"]
-        sign = _sign(difference["low"], difference["high"])
+        sign = sign_of(difference["low"], difference["high"])
         cells.append([*where, gained, interval(difference, "+"), sign])
     title = f"Gain in {headline} over the stage it started from, same samples, in points"
     return joined([tag("h3", title), table(head, cells, label=title, texts=4 if several else 3)])
 
 
-def _against(runs: Sequence[RunFiles]) -> Html:
-    """The second run minus the first, on the same samples, for sets with a closed set of labels."""
-    first, second = ({(each.stage, each.name): each for each in run.evaluated} for run in runs)
-    cells, unlike = [], 0
-    for key in first.keys() & second.keys() if first else ():
-        labels = _labels(first[key])
-        before, after = (read_answers(each[key], run.missing) for each, run in zip((first, second), runs, strict=True))
-        if not labels or labels != _labels(second[key]) or before is None or after is None:
-            unlike += 1
-            continue
-        task = ClosedLabels(labels=_with_answered(labels, [*before, *after]))
-        try:
-            own = ClusterBootstrap().paired_difference(after, before, task)
-        except DataError:  # other samples, or other truths
-            unlike += 1
-            continue
-        cells.append([*key, f"{100 * own.estimate:+.1f}", interval(asdict(own), "+"), _sign(own.low, own.high)])
-    order = list(first)
-    cells.sort(key=lambda row: order.index((row[0], row[1])))
-    title = f"{runs[1].name} minus {runs[0].name}: UAR on the same samples, in points"
-    parts = [tag("h3", title), table(["stage", "set", "difference", "95 %", ""], cells, label=title, texts=2)]
-    if unlike:
-        note = f"{unlike} pairs are not compared: other samples, other labels, or no closed set of labels."
-        parts.append(tag("p", note, class_="note"))
-    return joined(parts)
-
-
-def _sign(low: float, high: float) -> Html:
+def sign_of(low: float, high: float) -> Html:
+    """Whether an interval of a difference lies above zero, below it, or around it."""
     clear = "more" if low > 0 else "less" if high < 0 else "not clear"
     return tag("span", clear, class_=f"sign {clear[:4].strip()}")
 
@@ -180,27 +142,28 @@ def confusion_section(runs: Sequence[RunFiles]) -> Html | None:
     """Confusion matrices of all stages, one set after another; None if no set has a closed set of labels."""
     parts = []
     for run in runs:
-        closed = [each for each in run.evaluated if _labels(each)]
+        closed = [each for each in run.evaluated if labels_of(each)]
         for place, name in enumerate(dict.fromkeys(each.name for each in closed)):
-            drawn = joined(_matrix(each, run.missing) for each in closed if each.name == name)
+            drawn = joined(_matrix(each, run) for each in closed if each.name == name)
             title = f"{run.name}: {name}" if len(runs) > 1 else name
             opened = "open" if place == 0 else None
             parts.append(tag("details", tag("summary", title), tag("div", drawn, class_="side"), open=opened))
     return joined(parts) if parts else None
 
 
-def _labels(each: Evaluated) -> list[str]:
+def labels_of(each: Evaluated) -> list[str]:
+    """The labels of a set that have a recall; none for a task without a closed set of labels."""
     names = [name for name in each.metrics if name.startswith(RECALL)]
     return [name.removeprefix(RECALL) for name in names if not name.endswith("_counted_wrong")]
 
 
-def _matrix(each: Evaluated, missing: list[str]) -> Html:
-    labels, title = _labels(each), f"{each.stage} on {each.name}"
-    answers = read_answers(each, missing)
+def _matrix(each: Evaluated, run: RunFiles) -> Html:
+    labels, title = labels_of(each), f"{each.stage} on {each.name}"
+    answers = read_answers(each, run)
     if answers is None:
         return tag("p", f"{title}: the answers cannot be read.", class_="missing")
     counts = Counter((one.truth, one.predicted) for one in answers)
-    named = _with_answered(labels, answers)
+    named = with_answered(labels, answers)
     if len(named) > MOST_LABELS:
         return tag("p", f"{title}: {len(named)} labels are too many to draw.", class_="missing")
     columns = [*named, *([UNREAD] if any(predicted is None for _, predicted in counts) else [])]
@@ -217,25 +180,9 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
     return tag("figure", tag("figcaption", title), grid, class_="matrix")
 
 
-def _with_answered(labels: Sequence[str], answers: Sequence[Judgement]) -> list[str]:
+def with_answered(labels: Sequence[str], answers: Sequence[Judgement]) -> list[str]:
     """Labels, which have a recall if they occur in the set, and those that only occur as answers."""
     return [*labels, *sorted({one.predicted for one in answers if one.predicted is not None} - set(labels))]
-
-
-def read_answers(each: Evaluated, missing: list[str]) -> list[Judgement] | None:
-    """The judged answers of a stage to a set; None, with a note, if they cannot be read."""
-    path = each.folder / f"{each.name}.jsonl"
-    try:
-        if path.stat().st_size > MOST_ANSWER_BYTES:
-            missing.append(f"{path} is too large for a confusion matrix ({path.stat().st_size:,} bytes).")
-            return None
-        with path.open(encoding="utf-8") as lines:
-            return [Judgement.from_json(line) for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        missing.append(f"{path} cannot be read ({type(error).__name__}).")
-    except DataError as error:
-        missing.append(f"{path}: {error}.")
-    return None
 
 
 def percent(value: float | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_mmrl.ops.transfer import on_device
@@ -56,6 +56,16 @@ class Collected:
         whole = torch.zeros(len(self.all_samples), *values.shape[1:], dtype=values.dtype, device=values.device)
         whole[on_device(self.rows, values.device)] = values
         return whole
+
+    def advantages(self, experience: Experience) -> Float[Tensor, "all G"] | None:
+        """The advantage of each completion that was sampled; NaN for one that does not count in the loss.
+
+        None with a critic, which gives every token its own. `experience` is the batch with advantages.
+        """
+        if experience.old_values is not None:
+            return None
+        own = experience.advantages[:, 0].reshape(experience.trainable.shape)
+        return torch.where(self.spread(experience.trainable), self.spread(own), torch.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

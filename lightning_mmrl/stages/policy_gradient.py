@@ -306,7 +306,8 @@ class PolicyGradientModule(StageModule):
         """The metrics of an iteration over all ranks; writes its rollout table, and warns if no group has a signal."""
         ranks = self._ranks
         if self._table is not None:
-            self._table.write(iteration, *collected.everything, ranks, collected.serials)
+            advantages = collected.advantages(experience)
+            self._table.write(iteration, *collected.everything, ranks, collected.serials, advantages)
         counters = self.policy.media.take_counters()
         counts = ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         has_signal = collected.spread(experience.has_signal)
@@ -322,8 +323,7 @@ class PolicyGradientModule(StageModule):
             metrics |= resample_stats(collected.batch, experience, ranks)
         if self._critic_trainer is not None:
             metrics |= self._critic_trainer.stats(experience)
-        if self._ahead is not None:
-            metrics |= self._ahead.stats(iteration)
+        metrics |= {} if self._ahead is None else self._ahead.stats(iteration)
         if self._reference is not None:
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.settings.coefficient:

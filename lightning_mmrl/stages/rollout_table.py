@@ -1,7 +1,12 @@
 """Turns scored rollouts into rows of rollout tables, and writes the tables of RL iterations."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
 
 from lightning_mmrl.data.rollout_table import RolloutRow, write_table
 from lightning_mmrl.files import dispensable
@@ -34,15 +39,20 @@ class RolloutTable:
         scores: Scores,
         ranks: Ranks = ALONE,
         serials: Sequence[int] = (),
+        advantages: Float[Tensor, "B G"] | None = None,
     ) -> Path | None:
         """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path.
 
-        The rows are in the order of their `serials`, or one rank after the other without any. Training goes on without
-        a table that the disk refuses.
+        The rows are in the order of their `serials`, or one rank after the other without any. `advantages` are those
+        that the policy is trained on, NaN for completions that do not count. Training goes on without a table that the
+        disk refuses.
         """
         if iteration % self._every and iteration != 1:
             return None
         own = rows_of(samples, rollout, scores, self._pass_component)
+        if advantages is not None:
+            known = [tuple(None if math.isnan(one) else one for one in group) for group in advantages.tolist()]
+            own = [replace(row, advantages=group) for row, group in zip(own, known, strict=True)]
         numbered = list(zip(serials or [0] * len(own), own, strict=True))
         gathered = [each for share in ranks.gather(numbered) for each in share]
         rows = [row for _, row in sorted(gathered, key=lambda each: each[0])]

@@ -1,7 +1,7 @@
 """Run folders on disk as `mmrl train` leaves them, made in a test without a model."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -87,10 +87,13 @@ class RunFolder:
         self.save()
         return {name: made.digest for name, made in artifacts.items()}
 
-    def evaluate(self, stage, answers, name="test", labels=LABELS):
+    def evaluate(self, stage, answers, name="test", labels=LABELS, texts=None):
         """Writes the evaluation of a stage, or of `base`, on one set."""
         place = self.folder / "base" if stage == "base" else self.place(stage)
         judged = [judgement(number, truth, predicted) for number, (truth, predicted) in enumerate(answers)]
+        judged = [
+            replace(each, text=text) for each, text in zip(judged, texts or [x.text for x in judged], strict=True)
+        ]
         task = ClosedLabels(labels=labels)
         entry = {
             "num_samples": len(judged),
@@ -137,7 +140,9 @@ def judgement(number, truth, predicted):
     )
 
 
-def rollout(number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), rewards=(1.0, 0.0), label="happy"):
+def rollout(
+    number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), rewards=(1.0, 0.0), label="happy", **more
+):
     """A row of a rollout table; a reward of None was not scored."""
     media = MediaRef(kind="video", path=f"clips/{number}.mp4")
     return RolloutRow(
@@ -156,6 +161,7 @@ def rollout(number, texts=("<answer>happy</answer>", "<answer>sad</answer>"), re
         ),
         policy_version=number,
         pass_component="label",
+        **more,
     )
 
 

@@ -369,7 +369,9 @@ class RouteJob:
             return row
         found = self._verified(row.sample)
         decides = self.stage.rewards.pass_component
-        return replace(row, completions=(found.completion,), scores=(found.score,), pass_component=decides)
+        return replace(
+            row, completions=(found.completion,), scores=(found.score,), pass_component=decides, advantages=None
+        )
 
     def _verified(self, prompt: Sample) -> "Verified":
         """Returns the expert's answer to a prompt.

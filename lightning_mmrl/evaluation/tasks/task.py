@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,25 @@ class Measure:
 
 
 VALID_FORMAT = Measure(name="valid_format", title="valid format")
+
+
+class Summed(Protocol):
+    """A measurement whose headline metric is a function of sums over samples; see `Task`."""
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric."""
+        ...
+
+    def unit_sums(
+        self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
+    ) -> NDArray[np.float64]:
+        """Sums over the samples of each unit, [S, D]."""
+        ...
+
+    def statistic(self, name: str) -> Statistic:
+        """The metric as a function of sums."""
+        ...
 
 
 class Task(ABC):

@@ -71,7 +71,13 @@
         if (select.selectedIndex > 0) last = draw(figure, stage.metrics[select.value]);
       });
     }
-    for (const start of draws) start();
+    // Charts are drawn when they come near the window, so that they do not delay the rest of the page.
+    const watch = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      watch.disconnect();
+      for (const start of draws) start();
+    }, { rootMargin: "600px" });
+    watch.observe(box);
   }
 
   const fit = () => {

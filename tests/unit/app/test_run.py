@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from run_folders import whole_run
 
+from lightning_mmrl.app import run as app_run
 from lightning_mmrl.app.run import (
     _lead,
     absolute_sqlite,
@@ -16,6 +17,7 @@ from lightning_mmrl.app.run import (
 )
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.curriculum.compare import Comparison
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.report.page import write_report
@@ -109,19 +111,19 @@ def test_a_database_has_an_absolute_address(tmp_path, monkeypatch):
     assert absolute_sqlite("http://host:5000") == "http://host:5000"
 
 
-def lead(root, directory, selection=None):
-    """Runs a curriculum up to the evaluation of its base model, which fails."""
+def fail(*_):
+    raise RuntimeError("no evaluation here")
 
-    def fail(*_):
-        raise RuntimeError("no evaluation here")
 
+def lead(root, directory, selection=None, evaluate=fail):
+    """Runs a curriculum up to the evaluation of its base model, or to its first stage, which fails."""
     settings = config(root, "tracking=none", f"data.media.cache_dir={root}/kept")
     (root / "model").mkdir(exist_ok=True)
     (root / "model" / "weights").write_text("base")
     parts = SimpleNamespace(
         config=settings, starting_point=lambda spec: root / "model", console=SimpleNamespace(say=lambda line: None)
     )
-    _lead(parts, stage_specs(settings), directory, SimpleNamespace(build_stage=fail, evaluate=fail), selection)
+    _lead(parts, stage_specs(settings), directory, SimpleNamespace(build_stage=fail, evaluate=evaluate), selection)
 
 
 def test_a_refused_command_leaves_page_and_comparison_as_they_are(root, tmp_path):
@@ -141,3 +143,17 @@ def test_a_run_that_fails_after_it_began_has_a_page(root, tmp_path):
     with pytest.raises(RuntimeError, match="no evaluation here"):
         lead(root, tmp_path / "runs" / "new")
     assert "No stage was evaluated" in (tmp_path / "runs" / "new" / "report.html").read_text()
+
+
+def test_stages_are_compared_once_for_each_evaluation(root, tmp_path, monkeypatch):
+    compared = []
+
+    def counted(*arguments):
+        compared.append(arguments[-1])
+        return Comparison(results=[], gains=[])
+
+    monkeypatch.setattr(app_run, "_compare", counted)
+    with pytest.raises(RuntimeError, match="no evaluation here"):
+        lead(root, tmp_path / "runs" / "new", evaluate=lambda *_: {})
+    assert len(compared) == 1, "after the evaluation of the base, and not again when the run ends"
+    assert (tmp_path / "runs" / "new" / "comparison.json").is_file()

@@ -1,12 +1,12 @@
 """Media beside the page."""
 
-import json
 from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from clips import tone, write_wav
+from parsed_page import Parsed
 from PIL import Image
 from run_folders import rollout, whole_run
 
@@ -33,10 +33,7 @@ def run(tmp_path):
 
 
 def shown(path):
-    text = path.read_text()
-    start = text.index('id="report-data">') + len('id="report-data">')
-    groups = json.loads(text[start : text.index("</script>", start)])["groups"]
-    return [group["media"][0] for group in groups]
+    return [group["media"][0] for group in Parsed(path.read_text()).sampled]
 
 
 def test_frames_outlines_and_copies_lie_beside_the_page(run, tmp_path):

@@ -1,18 +1,18 @@
 """The page of a run: its sections, its policy, hostile texts, damaged parts, and its size."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
 import re
-from functools import partial
-from html.parser import HTMLParser
 
 import pytest
+from parsed_page import Parsed, missing, parsed
 from run_folders import RunFolder, rollout, some_costs, whole_run
 
 from lightning_mmrl.errors import ConfigError, DataError
-from lightning_mmrl.report import page as report_page
+from lightning_mmrl.report import packing as report_packing
 from lightning_mmrl.report import rollouts as report_rollouts
 from lightning_mmrl.report.graph import _row
 from lightning_mmrl.report.page import page, write_report
@@ -30,45 +30,6 @@ HOSTILE = (
 )
 
 
-class Parsed(HTMLParser):
-    """Elements with their attributes, the content of scripts and styles, and the visible text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.raw, self.text, self._within = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._within = [tag, dict(attributes)]
-
-    def handle_data(self, data):
-        if self._within and self._within[0] in ("script", "style"):
-            self.raw.append((*self._within, data))
-        else:
-            self.text.append(data)
-
-    def handle_endtag(self, tag):
-        self._within = []
-
-    @property
-    def data(self):
-        return json.loads(next(each for _, attributes, each in self.raw if attributes.get("id") == "report-data"))
-
-    def ids(self):
-        return [attributes["id"] for _, attributes in self.elements if "id" in attributes]
-
-
-def parsed(*folders):
-    return Parsed(page([read_run(folder) for folder in folders]))
-
-
-def missing(folder):
-    run = read_run(folder)
-    page([run])
-    return run.missing
-
-
 @pytest.fixture
 def run(tmp_path):
     return whole_run(tmp_path / "run")
@@ -84,7 +45,7 @@ def test_a_whole_run_shows_every_section(run):
     assert "5,120 generated" in text
     assert "0123456789abcdef" in text
     assert "torch 2.13.0" in text
-    assert len(found.data["groups"]) == 3
+    assert len(found.sampled) == 3
     assert found.data["curves"][0]["metrics"]["rollout/reward_mean"] == [
         {"run": 0, "x": [1, 2, 3], "y": [0.25, 0.5, 0.75]}
     ]
@@ -92,10 +53,14 @@ def test_a_whole_run_shows_every_section(run):
 
 def test_a_response_is_shown_with_its_reward_beside_the_mean_of_its_group(run):
     run.roll("reason", [rollout(0, texts=("a", "b", "c"), rewards=(1.0, 0.0, None))])
-    (group,) = parsed(run.folder).data["groups"]
+    (group,) = parsed(run.folder).sampled
     shown = [(each["right"], each["reward"], each["over"], each["why"]) for each in group["responses"]]
     assert shown == [(True, 1.0, 0.5, None), (False, 0.0, -0.5, None), (None, None, None, "the verifier timed out")]
     assert (group["mean"], group["rate"], group["label"]) == (0.5, 0.5, "happy")
+    assert [each["advantage"] for each in group["responses"]] == [None] * 3, "it was not recorded"
+    run.roll("reason", [rollout(0, advantages=(0.866, None))])
+    (group,) = parsed(run.folder).sampled
+    assert [each["advantage"] for each in group["responses"]] == [0.866, None]
 
 
 def test_the_policy_names_every_script_and_style_and_nothing_else_runs(run):
@@ -149,7 +114,7 @@ def test_a_hostile_text_stays_text_wherever_it_comes_from(tmp_path, text):
     assert {name for _, a in found.elements for name in a} == {name for _, a in clean.elements for name in a}
     html = page([read_run(run.folder)])
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u2028\ud800-\udfff]", html)
-    assert found.data["groups"][0]["responses"][0]["text"] == report_rollouts.visible(text)
+    assert found.sampled[0]["responses"][0]["text"] == report_rollouts.visible(text)
 
 
 def test_a_name_is_escaped_once_wherever_it_stands(tmp_path):
@@ -175,16 +140,24 @@ def test_the_same_folder_gives_the_same_bytes(run):
 
 def test_groups_and_texts_are_limited_and_counted(run, monkeypatch):
     run.roll("reason", [rollout(number, texts=("x" * 5000, "y")) for number in range(40)])
-    monkeypatch.setattr(report_rollouts, "MOST_SHOWN", 20)
+    assert "All 44 groups are here." in " ".join(parsed(run.folder).text)
+    monkeypatch.setattr(report_rollouts, "MOST_READ", 20)
     found = parsed(run.folder)
-    groups = found.data["groups"]
+    groups = found.sampled
     assert [group["id"] for group in groups][:: len(groups) - 1] == ["train-0", "train-39"], "the first and the last"
-    assert "20 of 40 groups shown" in " ".join(found.text)
+    assert "reason: 20 of the 40 groups in its tables were read." in " ".join(found.text)
     assert groups[0]["responses"][0]["text"].endswith("x [1,000 more characters]")
-    monkeypatch.setattr(report_rollouts, "MOST_BYTES", 30_000)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MOST_UNPACKED", 8_000), ("MOST_PACKED", 900)])
+def test_groups_that_are_too_large_for_the_page_are_thinned_evenly(run, monkeypatch, limit, most):
+    run.roll("reason", [rollout(number) for number in range(40)])
+    monkeypatch.setattr(report_packing, limit, most)
     found = parsed(run.folder)
-    assert 0 < len(json.dumps(found.data["groups"])) <= 30_000
-    assert f"{len(found.data['groups'])} of 40 groups shown" in " ".join(found.text)
+    size = len(found.packed if limit == "MOST_PACKED" else gzip.decompress(base64.b64decode(found.packed)))
+    assert most / 2 < size <= most
+    assert f"{len(found.groups)} of 44 groups are here, evenly chosen." in " ".join(found.text)
+    assert (found.groups[0]["id"], found.groups[-1]["id"]) == ("train-0", "test-1")
 
 
 def test_only_the_chosen_rows_of_a_table_are_parsed(run, monkeypatch):
@@ -192,10 +165,10 @@ def test_only_the_chosen_rows_of_a_table_are_parsed(run, monkeypatch):
     path = run.place("reason") / "rollouts" / "iteration_000001.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "damaged", lines[2], "damaged", lines[4]]) + "\n")
-    monkeypatch.setattr(report_rollouts, "MOST_MEASURED", 3)
+    monkeypatch.setattr(report_rollouts, "MOST_READ", 3)
     found = parsed(run.folder)
-    assert [group["id"] for group in found.data["groups"]] == ["train-0", "train-2", "train-4"]
-    assert "3 of 5 groups" in " ".join(found.text)
+    assert [group["id"] for group in found.sampled] == ["train-0", "train-2", "train-4"]
+    assert "3 of the 5 groups" in " ".join(found.text)
 
 
 def test_two_runs_stand_side_by_side(tmp_path):
@@ -203,9 +176,9 @@ def test_two_runs_stand_side_by_side(tmp_path):
     second.evaluate("reason", [("happy", "sad"), ("sad", "sad")])
     found = parsed(first.folder, second.folder)
     text = " ".join(found.text)
-    assert "second minus first: UAR on the same samples, in points" in text
+    assert "second minus first, same samples, in points" in text
     assert "-50.0" in text
-    assert {group["run"] for group in found.data["groups"]} == {0, 1}
+    assert {group["run"] for group in found.sampled} == {0, 1}
     assert [line["run"] for line in found.data["curves"][0]["metrics"]["rollout/reward_mean"]] == [0, 1]
     assert found.ids() == list(dict.fromkeys(found.ids())), "no id stands twice"
 
@@ -224,10 +197,10 @@ def test_runs_with_one_name_are_told_apart(tmp_path):
     assert [run.name for run in read_runs([old, whole_run(tmp_path / "other").folder])] == ["quickstart", "other"]
 
 
-def test_sets_without_the_same_samples_are_not_compared(tmp_path):
+def test_samples_of_one_run_alone_are_left_aside(tmp_path):
     first, second = whole_run(tmp_path / "first"), whole_run(tmp_path / "second")
     second.evaluate("reason", [("happy", "sad"), ("sad", "sad"), ("sad", "sad")])
-    assert "1 pairs are not compared" in " ".join(parsed(first.folder, second.folder).text)
+    assert "test (1 unlike samples aside)" in " ".join(parsed(first.folder, second.folder).text)
 
 
 def test_the_loss_without_a_channel_is_shown_only_where_it_was_measured(run, tmp_path):
@@ -325,129 +298,6 @@ def test_long_curves_are_shortened(run):
     assert "mean of up to 5 logged values" in " ".join(found.text)
 
 
-def append(path, text):
-    path.write_text(path.read_text() + text)
-
-
-DAMAGES = {
-    "a run that has just begun": (lambda place: RunFolder(place, order=()), None, "No stage has begun"),
-    "no configuration": (whole_run, lambda run: (run.folder / "config.yaml").unlink(), "config.yaml is missing"),
-    "a configuration that is no YAML": (
-        whole_run,
-        lambda run: (run.folder / "config.yaml").write_text("a: [1"),
-        "config.yaml cannot be read",
-    ),
-    "a configuration of another shape": (
-        whole_run,
-        lambda run: (run.folder / "config.yaml").write_text("stages: 3\norder: {a: 1}\nevaluation: []\nmodel: x\n"),
-        "stages is no dict",
-    ),
-    "a stage that is not evaluated yet": (
-        whole_run,
-        lambda run: (run.place("reason") / "evaluation" / "evaluation.json").unlink(),
-        "reason is trained and not evaluated yet",
-    ),
-    "an evaluation that is cut off": (
-        whole_run,
-        lambda run: (run.place("reason") / "evaluation" / "evaluation.json").write_text('{"test": {'),
-        "is damaged",
-    ),
-    "an evaluation of another shape": (
-        whole_run,
-        lambda run: (run.place("reason") / "evaluation" / "evaluation.json").write_text('{"test": {"metrics": 3}}'),
-        "is damaged",
-    ),
-    "no comparison": (whole_run, lambda run: (run.folder / "comparison.json").unlink(), "no paired gains"),
-    "a comparison of another shape": (
-        whole_run,
-        lambda run: (run.folder / "comparison.json").write_text('{"gains": 3}'),
-        "is damaged",
-    ),
-    "predictions that are missing": (
-        whole_run,
-        lambda run: (run.place("reason") / "evaluation" / "test.jsonl").unlink(),
-        "test.jsonl cannot be read",
-    ),
-    "predictions that are cut off": (
-        whole_run,
-        lambda run: (run.place("reason") / "evaluation" / "test.jsonl").write_text('{"sample_id'),
-        "a prediction is not JSON",
-    ),
-    "a rollout table that is cut off": (
-        whole_run,
-        lambda run: (run.place("reason") / "rollouts" / "iteration_000001.jsonl").write_text('{"version'),
-        "is cut off or damaged",
-    ),
-    "an empty rollout table": (
-        whole_run,
-        lambda run: (run.place("reason") / "rollouts" / "iteration_000001.jsonl").write_text(""),
-        "is empty",
-    ),
-    "a record of starts that is cut off": (
-        whole_run,
-        lambda run: (run.folder / "starts.jsonl").write_text('{"time": 1}\n'),
-        "starts.jsonl are damaged",
-    ),
-    "metrics that are cut off": (
-        whole_run,
-        lambda run: append(run.place("reason") / "metrics.jsonl", '{"step": 4, "met'),
-        "1 lines of",
-    ),
-    "metrics of another shape": (
-        whole_run,
-        lambda run: (run.place("reason") / "metrics.jsonl").write_text('{"step": [], "metrics": {"a": 1}}\n'),
-        "its curves are cut",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, damage):
-    make, harm, expected = DAMAGES[damage]
-    run = make(tmp_path / "run")
-    if harm is not None:
-        harm(run)
-    assert any(expected in note for note in missing(run.folder)), missing(run.folder)
-    found = parsed(run.folder)
-    assert "missing" in found.ids()
-    if make is whole_run:
-        assert "cold_start" in " ".join(found.text)
-
-
-@pytest.mark.parametrize("at_fault", [(0,), (1,), (0, 1)])
-def test_a_fault_is_said_of_the_run_that_has_it(tmp_path, monkeypatch, at_fault):
-    folders = [whole_run(tmp_path / name).folder for name in ("first", "second")]
-
-    def broken(make, given, *others):
-        names = [run.name for run in (given if isinstance(given, list) else [given])]
-        if any(("first", "second")[place] in names for place in at_fault):
-            raise KeyError("seconds")
-        return make(given, *others)
-
-    for builder in ("costs_section", "curves_section", "distribution_section", "read_rollouts"):
-        monkeypatch.setattr(report_page, builder, partial(broken, getattr(report_page, builder)))
-    runs = read_runs(folders)
-    text = page(runs)
-    for place, run in enumerate(runs):
-        expected = ["rollouts", "Learning curves", "Time and tokens", "Rewards and lengths of sampled answers"]
-        blamed = [note.partition(":")[0] for note in run.missing if "cannot be shown (KeyError" in note]
-        assert blamed == (expected if place in at_fault else []), run.missing
-    assert "What each stage brought" in text
-
-
-def test_a_fault_that_no_run_has_alone_is_said_of_both(tmp_path, monkeypatch):
-    runs = read_runs([whole_run(tmp_path / name).folder for name in ("first", "second")])
-
-    def broken(given):
-        if len(given) > 1:
-            raise ValueError("not alike")
-
-    monkeypatch.setattr(report_page, "stages_section", broken)
-    page(runs)
-    note = "What each stage brought: cannot be shown (ValueError: not alike)."
-    assert [run.missing for run in runs] == [[note], [note]]
-
-
 SECRET = {"test": {"num_samples": 1, "metrics": {"uar": 0.123}, "intervals": {}}}
 
 
@@ -468,7 +318,7 @@ def test_a_run_folder_from_elsewhere_shows_no_file_outside_of_it(tmp_path):
     assert sum("leads out of" in note for note in missing(run.folder)) == 3
     found = parsed(run.folder)
     assert "12.3" not in " ".join(found.text)
-    assert {group["table"] for group in found.data["groups"]} == {"iteration_000001"}
+    assert {group["table"] for group in found.sampled} == {"iteration_000001"}
 
 
 def test_one_class_and_unread_answers_make_a_matrix(tmp_path):

@@ -158,6 +158,13 @@ def test_rejected_groups_are_replaced_and_those_beyond_the_batch_are_dropped(mod
     assert run.steps[0]["rollout/groups_with_signal"] == pytest.approx(2 / 6)
     rows = read_table(tmp_path / "rollouts" / "iteration_000001.jsonl")
     assert [row.sample.id for row in rows] == ["p0", "p1", "p6", "p2", "p3", "p4"]
+    update, found = run.updates[0], {row.sample.id: row.advantages for row in rows}
+    trained = update.advantages[:, 0].reshape(update.trainable.shape)
+    assert trained.abs().max() > 0
+    assert {name: found[name] for name in ("p1", "p3")} == {
+        name: tuple(values) for name, values in zip(("p1", "p3"), trained.tolist(), strict=True)
+    }
+    assert {found[name] for name in ("p0", "p6", "p2", "p4")} == {(None, None)}, "groups that are not trained on"
     assert run.changed
 
 

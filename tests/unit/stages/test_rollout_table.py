@@ -47,6 +47,10 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
     path = table.write(10, [SAMPLE, other], rollout, scores)
     assert path.name == "iteration_000010.jsonl"
     first, second = read_table(path)
+    assert first.advantages is None
+    advantages = torch.tensor([[-0.5, 0.5], [torch.nan, 0.0]])
+    known = read_table(table.write(20, [SAMPLE, other], rollout, scores, advantages=advantages))
+    assert [row.advantages for row in known] == [(-0.5, 0.5), (None, 0.0)]
     assert (first.sample, second.sample) == (SAMPLE, other)
     assert first.completions + second.completions == completions
     assert [score.total for score in first.scores + second.scores] == [1.0, 2.0, 0.0, 0.5]
