@@ -30,6 +30,7 @@ class Bucket:
 
     Attributes:
         divided: Whether a part is kept apart, so that no own keys can follow.
+        layers: The tensor of each layer, without the part that is kept apart.
     """
 
     def __init__(self, prompts: list[int], index: Int[Tensor, "b P"], padding: Bool[Tensor, "b P"]) -> None:
@@ -37,7 +38,7 @@ class Bucket:
         self.divided = False
         self._index = index
         self._end = index.shape[1]
-        self._layers: list[Tensor] = []
+        self.layers: list[Tensor] = []
         self._rest: list[Tensor] = []
         bias = padding_bias(padding)
         self._bias = None if bias is None else bias.to(index.device, non_blocking=True)
@@ -53,22 +54,22 @@ class Bucket:
         if self.divided:
             self._rest.append(layer[:, :, :, self._num_common :].float())
             layer = layer[:, :, :, : self._num_common].clone()
-        self._layers.append(layer)
+        self.layers.append(layer)
 
     def makeroom_for(self, num_own: int, max_tokens: int | None) -> None:
         """Makes `num_own` tokens after each prompt visible; `extend` writes them."""
         length = self._index.shape[1]
         self._end = length + num_own
-        if self._end > self._layers[0].shape[3]:
-            more = length + room_for(num_own, max_tokens) - self._layers[0].shape[3]
-            for number, layer in enumerate(self._layers):  # one after the other, so that memory holds one twice
-                self._layers[number] = pad(layer, (0, 0, 0, more))
+        if self._end > self.layers[0].shape[3]:
+            more = length + room_for(num_own, max_tokens) - self.layers[0].shape[3]
+            for number, layer in enumerate(self.layers):  # one after the other, so that memory holds one twice
+                self.layers[number] = pad(layer, (0, 0, 0, more))
             self._bias = None if self._bias is None else pad(self._bias, (0, more))
 
     def extend(self, layer: int, key: Float[Tensor, "b K d"], value: Float[Tensor, "b K d"]) -> None:
         """Writes a token at the end of each prompt's part of a layer; used only if each prompt has one row."""
-        self._layers[layer][0, :, :, self._end - 1] = key
-        self._layers[layer][1, :, :, self._end - 1] = value
+        self.layers[layer][0, :, :, self._end - 1] = key
+        self.layers[layer][1, :, :, self._end - 1] = value
 
     def attend(self, layer: int, query: Float[Tensor, "S H d"], scale: float) -> PartialAttention:
         """Attention of the S rows, which lie prompt by prompt with S / b for each, to their prompts."""
@@ -76,9 +77,9 @@ class Bucket:
         if self.divided:
             assert self._bias is not None
             bias = self._bias[..., self._num_common :]
-            part = attend_in_parts(blocks, self._layers[layer], self._rest[layer], bias, scale)
+            part = attend_in_parts(blocks, self.layers[layer], self._rest[layer], bias, scale)
         else:
-            key, value = self._layers[layer][:, :, :, : self._end]
+            key, value = self.layers[layer][:, :, :, : self._end]
             bias = None if self._bias is None else self._bias[..., : self._end]
             part = attend_padded(blocks, key, value, bias, scale)
         return PartialAttention(*(tensor.transpose(1, 2).flatten(0, 1) for tensor in part))
@@ -87,7 +88,7 @@ class Bucket:
         """Continues with some of the bucket's prompts."""
         self.prompts = [self.prompts[slot] for slot in slots]
         there = on_device(slots, self._index.device)
-        self._layers = [layer.index_select(1, there) for layer in self._layers]
+        self.layers = [layer.index_select(1, there) for layer in self.layers]
         self._rest = [layer.index_select(1, there) for layer in self._rest]
         self._bias = None if self._bias is None else self._bias.index_select(0, there)
 

@@ -1,6 +1,7 @@
 """Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed once.
 
-`SharedDecoding` also keeps it once. `StockDecoding`, for models whose completions cannot share a prompt, copies it.
+`SharedDecoding` also keeps it once, and so does `StaticDecoding`, whose steps can be replayed. `StockDecoding`, for
+models whose completions cannot share a prompt, copies it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.prefill import prefill
 from lightning_mmrl.models.shared_prefix import layout_arguments
 from lightning_mmrl.models.spans import Spans, last_kept, spans_of
-from lightning_mmrl.models.stock_decoding import StockDecoding
+from lightning_mmrl.models.static_decoding import StaticDecoding
+from lightning_mmrl.models.stock_decoding import StockDecoding, running_alone
 from lightning_mmrl.types.batches import PromptBatch
 
 
@@ -47,18 +49,33 @@ class Decoding(Protocol):
         """
         ...
 
+    def smaller(self, running: Sequence[int]) -> list[int] | None:
+        """The rows to keep while `running` go on, all of these among them; None: it does not pay to drop any."""
+        ...
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Continues with some of the rows, in the given order; `rows` are on the host."""
         ...
 
 
 def start_decoding(
-    policy: Policy, prompts: PromptBatch, group_size: int, *, drafts: bool = False, max_tokens: int | None = None
+    policy: Policy,
+    prompts: PromptBatch,
+    group_size: int,
+    *,
+    drafts: bool = False,
+    static: bool = False,
+    max_tokens: int | None = None,
 ) -> Decoding:
     """Prefills each of B prompts once, for G rows per prompt in prompt order; call it without gradients.
 
-    Only with `drafts` may rows be extended by several tokens. No row gets more than `max_tokens`, if it is given.
+    Only with `drafts` may rows be extended by several tokens. `static` steps can be replayed; they take no drafts, and
+    prompts must be shared. No row gets more than `max_tokens`, if it is given.
     """
+    if static:
+        assert policy.sharing_refusal is None, policy.sharing_refusal
+        assert not drafts, "the number of drafts decides the shapes of a pass"
+        return StaticDecoding(policy, prompts, group_size, max_tokens=max_tokens)
     if policy.sharing_refusal is None:
         return SharedDecoding(policy, prompts, group_size, drafts=drafts, max_tokens=max_tokens)
     return StockDecoding(policy, prompts, group_size, drafts=drafts)
@@ -105,6 +122,10 @@ class SharedDecoding:
         self.states, kept = last_kept(self.states, self._appended, self._spans, counts)
         self._position = self._position + kept
         self._cache.retain(counts, finite=finite)
+
+    def smaller(self, running: Sequence[int]) -> list[int] | None:
+        """The running rows alone, once a quarter has ended."""
+        return running_alone(running, len(self.states))
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops the own keys of rows that ended, and prompts that no row needs."""

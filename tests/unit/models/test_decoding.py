@@ -102,7 +102,8 @@ def test_bfloat16_is_as_close_to_float64_as_transformers_cache_is(tmp_path, how)
             running = kind(policy.eval(), batch, group_size, drafts=drafts)
             walks[dtype, kind] = torch.cat(walked(running, group_size * len(CONTENTS))).double()
             if kind is SharedDecoding:
-                assert {bucket.divided for bucket in running._cache._prompts.buckets} == {dtype == torch.bfloat16, False}
+                divided = {bucket.divided for bucket in running._cache._prompts.buckets}
+                assert divided == {dtype == torch.bfloat16, False}
     truth = walks[torch.float64, StockDecoding]
     errors = [(walks[torch.bfloat16, kind] - truth).square().mean().sqrt() for kind in (SharedDecoding, StockDecoding)]
     # Both are rounding noise; its root mean square over some 10,000 values is known to a few per cent.
@@ -141,7 +142,8 @@ def test_long_prefills_are_cut_between_prompts(model, prompts, monkeypatch):
 def held(running):
     """Shapes of all keys and values: of prompts and of rows."""
     cache = running._cache
-    return [layer.shape for bucket in cache._prompts.buckets for layer in bucket._layers], [own.shape for own in cache._own]
+    prompts = [layer.shape for bucket in cache._prompts.buckets for layer in bucket.layers]
+    return prompts, [own.shape for own in cache._own]
 
 
 def test_prompt_keys_are_held_once_and_own_keys_grow(model, prompts):

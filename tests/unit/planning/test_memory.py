@@ -362,7 +362,7 @@ def test_keys_and_values_are_those_of_the_cache(text):
     rows = start_decoding(policy, batch.prompts, GROUP, max_tokens=ANSWER)
     for step in range(ANSWER - 1):
         rows.advance(batch.completion_ids[:, step])
-    layers = [layer for bucket in rows._cache._prompts.buckets for layer in bucket._layers]
+    layers = [layer for bucket in rows._cache._prompts.buckets for layer in bucket.layers]
     measured = size_of([*layers, *rows._cache._own])
     shape, lengths = read_shape(str(text)), Lengths(prompt=length)
     found = estimate(shape, stage_of(), "bfloat16", 1, lengths).phases["generation"]["keys and values"]
