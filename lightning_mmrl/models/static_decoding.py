@@ -42,14 +42,14 @@ class StaticDecoding:
         self._position = prompts.next_position.repeat_interleave(group_size)
         self._tokens = torch.zeros_like(self._position)
         self.states = states.repeat_interleave(group_size, dim=0)
-        self._step = CapturedStep(self._compute, states.device)
+        self._step = CapturedStep(states.device)
 
     def advance(self, tokens: Int[Tensor, " R"]) -> None:
         """Appends one token to each row."""
         if self._cache.make_room():
             self._step.moved()
         self._tokens.copy_(tokens)
-        self._step()
+        self._step.run(self._compute)
         self._cache.num_own += 1
 
     def _compute(self) -> None:

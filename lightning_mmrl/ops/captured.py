@@ -63,38 +63,40 @@ CAPTURES: dict[str, Callable[[torch.device], Capture]] = {"cuda": CudaGraphs}
 class CapturedStep:
     """Repeats a step, which must find all of its tensors where they were, with the same shapes.
 
-    The first run is a step like any other, the second is captured and replayed, and all later ones are replayed.
+    The first run is a step like any other, the second is captured and replayed, and all later ones are replayed. The
+    step itself is not kept: a step that is its owner's method would keep the owner and its tensors alive.
 
     Args:
-        step: Reads and writes tensors that it does not return. No operation of it may make the host wait.
         device: Where the tensors are.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         make = CAPTURES.get(device.type)
-        self._step, self._device = step, device
+        self._device = device
         self._capture = None if make is None else make(device)
-        self._warm, self._replay = False, None
+        self._warm = False
+        self._replay: Step | None = None
 
-    def __call__(self) -> None:
-        """Computes the step once."""
+    def run(self, step: Step) -> None:
+        """Computes the step once; it reads and writes tensors that it does not return, and the host waits for none."""
+        if self._replay is not None:
+            return self._replay()
+
+        def converted() -> None:
+            with _without_cached_casts(self._device):
+                step()
+
         if self._capture is None:
-            self._run()
-        elif not self._warm:
-            self._capture.warm(self._run)
+            return converted()
+        if not self._warm:
             self._warm = True
-        else:
-            if self._replay is None:
-                self._replay = self._capture.capture(self._run)
-            self._replay()
+            return self._capture.warm(converted)
+        self._replay = self._capture.capture(converted)
+        return self._replay()
 
     def moved(self) -> None:
-        """Says that tensors are elsewhere or have other shapes: the next call begins anew."""
+        """Says that tensors are elsewhere or have other shapes: the next run begins anew."""
         self._warm, self._replay = False, None
-
-    def _run(self) -> None:
-        with _without_cached_casts(self._device):
-            self._step()
 
 
 def _without_cached_casts(device: torch.device) -> AbstractContextManager[Any]:

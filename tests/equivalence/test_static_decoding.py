@@ -3,6 +3,8 @@
 Replays are recordings (`replays`), which repeat the operations of a step without its Python, as a CUDA graph does.
 """
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import device_stand_in as stand_in
@@ -222,6 +224,26 @@ def test_rows_with_graphs_leave_without_a_wait(on_stand_in, monkeypatch):
             running.advance(tokens[: len(running.states)])
     assert len(running.states) == 4
     assert not log.waits
+
+
+@pytest.mark.parametrize("family", ["qwen2"], indirect=True)
+def test_keys_of_a_rollout_are_freed_when_it_ends(family, monkeypatch):
+    """At once: the next one needs their memory before Python collects cycles."""
+    alive, advance = set(), StaticDecoding.advance
+
+    def noted(self, tokens):
+        alive.add(weakref.ref(self))
+        advance(self, tokens)
+
+    monkeypatch.setattr(StaticDecoding, "advance", noted)
+    gc.disable()
+    try:
+        with recorded(monkeypatch) as recorders:
+            rollout(family, graphs=True)
+            del recorders[:]  # recordings hold the tensors that they repeat
+            assert [each() for each in alive] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("reason", ["it is switched off", "rollout.speculation.max_draft is above 0"])
