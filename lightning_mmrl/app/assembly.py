@@ -218,6 +218,8 @@ class Assembly:
         `own` is the key and the node of the stage's own engine; if the node is None, the run's engine is built.
         """
         key, node = own if own[1] is not None else ("rollout", self.config.rollout)
+        if node.get("cuda_graphs") and not torch.cuda.is_available():
+            self.console.say(f"{key}.cuda_graphs is true, and there is no GPU here: decode steps are not captured")
         make = targets.build({**engine_node(node), "_partial_": True}, key)
         poll = self.group.interruption.poll
         return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)

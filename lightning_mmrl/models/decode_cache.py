@@ -30,6 +30,7 @@ class Bucket:
 
     Attributes:
         divided: Whether a part is kept apart, so that no own keys can follow.
+        layers: The tensor of each layer, without the part that is kept apart.
     """
 
     def __init__(self, prompts: list[int], index: Int[Tensor, "b P"], padding: Bool[Tensor, "b P"]) -> None:
@@ -37,7 +38,7 @@ class Bucket:
         self.divided = False
         self._index = index
         self._end = index.shape[1]
-        self._layers: list[Tensor] = []
+        self.layers: list[Tensor] = []
         self._rest: list[Tensor] = []
         bias = padding_bias(padding)
         self._bias = None if bias is None else bias.to(index.device, non_blocking=True)
@@ -53,22 +54,22 @@ class Bucket:
         if self.divided:
             self._rest.append(layer[:, :, :, self._num_common :].float())
             layer = layer[:, :, :, : self._num_common].clone()
-        self._layers.append(layer)
+        self.layers.append(layer)
 
-    def make_room(self, num_own: int, max_tokens: int | None) -> None:
+    def makeroom_for(self, num_own: int, max_tokens: int | None) -> None:
         """Makes `num_own` tokens after each prompt visible; `extend` writes them."""
         length = self._index.shape[1]
         self._end = length + num_own
-        if self._end > self._layers[0].shape[3]:
-            more = length + _room(num_own, max_tokens) - self._layers[0].shape[3]
-            for number, layer in enumerate(self._layers):  # one after the other, so that memory holds one twice
-                self._layers[number] = pad(layer, (0, 0, 0, more))
+        if self._end > self.layers[0].shape[3]:
+            more = length + room_for(num_own, max_tokens) - self.layers[0].shape[3]
+            for number, layer in enumerate(self.layers):  # one after the other, so that memory holds one twice
+                self.layers[number] = pad(layer, (0, 0, 0, more))
             self._bias = None if self._bias is None else pad(self._bias, (0, more))
 
     def extend(self, layer: int, key: Float[Tensor, "b K d"], value: Float[Tensor, "b K d"]) -> None:
         """Writes a token at the end of each prompt's part of a layer; used only if each prompt has one row."""
-        self._layers[layer][0, :, :, self._end - 1] = key
-        self._layers[layer][1, :, :, self._end - 1] = value
+        self.layers[layer][0, :, :, self._end - 1] = key
+        self.layers[layer][1, :, :, self._end - 1] = value
 
     def attend(self, layer: int, query: Float[Tensor, "S H d"], scale: float) -> PartialAttention:
         """Attention of the S rows, which lie prompt by prompt with S / b for each, to their prompts."""
@@ -76,9 +77,9 @@ class Bucket:
         if self.divided:
             assert self._bias is not None
             bias = self._bias[..., self._num_common :]
-            part = attend_in_parts(blocks, self._layers[layer], self._rest[layer], bias, scale)
+            part = attend_in_parts(blocks, self.layers[layer], self._rest[layer], bias, scale)
         else:
-            key, value = self._layers[layer][:, :, :, : self._end]
+            key, value = self.layers[layer][:, :, :, : self._end]
             bias = None if self._bias is None else self._bias[..., : self._end]
             part = attend_padded(blocks, key, value, bias, scale)
         return PartialAttention(*(tensor.transpose(1, 2).flatten(0, 1) for tensor in part))
@@ -87,9 +88,55 @@ class Bucket:
         """Continues with some of the bucket's prompts."""
         self.prompts = [self.prompts[slot] for slot in slots]
         there = on_device(slots, self._index.device)
-        self._layers = [layer.index_select(1, there) for layer in self._layers]
+        self.layers = [layer.index_select(1, there) for layer in self.layers]
         self._rest = [layer.index_select(1, there) for layer in self._rest]
         self._bias = None if self._bias is None else self._bias.index_select(0, there)
+
+
+class PromptKeys:
+    """Keys and values of all prompts, for rows that each have one of them.
+
+    Attributes:
+        buckets: Prompts of similar length.
+    """
+
+    def __init__(self, buckets: list[Bucket], num_prompts: int, group_size: int) -> None:
+        self.buckets = buckets
+        self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
+        self._plan: _Plan | None = None
+        self._planned: list[int] = []
+
+    def arrange(self, widths: Sequence[int], device: torch.device) -> None:
+        """Prepares passes over `widths[r]` tokens of each row r."""
+        if self._plan is None or self._planned != widths:
+            owner = [prompt for prompt, width in zip(self._owner, widths, strict=True) for _ in range(width)]
+            self._plan = _plan([bucket.prompts for bucket in self.buckets], owner, device)
+            self._planned = list(widths)
+
+    def extend(self, layer: int, key: Float[Tensor, "T K d"], value: Float[Tensor, "T K d"]) -> None:
+        """Writes a token at the end of each prompt; used only if each prompt has one row."""
+        assert self._plan is not None
+        for bucket, keys, values in zip(self.buckets, *map(self._plan.split, (key, value)), strict=True):
+            bucket.extend(layer, keys, values)
+
+    def attend(self, layer: int, query: Float[Tensor, "T H d"], scale: float) -> PartialAttention:
+        """Attention of each token to its row's prompt."""
+        assert self._plan is not None
+        asking = zip(self.buckets, self._plan.split(query), strict=True)
+        parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
+        return PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continues with some of the rows; a bucket shrinks when half of its prompts end."""
+        self._owner = [self._owner[row] for row in rows]
+        needed, self._plan, buckets = set(self._owner), None, []
+        for bucket in self.buckets:
+            slots = [slot for slot, prompt in enumerate(bucket.prompts) if prompt in needed]
+            if slots and 2 * len(slots) <= len(bucket.prompts):
+                bucket.keep(slots)
+            if slots:
+                buckets.append(bucket)
+        self.buckets = buckets
 
 
 class SharedCache:
@@ -104,15 +151,13 @@ class SharedCache:
     def __init__(
         self, buckets: list[Bucket], num_prompts: int, group_size: int, *, drafts: bool, max_tokens: int | None
     ) -> None:
-        self._buckets, self._max_tokens = buckets, max_tokens
-        self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
+        self._max_tokens = max_tokens
+        self._prompts = PromptKeys(buckets, num_prompts, group_size)
         self._alone = group_size == 1 and not drafts and not any(bucket.divided for bucket in buckets)
         self._own: list[Tensor] = []  # by layer, the rows' own keys and values [2, R, K, C, d]
-        self._lengths = [0] * len(self._owner)
+        self._lengths = [0] * num_prompts * group_size
         self._room = 0  # columns of `_own` that a step may see
         self._ragged: _Ragged | None = None
-        self._plan: _Plan | None = None
-        self._planned: list[int] = []
 
     def begin_step(self, spans: Spans) -> None:
         """Makes room for the new tokens of each row."""
@@ -120,14 +165,11 @@ class SharedCache:
         self._room = max(map(sum, zip(self._lengths, widths, strict=True)))
         even = spans.even_width == 1 and min(self._lengths) + 1 == self._room
         self._ragged = None if even else _Ragged(spans, self._lengths, self._room)
-        if self._plan is None or self._planned != widths:
-            owner = [prompt for prompt, width in zip(self._owner, widths, strict=True) for _ in range(width)]
-            self._plan = _plan([bucket.prompts for bucket in self._buckets], owner, spans.device)
-            self._planned = widths
+        self._prompts.arrange(widths, spans.device)
         if self._alone:
             assert even, "start the decoding with drafts"
-            for bucket in self._buckets:
-                bucket.make_room(self._room, self._max_tokens)
+            for bucket in self._prompts.buckets:
+                bucket.makeroom_for(self._room, self._max_tokens)
 
     def retain(self, counts: Sequence[int], *, finite: bool = True) -> None:
         """Counts the first new tokens of each row as the row's own.
@@ -143,13 +185,9 @@ class SharedCache:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "T H d"]:
         """Attention of each new token to its row's own tokens up to itself, and to the row's prompt."""
-        assert self._plan is not None
         if self._alone:
-            for bucket, keys, values in zip(self._buckets, *map(self._plan.split, (key, value)), strict=True):
-                bucket.extend(layer, keys, values)
-        asking = zip(self._buckets, self._plan.split(query), strict=True)
-        parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
-        attended = PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
+            self._prompts.extend(layer, key, value)
+        attended = self._prompts.attend(layer, query, scale)
         if not self._alone:
             attended = merge(self._attend_own(layer, query, key, value, scale), attended)
         return attended.output.to(query.dtype)
@@ -157,10 +195,10 @@ class SharedCache:
     def _attend_own(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> PartialAttention:
         """Adds the keys of the new tokens, then attends to all own keys of each row."""
         if layer == len(self._own):
-            room = _room(self._room, self._max_tokens)
-            self._own.append(key.new_zeros(2, len(self._owner), key.shape[1], room, key.shape[2]))
+            room = room_for(self._room, self._max_tokens)
+            self._own.append(key.new_zeros(2, len(self._lengths), key.shape[1], room, key.shape[2]))
         if (held := self._own[layer].shape[3]) < self._room:
-            self._own[layer] = pad(self._own[layer], (0, 0, 0, _room(self._room, self._max_tokens) - held))
+            self._own[layer] = pad(self._own[layer], (0, 0, 0, room_for(self._room, self._max_tokens) - held))
         held = self._own[layer][:, :, :, : self._room]
         if self._ragged is not None:
             return self._ragged.attend(query, key, value, held, scale)
@@ -171,16 +209,9 @@ class SharedCache:
 
     def keep(self, rows: list[int], there: Int[Tensor, " K"]) -> None:
         """Continues with some of the rows, given on host and device; a bucket shrinks when half of its prompts end."""
-        self._owner, self._lengths = ([values[row] for row in rows] for values in (self._owner, self._lengths))
+        self._lengths = [self._lengths[row] for row in rows]
         self._own = [tokens.index_select(1, there) for tokens in self._own]
-        needed, self._plan, buckets = set(self._owner), None, []
-        for bucket in self._buckets:
-            slots = [slot for slot, prompt in enumerate(bucket.prompts) if prompt in needed]
-            if slots and 2 * len(slots) <= len(bucket.prompts):
-                bucket.keep(slots)
-            if slots:
-                buckets.append(bucket)
-        self._buckets = buckets
+        self._prompts.keep(rows)
 
 
 class _Ragged:
@@ -252,10 +283,10 @@ def _plan(buckets: Sequence[Sequence[int]], owner: Sequence[int], device: torch.
     return _Plan(sizes, *to_device([torch.tensor(row_of_slot), torch.tensor(slot_of_row)], device))
 
 
-def _room(needed: int, max_tokens: int | None) -> int:
+def room_for(needed: int, max_tokens: int | None) -> int:
     """Own tokens that a cache has room for if `needed` are there: `OWN_TOKENS`, doubled until all fit.
 
-    >>> _room(1, None), _room(33, None), _room(33, 40)
+    >>> room_for(1, None), room_for(33, None), room_for(33, 40)
     (32, 64, 40)
     """
     room = OWN_TOKENS

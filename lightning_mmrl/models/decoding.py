@@ -1,26 +1,23 @@
 """Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed once.
 
-`SharedDecoding` also keeps it once. `StockDecoding`, for models whose completions cannot share a prompt, copies it.
+`SharedDecoding` also keeps it once, and so does `StaticDecoding`, whose steps can be replayed. `StockDecoding`, for
+models whose completions cannot share a prompt, copies it.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_mmrl.models.decode_cache import Bucket, SharedCache
+from lightning_mmrl.models.decode_cache import SharedCache
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.models.shared_prefix import layout_arguments, prompt_tiles
+from lightning_mmrl.models.prefill import prefill
+from lightning_mmrl.models.shared_prefix import layout_arguments
 from lightning_mmrl.models.spans import Spans, last_kept, spans_of
-from lightning_mmrl.models.stock_decoding import StockDecoding
-from lightning_mmrl.ops.tiled_attention import attend
-from lightning_mmrl.ops.transfer import on_device, to_device, true_places
+from lightning_mmrl.models.static_decoding import StaticDecoding
+from lightning_mmrl.models.stock_decoding import StockDecoding, running_alone
 from lightning_mmrl.types.batches import PromptBatch
-
-PREFILL_TOKENS = 16_384
-"""Prompt tokens that enter the decoder together; the number bounds the memory of a prefill and changes nothing else."""
 
 
 class Decoding(Protocol):
@@ -52,18 +49,33 @@ class Decoding(Protocol):
         """
         ...
 
+    def smaller(self, running: Sequence[int]) -> list[int] | None:
+        """The rows to keep while `running` go on, all of these among them; None: it does not pay to drop any."""
+        ...
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Continues with some of the rows, in the given order; `rows` are on the host."""
         ...
 
 
 def start_decoding(
-    policy: Policy, prompts: PromptBatch, group_size: int, *, drafts: bool = False, max_tokens: int | None = None
+    policy: Policy,
+    prompts: PromptBatch,
+    group_size: int,
+    *,
+    drafts: bool = False,
+    static: bool = False,
+    max_tokens: int | None = None,
 ) -> Decoding:
     """Prefills each of B prompts once, for G rows per prompt in prompt order; call it without gradients.
 
-    Only with `drafts` may rows be extended by several tokens. No row gets more than `max_tokens`, if it is given.
+    Only with `drafts` may rows be extended by several tokens. `static` steps can be replayed; they take no drafts, and
+    prompts must be shared. No row gets more than `max_tokens`, if it is given.
     """
+    if static:
+        assert policy.sharing_refusal is None, policy.sharing_refusal
+        assert not drafts, "the number of drafts decides the shapes of a pass"
+        return StaticDecoding(policy, prompts, group_size, max_tokens=max_tokens)
     if policy.sharing_refusal is None:
         return SharedDecoding(policy, prompts, group_size, drafts=drafts, max_tokens=max_tokens)
     return StockDecoding(policy, prompts, group_size, drafts=drafts)
@@ -82,28 +94,11 @@ class SharedDecoding:
         max_tokens: int | None = None,
     ) -> None:
         self._policy = policy
-        lengths, device = prompts.prompt_mask.sum(-1).tolist(), prompts.input_ids.device
-        rows: list[int] = []
-        states: list[Float[Tensor, "b D"]] = []
-        buckets: list[Bucket] = []
-        for chunk in _chunks(lengths, PREFILL_TOKENS):
-            chosen, own = prompts.select(chunk), [lengths[row] for row in chunk]
-            layout = _PrefillLayout(chunk, own, device)
-            places = true_places(chosen.prompt_mask, sum(own))
-            hidden = policy.text_states(
-                chosen.input_ids.flatten()[None, places],
-                chosen.position_ids.flatten(1)[:, None, places],
-                features=policy.media.features(chosen),
-                attention=layout_arguments(layout, device),
-            )
-            states.append(hidden[0, layout.last])
-            buckets += layout.buckets
-            rows += chunk
-        order = on_device(sorted(range(len(rows)), key=rows.__getitem__), device)
-        self._cache = SharedCache(buckets, len(lengths), group_size, drafts=drafts, max_tokens=max_tokens)
+        states, buckets = prefill(policy, prompts)
+        self._cache = SharedCache(buckets, len(states), group_size, drafts=drafts, max_tokens=max_tokens)
         self._spans: Spans | None = None
         self._position = prompts.next_position.repeat_interleave(group_size)
-        self.states = torch.cat(states)[order].repeat_interleave(group_size, dim=0)
+        self.states = states.repeat_interleave(group_size, dim=0)
 
     def advance(self, tokens: Int[Tensor, " R"]) -> None:
         """Appends one token to each row, in one decoder pass over R tokens."""
@@ -128,62 +123,12 @@ class SharedDecoding:
         self._position = self._position + kept
         self._cache.retain(counts, finite=finite)
 
+    def smaller(self, running: Sequence[int]) -> list[int] | None:
+        """The running rows alone, once a quarter has ended."""
+        return running_alone(running, len(self.states))
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops the own keys of rows that ended, and prompts that no row needs."""
         there = rows.to(self.states.device, non_blocking=True)
         self._cache.keep(rows.tolist(), there)
         self._position, self.states = self._position[there], self.states[there]
-
-
-class _PrefillLayout:
-    """Causal attention within prompts that lie side by side in one row; keeps their keys and values."""
-
-    def __init__(self, prompts: list[int], lengths: list[int], device: torch.device) -> None:
-        self._tiles, starts = prompt_tiles(lengths, device)
-        last = torch.tensor([start + length - 1 for start, length in zip(starts, lengths, strict=True)])
-        groups, indices, padded = _similar(lengths), [last], []
-        for slots in groups:
-            start, length = torch.tensor([(starts[slot], lengths[slot]) for slot in slots]).unsqueeze(-1).unbind(1)
-            steps = torch.arange(int(length.max()))
-            indices.append(start + steps.minimum(length - 1))
-            padded.append(steps >= length)
-        self.last, *indices = to_device(indices, device)
-        self.buckets = [
-            Bucket([prompts[slot] for slot in slots], index, padding)
-            for slots, index, padding in zip(groups, indices, padded, strict=True)
-        ]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of every prompt token to itself and to the tokens before it."""
-        for bucket in self.buckets:
-            bucket.append_layer(key, value)
-        return attend(query, key, value, self._tiles, scale)
-
-
-def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Groups prompts of similar length into chunks of at most `limit` tokens, or of one longer prompt."""
-    chunks: list[list[int]] = []
-    room = 0
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if not chunks or lengths[row] > room:
-            chunks.append([])
-            room = limit
-        chunks[-1].append(row)
-        room -= lengths[row]
-    return chunks
-
-
-def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups prompts, with one attention call for each group.
-
-    None is padded by more than a third of its length, except that prompts of up to 64 tokens share a group.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if groups and (4 * lengths[row] >= 3 * longest or longest <= 64):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-            longest = lengths[row]
-    return [sorted(group) for group in groups]

@@ -68,8 +68,21 @@ class StockDecoding:
                 moved = getattr(layer, name).transpose(1, 2)[rows, source].transpose(1, 2)
                 setattr(layer, name, moved)
 
+    def smaller(self, running: Sequence[int]) -> list[int] | None:
+        """The running rows alone, once a quarter has ended."""
+        return running_alone(running, len(self.states))
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops rows that ended from the cache."""
         rows = rows.to(self.states.device, non_blocking=True)
         self._cache.batch_select_indices(rows)
         self._mask, self._position, self.states = self._mask[rows], self._position[rows], self.states[rows]
+
+
+def running_alone(running: Sequence[int], num_rows: int) -> list[int] | None:
+    """The rows that go on, or None while more than three quarters do: then dropping the others does not pay.
+
+    >>> running_alone([0, 2, 3], 4), running_alone([0, 1, 2, 3], 5)
+    ([0, 2, 3], None)
+    """
+    return list(running) if 4 * len(running) <= 3 * num_rows else None

@@ -37,7 +37,7 @@ FRAGMENTATION = 0.1
 TILE_ELEMENTS = 2**26
 """Logits that are scored at once, as in `ops.logprobs`."""
 PREFILL_TOKENS = 16_384
-"""Prompt tokens that enter the decoder together, as in `models.decoding`."""
+"""Prompt tokens that enter the decoder together, as in `models.prefill`."""
 TOWER_ROWS = 8_192
 """Feature rows of the prompts that enter frozen towers together, as in `models.encoders`."""
 OWN_TOKENS = 32

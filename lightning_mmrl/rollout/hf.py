@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
@@ -44,6 +45,7 @@ class HFEngine:
             on a CPU, where a step is not. It lets a GPU run dry, since the host can start the next step only after it;
             up to seven steps with rows that have ended cost less.
         drafter: Guesses tokens; None samples token by token.
+        cuda_graphs: Whether decode steps are those that CUDA captures and replays (`models.static_decoding`).
 
     Raises:
         ConfigError: A number is out of range.
@@ -75,21 +77,40 @@ class HFEngine:
         self._sampling = sampling
         self._template = template or PromptTemplate()
         self._poll = poll
+        self.cuda_graphs = False
         self.drafter: Drafter | None = None
         if drafting.max_draft:
             sizes = policy.text_config.num_hidden_layers, policy.num_weights_per_token
             self.drafter = DraftStore(drafting, reckoned_pass_tokens(*sizes))
 
     @classmethod
-    def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
-        """An engine that ends, pads and decodes completions like an encoder; `settings` are further arguments."""
-        return cls(
+    def of(cls, policy: Policy, *, encoder: PromptEncoder, cuda_graphs: bool = False, **settings: Any) -> "HFEngine":
+        """An engine that ends, pads and decodes completions like an encoder.
+
+        Args:
+            policy: The policy to sample from.
+            encoder: Knows tokens and texts.
+            cuda_graphs: See the attribute. On a CPU the same steps are computed without a capture.
+            settings: Further arguments.
+
+        Raises:
+            ConfigError: A number is out of range, or no graph can be captured of this policy, or with drafts.
+        """
+        engine = cls(
             policy,
             decode=encoder.decode,
             eos_token_ids=encoder.eos_token_ids,
             pad_token_id=encoder.pad_token_id,
             **settings,
         )
+        if cuda_graphs and (policy.sharing_refusal is not None or engine.drafter is not None):
+            reason = policy.sharing_refusal or "rollout.speculation.max_draft is above 0"
+            raise ConfigError(
+                "rollout.cuda_graphs is true, and only steps without drafts of completions that share their prompts "
+                f"can be captured ({reason}); set rollout.cuda_graphs=false"
+            )
+        engine.cuda_graphs = cuda_graphs
+        return engine
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
         """Notes the version; the weights are already the policy's."""
@@ -156,7 +177,12 @@ class HFEngine:
             drafter = None
         with whole(self.policy):
             decoding = start_decoding(
-                self.policy, prompts, group_size, drafts=drafter is not None, max_tokens=noise.shape[1]
+                self.policy,
+                prompts,
+                group_size,
+                drafts=drafter is not None,
+                static=self.cuda_graphs,
+                max_tokens=noise.shape[1],
             )
             sheet = Sheet(
                 tokens=torch.full(noise.shape, self._pad, device=noise.device),
@@ -193,7 +219,7 @@ class HFEngine:
     def _fill_step_by_step(
         self, sheet: Sheet, decoding: Decoding, choose: Choose, *, until: int = 0
     ) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
-        """Samples token by token; rows that ended leave the batch once they are a quarter of it.
+        """Samples token by token; rows that ended leave the batch when the decoding gets faster without them.
 
         Ended rows may still be in the batch, whose tokens then count nothing. The host looks every few steps. It stops
         before a step of `until` rows or fewer, and returns the rows of the batch and which of them go on.
@@ -217,9 +243,10 @@ class HFEngine:
                 places = [place for place, runs in enumerate(running.tolist()) if runs]
                 if not places:
                     break
-                if 4 * len(places) <= 3 * len(rows):
-                    decoding.keep(torch.tensor(places))
-                    kept = on_device(places, noise.device)
+                fewer = decoding.smaller(places)
+                if fewer is not None:
+                    decoding.keep(torch.tensor(fewer))
+                    kept = on_device(fewer, noise.device)
                     rows, chosen, running = rows[kept], chosen[kept], running[kept]
             decoding.advance(chosen)
         return rows, torch.zeros_like(running)

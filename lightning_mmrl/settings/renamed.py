@@ -16,6 +16,7 @@ LATER: Mapping[str, Any] = {
     "prompt.prefix": "",
     "stage.algorithm.critic.normalize_rewards": False,
     "stage.mask_history": False,
+    "stage.rollout.cuda_graphs": False,
 }
 """Keys of a stage that came later, with the value at which its digest leaves them out; null ones need no entry."""
 

@@ -21,7 +21,7 @@ from lightning_mmrl.cli.main import main
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
-from lightning_mmrl.rollout.vllm.exchange import write_files
+from lightning_mmrl.rollout.vllm.exchange import HostBuffer, write_files
 from lightning_mmrl.rollout.vllm.keys import read_key, write_key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
@@ -86,7 +86,8 @@ def test_no_route_answers_or_changes_anything_without_the_key(connected, server,
     world.engine.load_weights(world.policy, 1)
     before, version = world.rollout(), server.get("/weight_info")
     weights = PolicyWeights(world.policy, world.encoder.engine_prefix)
-    write_files(((name, torch.zeros_like(tensor)) for name, tensor in weights.items()), tmp_path)
+    zeros = [(name, torch.zeros_like(tensor)) for name, tensor in weights.items()]
+    write_files(zeros, tmp_path, HostBuffer([each.nbytes for _, each in zeros]))
     tmp_path.chmod(0o700)
     payload = {"new_version": "mallory", "method": "mmrl_load_files", "args": [str(tmp_path), os.getuid()]}
     routes = server.routes()

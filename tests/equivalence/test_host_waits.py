@@ -217,8 +217,8 @@ def converted_in_a_step(policy, prompts):
             running.advance(tokens)
         with stand_in.device_stand_in(log):
             running.advance(tokens)
-    padded = [bucket for bucket in running._cache._buckets if bucket._bias is not None]
-    return set(log.conversions), {layer.shape[1:] for bucket in padded for layer in bucket._layers if layer.numel()}
+    padded = [bucket for bucket in running._cache._prompts.buckets if bucket._bias is not None]
+    return set(log.conversions), {layer.shape[1:] for bucket in padded for layer in bucket.layers if layer.numel()}
 
 
 @pytest.mark.parametrize("world", [torch.bfloat16], indirect=True, ids=str)

@@ -1,7 +1,12 @@
-"""Step 4: decoding of 32 prompts with 8 rows each: time of a step, kernels, dispatches, and agreement with scoring."""
+"""Step 4: decoding of 32 prompts with 8 rows each: time of a step, kernels, dispatches, and agreement with scoring.
+
+Then the same with steps that are captured and replayed (`rollout.cuda_graphs`): the time of a replay, and whether the
+tokens are those of the same steps without a capture.
+"""
 
 import time
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from gpu_record import Record, Setup
@@ -10,6 +15,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops import captured
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
@@ -17,6 +23,9 @@ from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
 STEPS, WARM = 64, 8
 PROFILED = 8
 """Steps under the profiler, at the end: it would need a minute to read the events of all 64 steps of a large model."""
+REPLAYED = (2, WARM, 32)
+"""Steps at which the clock is read with captures: the first replay, and the span of replays that is timed. The step
+after it begins another bucket."""
 COMPARED = 4
 """Prompts whose samples are scored again."""
 BOUNDS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.02, 0.1)}
@@ -32,18 +41,19 @@ class Clock:
     """Called by the engine before each token: it starts and ends the timed and the profiled steps."""
 
     setup: Setup
-    profiler: profile
+    profiler: profile | None = None
+    marks: tuple[int, ...] = (0, 1, WARM, STEPS - PROFILED - 1)
     step: int = 0
     moments: dict[int, float] = field(default_factory=dict)
 
     def __call__(self) -> None:
         """Marks the beginning of a step."""
-        if self.step in (0, 1, WARM, STEPS - PROFILED - 1):
+        if self.step in self.marks:
             self.setup.wait()
             self.moments[self.step] = time.perf_counter()
-        if self.step == STEPS - PROFILED - 1:
+        if self.profiler is not None and self.step == STEPS - PROFILED - 1:
             self.profiler.start()
-        if self.step == STEPS - 1:
+        if self.profiler is not None and self.step == STEPS - 1:
             self.setup.wait()
             self.profiler.stop()
         self.step += 1
@@ -57,19 +67,43 @@ def run(setup: Setup, record: Record) -> None:
     group = setup.choose(toy=4, large=8)
     prompts = text_prompts(setup, policy, lengths)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.on_gpu else [])]
-    clock = Clock(setup, profile(activities=activities))
+    profiler = profile(activities=activities)
+    clock = Clock(setup, profiler)
     start = time.perf_counter()
     rollout = sample(policy, prompts, group, clock)
     record.figure("rows", len(lengths) * group)
     record.figure("prefill_seconds", clock.moments[0] - start)
     first, last = WARM, STEPS - PROFILED - 1
     record.figure("ms_per_step", 1e3 * (clock.moments[last] - clock.moments[first]) / (last - first))
-    _count(setup, record, clock.profiler)
+    _count(setup, record, profiler)
     record.expect(bool(rollout.completion_mask.all()), "a row ended before its last step, or is not finite")
     compare(record, policy, prompts, rollout, BOUNDS[dtype])
+    compare_captured(setup, record, policy, prompts, group)
 
 
-def sample(policy: Policy, prompts: PromptBatch, group: int, clock: Clock) -> Rollout:
+def compare_captured(setup: Setup, record: Record, policy: Policy, prompts: PromptBatch, group: int) -> None:
+    """Samples with captured steps and with the same steps uncaptured, compares the tokens, and times both."""
+    ways, rollouts = ["static"], {}
+    if setup.device.type in captured.CAPTURES:
+        ways.append("captured")
+    else:
+        record.skip("captured steps", "a CPU captures none, and computes the same steps as they are")
+    for way in ways:
+        clock = Clock(setup, marks=(0, *REPLAYED))
+        with patch.dict(captured.CAPTURES, clear=way == "static"):
+            rollouts[way] = sample(policy, prompts, group, clock, graphs=True)
+        first, last = REPLAYED[1:]
+        record.figure(f"ms_per_{way}_step", 1e3 * (clock.moments[last] - clock.moments[first]) / (last - first))
+        record.figure(f"seconds_of_the_first_two_{way}_steps", clock.moments[REPLAYED[0]] - clock.moments[0])
+    equal = [torch.equal(each.completion_ids, rollouts["static"].completion_ids) for each in rollouts.values()]
+    record.expect(all(equal), "captured steps sample other tokens than the same steps without a capture")
+    found = Record()
+    compare(found, policy, prompts, rollouts[ways[-1]], BOUNDS[next(policy.parameters()).dtype])
+    for failure in found.failures:
+        record.expect(False, f"with steps that can be captured, {failure}")
+
+
+def sample(policy: Policy, prompts: PromptBatch, group: int, clock: Clock, *, graphs: bool = False) -> Rollout:
     """Completions of the full length: these models have no token that ends one."""
     engine = HFEngine(
         policy,
@@ -79,6 +113,7 @@ def sample(policy: Policy, prompts: PromptBatch, group: int, clock: Clock) -> Ro
         sampling=SamplingSettings(max_new_tokens=STEPS),
         poll=clock,
     )
+    engine.cuda_graphs = graphs
     seeds = [[1000 * prompt + row for row in range(group)] for prompt in range(len(prompts.samples))]
     return engine.generate(prompts, group_size=group, seeds=seeds)
 

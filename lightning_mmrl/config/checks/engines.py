@@ -28,6 +28,7 @@ def check_engines(config: RunSettings) -> None:
     for key, engine in engines(config).items():
         if isinstance(engine, Mapping):  # a value that is no node is refused with its rule
             _check_drafts(f"{key}.speculation", engine.get("speculation"))
+            _check_graphs(config, key, engine)
             check_rules(_keys_of(engine, key), key)
     _check_lag(config)
     for name in config.order:
@@ -77,6 +78,22 @@ def _check_lag(config: RunSettings) -> None:
         require(stage.trainer.precision != "64-true", f"{path}.trainer.precision", "64-true", rule)
         rule = f"auto or ddp with {wanted}: each rank's engine process holds all weights"
         require(not stage.trainer.shards, f"{path}.trainer.strategy", stage.trainer.strategy, rule)
+
+
+def _check_graphs(config: RunSettings, key: str, engine: Mapping[str, Any]) -> None:
+    """Refuses steps that are captured where none can be: with drafts, with copies of prompts and of sharded weights."""
+    graphs, wanted = engine.get("cuda_graphs", False), f"with {key}.cuda_graphs=true"
+    require(isinstance(graphs, bool), f"{key}.cuda_graphs", repr(graphs), "true or false")
+    if not graphs or is_vllm(engine):
+        return
+    drafts = (engine.get("speculation") or {}).get("max_draft", 0)
+    rule = f"0 {wanted}: the number of drafts decides the shapes of a pass"
+    require(drafts == 0, f"{key}.speculation.max_draft", drafts, rule)
+    rule = f"true {wanted}: copies of prompts grow with each step"
+    require(config.model.sharing, "model.sharing", "false", rule)
+    for name, stage in config.trained.items():
+        rule = f"auto or ddp {wanted}: weights that are gathered for a rollout lie elsewhere in each"
+        require(not stage.trainer.shards, f"stages.{name}.trainer.strategy", stage.trainer.strategy, rule)
 
 
 def _check_drafts(key: str, node: Any) -> None:

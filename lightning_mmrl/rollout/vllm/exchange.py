@@ -2,11 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from lightning_mmrl.errors import RolloutError
 
 FILE_BYTES = 2**30
-"""Size at which a file is closed and the next one begun; a push holds up to this much in memory."""
+"""Largest size of a file, unless one weight is larger; the buffer of a trainer holds one file."""
+ALIGNMENT = 64
+"""Bytes; each weight begins at a multiple of them, which suits every type."""
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -56,15 +59,65 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes tensors to numbered safetensors files of about `FILE_BYTES`; one file at a time is held in memory."""
+class HostBuffer:
+    """Host memory that the weights of every push pass through, one file after the other; it is allocated once.
+
+    For weights on CUDA it is pinned, so that the device writes into it while the host goes on to the next weight.
+
+    Args:
+        sizes: Bytes of each weight. The buffer has `FILE_BYTES`, less if all are smaller, more if one alone is larger.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.num_bytes = max(max(sizes, default=0), min(FILE_BYTES, sum(map(_aligned, sizes))))
+        self._memory: Tensor | None = None
+        self._end = 0
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether there is room for a tensor; there is in an empty buffer."""
+        return self._end + tensor.nbytes <= self.num_bytes
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Copies a tensor; the copy is there after `wait`, and until `clear`."""
+        if self._memory is None:
+            self._memory = _allocated(self.num_bytes, pinned=tensor.is_cuda)
+        place = self._memory[self._end : self._end + tensor.nbytes]
+        self._end += _aligned(tensor.nbytes)
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Waits for the copies from CUDA."""
+        if self._memory is not None and self._memory.is_pinned():
+            torch.cuda.synchronize()
+
+    def clear(self) -> None:
+        """Gives the room to other tensors."""
+        self._end = 0
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _allocated(num_bytes: int, *, pinned: bool) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+
+
+def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path, buffer: HostBuffer) -> None:
+    """Writes tensors to numbered safetensors files, each of what the buffer holds."""
     held: dict[str, Tensor] = {}
     paths = (folder / f"{number:05}.safetensors" for number in count())
-    for name, tensor in weights:
-        # A safetensors file cannot hold two tensors that share memory, as tied weights do.
-        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        if sum(each.nbytes for each in held.values()) >= FILE_BYTES:
+
+    def write() -> None:
+        if held:
+            buffer.wait()
             save_file(held, next(paths))
             held.clear()
-    if held:
-        save_file(held, next(paths))
+        buffer.clear()
+
+    for name, tensor in weights:
+        if not buffer.fits(tensor):
+            write()
+        # A copy also of a tensor on the host: a file cannot hold two that share memory, as tied weights do.
+        held[name] = buffer.take(tensor.detach())
+    write()

@@ -9,7 +9,7 @@ import torch
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
-from lightning_mmrl.rollout.vllm.exchange import write_files
+from lightning_mmrl.rollout.vllm.exchange import HostBuffer, write_files
 from lightning_mmrl.rollout.vllm.host import require_loaded
 from lightning_mmrl.rollout.weights import WeightStream
 
@@ -46,7 +46,7 @@ def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Trans
 
 
 class FileTransfer:
-    """Writes weights as safetensors and makes the workers load them.
+    """Writes weights as safetensors and makes the workers load them; all pushes use one buffer on the host.
 
     Args:
         client: The client of the server.
@@ -55,6 +55,7 @@ class FileTransfer:
 
     def __init__(self, client: Client, exchange_dir: str | None) -> None:
         self._client, self._parent = client, exchange_dir
+        self._buffer: HostBuffer | None = None
 
     def send(self, weights: WeightStream) -> None:
         """Writes the files, makes the workers load them, and always removes them."""
@@ -67,7 +68,9 @@ class FileTransfer:
                 f"rollout.settings.server.exchange_dir {self._parent} cannot be written: {error}"
             ) from error
         try:
-            write_files(weights, folder)
+            if self._buffer is None:
+                self._buffer = HostBuffer([each.nbytes for _, each in weights.weights.described()])
+            write_files(weights, folder, self._buffer)
             arguments = [str(folder), folder.stat().st_uid]
             loaded = self._client.call("POST", "/collective_rpc", {"method": "mmrl_load_files", "args": arguments})
         except OSError as error:
@@ -86,4 +89,5 @@ class FileTransfer:
         """Does nothing, because no connection is kept open."""
 
     def close(self) -> None:
-        """Does nothing, because no connection is kept open."""
+        """Frees the memory that weights pass through."""
+        self._buffer = None

@@ -7,7 +7,7 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models import decoding
+from lightning_mmrl.models import prefill
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding, start_decoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.settings.model import ModelSettings
@@ -102,7 +102,8 @@ def test_bfloat16_is_as_close_to_float64_as_transformers_cache_is(tmp_path, how)
             running = kind(policy.eval(), batch, group_size, drafts=drafts)
             walks[dtype, kind] = torch.cat(walked(running, group_size * len(CONTENTS))).double()
             if kind is SharedDecoding:
-                assert {bucket.divided for bucket in running._cache._buckets} == {dtype == torch.bfloat16, False}
+                divided = {bucket.divided for bucket in running._cache._prompts.buckets}
+                assert divided == {dtype == torch.bfloat16, False}
     truth = walks[torch.float64, StockDecoding]
     errors = [(walks[torch.bfloat16, kind] - truth).square().mean().sqrt() for kind in (SharedDecoding, StockDecoding)]
     # Both are rounding noise; its root mean square over some 10,000 values is known to a few per cent.
@@ -128,7 +129,7 @@ def test_control_rows_of_a_neighbour(model, prompts):
 def test_long_prefills_are_cut_between_prompts(model, prompts, monkeypatch):
     _, policy = model
     whole = walk(SharedDecoding(policy, prompts, 2), 10)
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", int(prompts.prompt_mask[0].sum()) + 20)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", int(prompts.prompt_mask[0].sum()) + 20)
     passes = []
     hook = policy.model.model.layers[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
     cut = SharedDecoding(policy, prompts, 2)
@@ -141,7 +142,8 @@ def test_long_prefills_are_cut_between_prompts(model, prompts, monkeypatch):
 def held(running):
     """Shapes of all keys and values: of prompts and of rows."""
     cache = running._cache
-    return [layer.shape for bucket in cache._buckets for layer in bucket._layers], [own.shape for own in cache._own]
+    prompts = [layer.shape for bucket in cache._prompts.buckets for layer in bucket.layers]
+    return prompts, [own.shape for own in cache._own]
 
 
 def test_prompt_keys_are_held_once_and_own_keys_grow(model, prompts):
@@ -210,7 +212,7 @@ def test_keys_of_prompts_that_ended_are_dropped(model, prompts):
     ],
 )
 def test_one_call_serves_prompts_of_similar_length(lengths, groups):
-    assert decoding._similar(lengths) == groups
+    assert prefill._similar(lengths) == groups
 
 
 def test_models_that_cannot_share_decode_through_transformers_cache(model, prompts):

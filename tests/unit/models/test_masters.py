@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lightning_mmrl.models import decode_cache, decoding, shared_prefix
+from lightning_mmrl.models import decode_cache, prefill, shared_prefix
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.settings.model import AdapterSettings
@@ -88,7 +88,7 @@ def test_attention_gets_one_type_under_autocast(loaded, monkeypatch):
 
     for module, function in (
         (shared_prefix, "attend"),
-        (decoding, "attend"),
+        (prefill, "attend"),
         (decode_cache, "attend_block"),
         (decode_cache, "attend_padded"),
     ):

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
-from lightning_mmrl.models import decode_cache, decoding
+from lightning_mmrl.models import decode_cache, prefill
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
@@ -362,7 +362,7 @@ def test_keys_and_values_are_those_of_the_cache(text):
     rows = start_decoding(policy, batch.prompts, GROUP, max_tokens=ANSWER)
     for step in range(ANSWER - 1):
         rows.advance(batch.completion_ids[:, step])
-    layers = [layer for bucket in rows._cache._buckets for layer in bucket._layers]
+    layers = [layer for bucket in rows._cache._prompts.buckets for layer in bucket.layers]
     measured = size_of([*layers, *rows._cache._own])
     shape, lengths = read_shape(str(text)), Lengths(prompt=length)
     found = estimate(shape, stage_of(), "bfloat16", 1, lengths).phases["generation"]["keys and values"]
@@ -432,7 +432,7 @@ def test_more_ranks_and_smaller_microbatches_never_take_more(folder):
 
 def test_the_sizes_of_chunks_are_those_that_are_used():
     assert memory.TILE_ELEMENTS == logprobs.TILE_ELEMENTS
-    assert (memory.PREFILL_TOKENS, memory.OWN_TOKENS) == (decoding.PREFILL_TOKENS, decode_cache.OWN_TOKENS)
+    assert (memory.PREFILL_TOKENS, memory.OWN_TOKENS) == (prefill.PREFILL_TOKENS, decode_cache.OWN_TOKENS)
 
 
 def test_what_fits_includes_a_reserve():

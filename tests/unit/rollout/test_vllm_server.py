@@ -31,6 +31,9 @@ class Weights:
     def items(self):
         return iter(WEIGHTS.items())
 
+    def described(self):
+        return [(name, tensor.to("meta")) for name, tensor in WEIGHTS.items()]
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers as the server's script says."""

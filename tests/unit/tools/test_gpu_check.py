@@ -20,6 +20,7 @@ import pytest
 import torch
 from gpu_record import Record, Setup, telling_errors
 from packaging.requirements import Requirement
+from replays import Recording, recorded
 
 from lightning_mmrl.models.tower_attention import attend_windows
 
@@ -138,13 +139,30 @@ def test_decoding_agrees_with_scoring(check):
     assert not record.failures
     assert record.figures["rows"] == 32
     assert record.figures["dispatches_per_step"] > 50
-    assert record.not_measured == ["kernels per step: not measured, a CPU runs no kernels"]
+    assert record.not_measured == [
+        "kernels per step: not measured, a CPU runs no kernels",
+        "captured steps: not measured, a CPU captures none, and computes the same steps as they are",
+    ]
+    assert record.figures["ms_per_static_step"] > 0
+
+
+@pytest.mark.parametrize("replays", [True, False])
+def test_replays_that_sample_other_tokens_fail(setup, monkeypatch, replays):
+    """Recordings stand for captures; the control's replays compute nothing."""
+    policy = gpu_worlds.spread(setup, gpu_worlds.policy_of(setup, dtype=torch.float32))
+    prompts, record = gpu_worlds.text_prompts(setup, policy, (9, 7)), Record()
+    if not replays:
+        monkeypatch.setattr(Recording, "repeat", lambda self: None)
+    with recorded(monkeypatch):
+        gpu_decoding.compare_captured(setup, record, policy, prompts, 2)
+    assert record.figures["ms_per_captured_step"] > 0
+    assert any("other tokens" in failure for failure in record.failures) == (not replays)
 
 
 def test_a_wrong_position_shows_in_the_log_probabilities(setup):
     policy = gpu_worlds.spread(setup, gpu_worlds.policy_of(setup, dtype=torch.float32))
     prompts = gpu_worlds.text_prompts(setup, policy, (9, 7))
-    clock = gpu_decoding.Clock(setup, torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]))
+    clock = gpu_decoding.Clock(setup)
     rollout = gpu_decoding.sample(policy, prompts, 2, clock)
     bounds = gpu_decoding.BOUNDS[torch.float32]
     right, wrong = Record(), Record()
