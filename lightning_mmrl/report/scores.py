@@ -105,12 +105,12 @@ def _against(runs: Sequence[RunFiles]) -> Html:
     first, second = ({(each.stage, each.name): each for each in run.evaluated} for run in runs)
     cells, unlike = [], 0
     for key in first.keys() & second.keys() if first else ():
-        labels = _labels(first[key])
+        labels = labels_of(first[key])
         before, after = (read_answers(each[key], run.missing) for each, run in zip((first, second), runs, strict=True))
-        if not labels or labels != _labels(second[key]) or before is None or after is None:
+        if not labels or labels != labels_of(second[key]) or before is None or after is None:
             unlike += 1
             continue
-        task = ClosedLabels(labels=_with_answered(labels, [*before, *after]))
+        task = ClosedLabels(labels=with_answered(labels, [*before, *after]))
         try:
             own = ClusterBootstrap().paired_difference(after, before, task)
         except DataError:  # other samples, or other truths
@@ -174,7 +174,7 @@ def confusion_section(runs: Sequence[RunFiles]) -> Html | None:
     """Confusion matrices of all stages, one set after another; None if no set has a closed set of labels."""
     parts = []
     for run in runs:
-        closed = [each for each in run.evaluated if _labels(each)]
+        closed = [each for each in run.evaluated if labels_of(each)]
         for place, name in enumerate(dict.fromkeys(each.name for each in closed)):
             drawn = joined(_matrix(each, run.missing) for each in closed if each.name == name)
             title = f"{run.name}: {name}" if len(runs) > 1 else name
@@ -183,18 +183,19 @@ def confusion_section(runs: Sequence[RunFiles]) -> Html | None:
     return joined(parts) if parts else None
 
 
-def _labels(each: Evaluated) -> list[str]:
+def labels_of(each: Evaluated) -> list[str]:
+    """The labels of a closed set that occur in a result; none for another task."""
     names = [name for name in each.metrics if name.startswith(RECALL)]
     return [name.removeprefix(RECALL) for name in names if not name.endswith("_counted_wrong")]
 
 
 def _matrix(each: Evaluated, missing: list[str]) -> Html:
-    labels, title = _labels(each), f"{each.stage} on {each.name}"
+    labels, title = labels_of(each), f"{each.stage} on {each.name}"
     answers = read_answers(each, missing)
     if answers is None:
         return tag("p", f"{title}: the answers cannot be read.", class_="missing")
     counts = Counter((one.truth, one.predicted) for one in answers)
-    named = _with_answered(labels, answers)
+    named = with_answered(labels, answers)
     if len(named) > MOST_LABELS:
         return tag("p", f"{title}: {len(named)} labels are too many to draw.", class_="missing")
     columns = [*named, *([UNREAD] if any(predicted is None for _, predicted in counts) else [])]
@@ -211,7 +212,7 @@ def _matrix(each: Evaluated, missing: list[str]) -> Html:
     return tag("figure", tag("figcaption", title), grid, class_="matrix")
 
 
-def _with_answered(labels: Sequence[str], answers: Sequence[Judgement]) -> list[str]:
+def with_answered(labels: Sequence[str], answers: Sequence[Judgement]) -> list[str]:
     """Labels, which have a recall if they occur in the set, and those that only occur as answers."""
     return [*labels, *sorted({one.predicted for one in answers if one.predicted is not None} - set(labels))]
 
