@@ -1,8 +1,10 @@
 """Answers a single question with a handoff, prompted as it was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +15,11 @@ from lightning_mmrl.curriculum.lineage import checked_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.prompts.template import question_about
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION, question_about
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry.families import loaded_family
 from lightning_mmrl.settings.data import DatasetMediaSettings, DataSettings, MediaSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
@@ -21,6 +27,9 @@ from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
 from lightning_mmrl.workers.pool import CallResult
+
+_ROW = ("file", "audio", "question")
+"""Columns of a table of questions."""
 
 
 def answer_question(
@@ -51,27 +60,92 @@ def answer_question(
         MediaError: A file does not exist, cannot be decoded or encoded, or holds media that the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
-    quiet_libraries()
-    facts = checked_handoff(checkpoint)
-    check_facts(facts, checkpoint / SEAL)
-    family = loaded_family(facts["family"], checkpoint / SEAL)
-    config = _config(facts, family)
-    config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
-    parts = Assembly(config=config, console=ConsoleProgress())
-    media = chosen_media(files, config.data.media, parts.decoder, sound=sound, hear=hear)
-    messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
-    encoder = parts.encoder(checkpoint)
-    check_read(media, encoder)
-    pipeline = parts.pipeline(encoder)
-    encoded = _encoded(media, pipeline, parts.console)
-    template = parts.template
-    prompt = encoder.encode_prompt(template.apply(messages), template.settings.prefill, encoded, template.settings.raw)
-    sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
-    batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
-    policy = parts.policy(checkpoint, encoder, 1.0)
-    engine = parts.engine(policy, encoder, facts["max_new_tokens"] if max_new_tokens is None else max_new_tokens)
-    rollout = engine.generate(batch, group_size=1, seeds=[[0]], greedy=True)
-    return rollout.completions[0], media
+    predictor = Predictor(checkpoint, deadline_s=deadline_s, memory_mb=memory_mb)
+    return predictor.answer(files, question, sound=sound, hear=hear, max_new_tokens=max_new_tokens)
+
+
+class Predictor:
+    """Answers questions with a handoff, which is loaded with the first question.
+
+    Args:
+        checkpoint: A stage's handoff folder.
+        digest: The digest that the handoff must have; None takes any.
+        deadline_s: Seconds that decoding one medium may take.
+        memory_mb: MiB that decoding one medium may take.
+
+    Raises:
+        StageError: The folder is not a complete handoff, its facts are not as runs write them, or its digest differs.
+    """
+
+    def __init__(
+        self, checkpoint: Path, *, digest: str | None = None, deadline_s: float = 30.0, memory_mb: int = 1024
+    ) -> None:
+        quiet_libraries()
+        facts = checked_handoff(checkpoint)
+        check_facts(facts, checkpoint / SEAL)
+        if digest is not None and facts["digest"] != digest:
+            raise StageError(
+                f"{checkpoint} has the digest {facts['digest']}, and the logged one has {digest}; the stage ran again "
+                "since: load the model of that run"
+            )
+        config = _config(facts, loaded_family(facts["family"], checkpoint / SEAL))
+        config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
+        self._checkpoint = checkpoint
+        self._max_new_tokens: int = facts["max_new_tokens"]
+        self._parts = Assembly(config=config, console=ConsoleProgress())
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder:
+        return self._parts.encoder(self._checkpoint)
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return self._parts.policy(self._checkpoint, self._encoder, 1.0)
+
+    def answer(
+        self,
+        files: Sequence[Path],
+        question: str,
+        *,
+        sound: Path | None = None,
+        hear: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> tuple[Completion, tuple[Medium, ...]]:
+        """Returns the greedy answer to a question about files and the media that were found, see `answer_question`."""
+        parts = self._parts
+        media = chosen_media(files, parts.config.data.media, parts.decoder, sound=sound, hear=hear)
+        messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
+        encoder = self._encoder
+        check_read(media, encoder)
+        pipeline = parts.pipeline(encoder)
+        encoded = _encoded(media, pipeline, parts.console)
+        template = parts.template
+        texts = template.settings
+        prompt = encoder.encode_prompt(template.apply(messages), texts.prefill, encoded, texts.raw)
+        sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
+        batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
+        engine = parts.engine(self._policy, encoder, max_new_tokens or self._max_new_tokens)
+        rollout = engine.generate(batch, group_size=1, seeds=[[0]], greedy=True)
+        return rollout.completions[0], media
+
+    def asked(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Answers one row of a table: `file`, `audio` in place of its sound, and `question`; each may be left out.
+
+        Returns:
+            The `answer`, the `reasoning`, each empty if the completion has none, and the whole `text`.
+
+        Raises:
+            ConfigError: The row asks nothing, or has a value that is no text.
+        """
+        given = {key: value for key, value in row.items() if value is not None and value == value and value != ""}
+        odd = [key for key, value in given.items() if not isinstance(value, str) or key not in _ROW]
+        if odd or not given:
+            raise ConfigError(f"a row has the texts {', '.join(_ROW)}, at least one of them; found {dict(row)!r}")
+        sound = Path(given["audio"]) if "audio" in given else None
+        files = [Path(given["file"])] if "file" in given else []
+        completion, _ = self.answer(files, given.get("question", DEFAULT_QUESTION), sound=sound)
+        found = scan(completion.text)
+        return {"answer": found.answer or "", "reasoning": found.think or "", "text": completion.text}
 
 
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:

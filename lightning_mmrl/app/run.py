@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
+from lightning_mmrl.app.published import describe, origin, publish
 from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.app.starts import note_start
@@ -69,11 +70,13 @@ def run_curriculum(
     selection: Selection | None = None,
     group: RankGroup | None = None,
     callbacks: Callable[[str], Sequence[Any]] = lambda stage: (),
+    command: Sequence[str] = (),
 ) -> FinishedRun | None:
     """Runs or continues the configured curriculum.
 
     Every rank of `group` must call this function; without a group, this process runs alone. `callbacks` gives further
-    callbacks for the Trainer of each stage that trains or samples.
+    callbacks for the Trainer of each stage that trains or samples. `command` holds the arguments of `mmrl`, which the
+    tracker shows.
 
     Returns:
         The finished run on rank 0; None on the others.
@@ -104,11 +107,16 @@ def run_curriculum(
         Follower(parts.group, specs, build, evaluate).run()
         return None
     with Leader(parts.group, build, evaluate) as leader:
-        return _lead(parts, specs, directory, leader, selection)
+        return _lead(parts, specs, directory, leader, selection, command)
 
 
 def _lead(
-    parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
+    parts: Assembly,
+    specs: Sequence[StageSpec],
+    directory: Path,
+    leader: Leader,
+    selection: Selection | None,
+    command: Sequence[str],
 ) -> FinishedRun:
     """Runs the curriculum on rank 0, the only rank that decides, writes and tracks."""
     config = parts.config
@@ -132,15 +140,20 @@ def _lead(
         nonlocal begun
         begun = True
         describe_run(config, parent, directory / "config.yaml")
+        describe(config, parent, directory, command)
 
-    page = RunPage(directory=directory, compare=compare, say=parts.console.say)
+    page = RunPage(
+        directory=directory, compare=compare, publish=partial(publish, config, directory), say=parts.console.say
+    )
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
         build_stage=leader.build_stage,
         evaluate=leader.evaluate,
-        tracker=lambda: open_tracker(config),
-        callbacks=Callbacks(on_start=start, on_made=partial(check_made, config, specs), on_evaluated=page.refresh),
+        tracker=lambda: open_tracker(config, origin(command)),
+        callbacks=Callbacks(
+            on_start=start, on_made=partial(check_made, config, specs), on_evaluated=page.refresh, on_end=page.refresh
+        ),
         say=parts.console.say,
     )
     ended_by_gate = None
@@ -241,15 +254,15 @@ def writable(directory: Path) -> Path:
     return directory
 
 
-def open_tracker(config: RunSettings) -> Tracker:
-    """The configured tracker."""
+def open_tracker(config: RunSettings, made_by: Mapping[str, str] | None = None) -> Tracker:
+    """The configured tracker; `made_by` are tags of the runs that it creates in MLflow, see `published.origin`."""
     uri, node = config.tracking.uri, config.tracking.tracker
     if node is not None:
         folder = Path(config.output_dir).absolute() / OWN_TRACKING
         return targets.build(node, "tracking.tracker", folder=folder)
     if uri is None:
         return NullTracker()
-    return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri))
+    return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri), made_by)
 
 
 def note_report(config: RunSettings, directory: Path) -> None:

@@ -19,11 +19,21 @@ _LONGEST_S = 10.0
 
 def note_start(directory: Path) -> None:
     """Appends a line to `starts.jsonl` of a run folder; the run goes on without one that the disk refuses."""
-    versions = {"lightning_mmrl": __version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in PACKAGES}
     with dispensable("lines of starts.jsonl", directory):
         directory.mkdir(parents=True, exist_ok=True)
-        append_lines(directory / FILE, [{"time": time.time(), "commit": commit_of(CHECKOUT), "versions": versions}])
+        append_lines(directory / FILE, [{"time": time.time(), "commit": commit_of(CHECKOUT), "versions": versions()}])
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, of Python and of what a run computes with."""
+    return {"lightning_mmrl": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in PACKAGES
+    }
+
+
+def branch_of(checkout: Path) -> str | None:
+    """The branch that is checked out; None on none, or where there is no git."""
+    return _git(checkout, "branch", "--show-current") or None
 
 
 def commit_of(checkout: Path) -> str | None:

@@ -23,15 +23,22 @@ def run(arguments: Sequence[str]) -> int:
         from_stage=values.get("--from-stage"),
         only_stage=values.get("--only-stage"),
         allow_changes="--allow-changes" in values,
+        command=("train", *arguments),
     )
     codes = run_with_config(lambda config: on_all_ranks(task, config, "train", arguments), "mmrl train", rest)
     return max(codes, default=0)  # empty if a flag only shows the configuration
 
 
 def train(
-    config: RunSettings, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
+    config: RunSettings,
+    from_stage: str | None = None,
+    only_stage: str | None = None,
+    allow_changes: bool = False,
+    command: Sequence[str] = (),
 ) -> None:
     """Trains the unfinished or selected stages, then shows the results and gain of every stage.
+
+    `command` holds the arguments of `mmrl`, which the tracker shows.
 
     Raises:
         ConfigError: A stage does not fit the devices of this machine.
@@ -60,7 +67,7 @@ def train(
             print(f"{name}: {steps}{kind_of(stage, name).describe(stage)}")
         with ConsoleProgress(quiet=not group.leads) as console:
             try:
-                outcome = run_curriculum(config, console, selection, group)
+                outcome = run_curriculum(config, console, selection, group, command=command)
             except OutOfMemoryError as error:
                 raise OutOfMemoryError(f"{error}; {memory_hint(config, error.stage)}") from error
     if outcome is None:

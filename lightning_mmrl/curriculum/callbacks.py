@@ -18,9 +18,11 @@ class Callbacks:
         on_made: Called with a stage that made data and with the folders of these artifacts: as soon as the stage is
             finished, and again at the start of a later run in which another stage will read from it. Raises if a later
             stage cannot use the data.
-        on_evaluated: Called when the manifest has the evaluation of a stage or of the base model.
+        on_evaluated: Called with the parent run when the manifest has the evaluation of a stage or of the base model.
+        on_end: Called with the parent run when all stages that were due are finished, before the parent run is.
     """
 
     on_start: Callable[[TrackedRun], None]
     on_made: Callable[[StageSpec, Mapping[str, Path]], None] = lambda spec, folders: None
-    on_evaluated: Callable[[], None] = lambda: None
+    on_evaluated: Callable[[TrackedRun], None] = lambda parent: None
+    on_end: Callable[[TrackedRun], None] = lambda parent: None

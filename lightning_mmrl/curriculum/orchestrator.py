@@ -20,6 +20,7 @@ from lightning_mmrl.curriculum.emptiness import empty_inputs, in_words, is_idle,
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.inputs import Input, base_input
+from lightning_mmrl.curriculum.kept_models import log_models
 from lightning_mmrl.curriculum.lineage import check_finished, check_record, tags_of
 from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
@@ -132,10 +133,7 @@ class StageOrchestrator:
     def _run_due(self, due: Mapping[str, Action], gated: set[str]) -> None:
         tracker = self._open_tracker()
         try:
-            tags = {
-                "mmrl.curriculum": self._curriculum.name,
-                "mmrl.order": ",".join(s.name for s in self._stages),
-            }
+            tags = {"mmrl.curriculum": self._curriculum.name, "mmrl.order": ",".join(s.name for s in self._stages)}
             parent = tracker.open_run(self._curriculum.name, run_id=self._manifest.tracking_id, tags=tags)
             if self._manifest.running_id not in (None, parent.id):
                 name = self._manifest.running_name or "stage"
@@ -143,6 +141,8 @@ class StageOrchestrator:
             self._save(tracking_id=parent.id, running_id=None, running_name=None)
             with self._in_progress(parent, self._curriculum.name), status_of(parent):
                 self._callbacks.on_start(parent)
+                made = [each for name, each in self._manifest.stages.items() if name not in self._waiting]
+                log_models(made, self._directory, parent)  # again, if a process was killed before it had sent them
                 self._evaluate_base(parent)
                 for spec in self._stages:
                     if due.get(spec.name) == "run":
@@ -151,6 +151,7 @@ class StageOrchestrator:
                         self._evaluate_again(spec, tracker, parent)
                     if spec.name in gated:
                         self._check_gate(spec)
+                self._callbacks.on_end(parent)
         finally:
             tracker.close()
 
@@ -164,7 +165,7 @@ class StageOrchestrator:
         parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
         place = str(folder.relative_to(self._directory))
         self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, path=place, metrics=metrics))
-        self._callbacks.on_evaluated()
+        self._callbacks.on_evaluated(parent)
 
     def _base_to_evaluate(self) -> Input | None:
         """Returns the base model if it is to be evaluated, otherwise None.
@@ -220,6 +221,7 @@ class StageOrchestrator:
             # Saved before the evaluation, so that the stage is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})
             self._waiting = self._waiting - {spec.name}
+            log_models([finished], self._directory, parent)
             shutil.rmtree(folder / STATES, ignore_errors=True)  # the artifacts replace them
             if spec.trains:
                 self._evaluate_stage(spec, run, parent)
@@ -319,7 +321,7 @@ class StageOrchestrator:
         result = replace(finished.result, metrics={**finished.training_metrics, **values}, seconds=seconds)
         complete = replace(finished, result=result, evaluation=spec.evaluation)
         self._save(stages={**self._manifest.stages, spec.name: complete})
-        self._callbacks.on_evaluated()
+        self._callbacks.on_evaluated(parent)
 
     def _set_aside(self, spec: StageSpec) -> None:
         """Renames the folder of a finished stage that runs again, because no finished work is deleted."""

@@ -55,6 +55,23 @@ class TrackedRun(Protocol):
 
 
 @runtime_checkable
+class DescribedRun(TrackedRun, Protocol):
+    """An open run of a tracker that also has a place for a description, tables and models, as MLflow has."""
+
+    def describe(self, text: str) -> None:
+        """Sets the description, in Markdown, unless the run has one."""
+        ...
+
+    def log_table(self, path: Path, folder: str) -> None:
+        """Uploads a file `{"columns": [...], "data": [[...], ...]}` into `folder`, to be shown as a table."""
+        ...
+
+    def log_model(self, run_id: str, stage: str, handoff: Path, digest: str) -> None:
+        """Logs a handoff as a model of the run `run_id`, without its weights; a second call changes nothing."""
+        ...
+
+
+@runtime_checkable
 class Tracker(Protocol):
     """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run.
 

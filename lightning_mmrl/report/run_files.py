@@ -102,10 +102,13 @@ class RunFiles:
         if not self.is_known:
             return "unknown"
         done = [stage for stage in self.stages if stage.finished is not None]
-        if self.manifest.running_id is not None:
+        whole = len(done) == len(self.stages) and bool(done)
+        # The run itself is in progress, and none of its stages: the page is written before MLflow is told of the end.
+        ending = whole and self.manifest.running_name == self.name
+        if self.manifest.running_id is not None and not ending:
             name = self.manifest.running_name or "a stage"
             return f"in progress, or killed, in {name}; {len(done)} of {len(self.stages)} stages finished"
-        if len(done) == len(self.stages) and done:
+        if whole:
             return f"all {len(done)} stages finished"
         return f"ended with {len(done)} of {len(self.stages)} stages finished"
 

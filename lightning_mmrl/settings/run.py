@@ -42,6 +42,8 @@ class TrackingSettings:
     if `uri` is null."""
     experiment: str = setting("lightning_mmrl", texts=False)
     """Name of the experiment in that store."""
+    system_every_s: float | None = setting(10.0, at_least=1)
+    """Seconds between two measurements of the machine, which MLflow shows as system metrics; null measures nothing."""
     loggers: list[str] = setting(factory=list, choices=LOGGERS)
     """csv and tensorboard: each stage's metrics also go to its folder in this form."""
 

@@ -31,6 +31,13 @@ _DEFAULTS = {
 }
 
 
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment with the view that MLflow opens for it, and the value of the view of model training."""
+
+_NO_CHOICE = ("", "no_inferred_type", "genai_development_inferred", "custom_model_development_inferred")
+"""Values of the tag that MLflow guesses by itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
     """An open tracking store.
@@ -234,7 +241,7 @@ def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, arti
     if found is None:
         try:
             location = None if artifacts is None else artifacts.as_uri()
-            found_id = client.create_experiment(experiment, artifact_location=location)
+            found_id = client.create_experiment(experiment, artifact_location=location, tags={KIND_TAG: KIND})
             if not found_id:
                 raise NoAnswerError("it does not answer as MLflow does")
             return replace(connection, experiment_id=found_id)
@@ -249,4 +256,6 @@ def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, arti
             f"The MLflow experiment {experiment!r} was deleted. Restore it: {how_to_restore(uri, None, found)} "
             "- or choose another name with tracking.experiment."
         )
+    if found.tags.get(KIND_TAG, "") in _NO_CHOICE:
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     return replace(connection, experiment_id=found.experiment_id)

@@ -1,10 +1,11 @@
 """Turns journal entries into MLflow calls that may be repeated: a second delivery leaves the server as it was."""
 
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_mmrl.tracking.answers import NoAnswerError, is_answer, post
 from lightning_mmrl.tracking.connection import Connection, find_run, how_to_restore
 from lightning_mmrl.tracking.journal import Entry
+from lightning_mmrl.tracking.logged_models import PARENT_TAG, Asked, LoggedModels
 from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 RUN_KEY = "mmrl.run_key"
 LOCAL_PREFIX = "local-"
-PARENT_TAG = "mlflow.parentRunId"
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Tag with the artifacts that MLflow shows as tables, as its `log_table` writes it."""
 
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 _ARTIFACT_ATTEMPTS = 3
@@ -45,6 +48,7 @@ class MlflowDelivery:
         self._output_dir = spool.absolute().parent.parent
         self._client = connection.client
         self._connection = connection
+        self._models = LoggedModels(connection)
         self._server_ids: dict[str, str] = {}
         self._artifact_failures: Counter[str] = Counter()
         self._unanswered: dict[str, float] = {}
@@ -73,8 +77,10 @@ class MlflowDelivery:
         try:
             if entry.operation == "create":
                 self._create(entry.run_id, **entry.payload)
-            elif entry.operation == "artifact":
+            elif entry.operation in ("artifact", "table"):
                 self._send_artifact(self.resolve(entry.run_id), entry)
+            elif entry.operation == "model":
+                self._send_model(entry)
             else:
                 run_id = self.resolve(entry.run_id)
                 send[entry.operation](run_id, self._still_true(run_id, entry) if entry.late else entry.payload)
@@ -300,7 +306,7 @@ class MlflowDelivery:
             self._client.set_terminated(child_id, status="KILLED")
 
     def _send_artifact(self, run_id: str, entry: Entry) -> None:
-        """Uploads a file or folder; after three failures while the server answers, gives up so that metrics go on.
+        """Uploads a file or folder, and has MLflow show a table as such.
 
         A file outside of the run's output_dir is refused, and so is a folder with a link that leads out of it.
         """
@@ -314,16 +320,43 @@ class MlflowDelivery:
         outside = next(leading_out, None) if place.is_relative_to(self._output_dir.resolve()) else path
         if outside is not None:
             raise UndeliverableError(f"{outside} lies outside of {self._output_dir}, whose files alone are sent")
-        try:
+        with self._limited(entry, run_id, str(path)):
             self._client.log_artifact(run_id, str(path), folder)
             listed = [Path(item.path).name for item in self._client.list_artifacts(run_id, folder)]
             if path.name not in listed:
                 raise NoAnswerError(f"{path} was uploaded and is not listed")
+        if entry.operation == "table":
+            place = {"path": path.name if folder is None else f"{folder}/{path.name}", "type": "table"}
+            known = json.loads(find_run(self._connection, run_id).data.tags.get(TABLES_TAG, "[]"))
+            if place not in known:
+                self._send_tags(run_id, {TABLES_TAG: json.dumps([*known, place])})
+
+    def _send_model(self, entry: Entry) -> None:
+        """Logs a handoff as a model of the run that made it, unless that run is in another store or was deleted."""
+        payload = entry.payload
+        asked = Asked(stage=payload["stage"], handoff=Path(payload["handoff"]), digest=payload["digest"])
+        run_id = self.resolve(entry.run_id)
+        with suppress(WaitingError):
+            run = find_run(self._connection, run_id)
+            with self._limited(entry, run_id, f"the model of stage {asked.stage}"):
+                self._models.send(run, asked)
+
+    @contextmanager
+    def _limited(self, entry: Entry, run_id: str, what: str) -> Iterator[None]:
+        """Gives up an upload after three failures while the server answers, so that metrics go on.
+
+        Raises:
+            UndeliverableError: The upload is given up.
+        """
+        try:
+            yield
+        except (NotYetError, WaitingError):
+            raise
         except Exception as error:  # each artifact store raises its own
             find_run(self._connection, run_id)
             self._artifact_failures[entry.key] += 1
             if self._artifact_failures[entry.key] >= _ARTIFACT_ATTEMPTS:
-                raise UndeliverableError(f"{path} cannot be uploaded: {error}") from error
+                raise UndeliverableError(f"{what} cannot be uploaded: {error}") from error
             raise
 
 

@@ -14,7 +14,7 @@ from lightning_mmrl.files import write_whole
 from lightning_mmrl.tracking.jsonl import append_lines, as_lines, numbered_lines, unreadable_lines
 from lightning_mmrl.types.redaction import redact
 
-Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
+Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "table", "model", "status", "nest"]
 
 REJECTED = ".rejected"
 """Suffix of the file with entries that a server refused."""

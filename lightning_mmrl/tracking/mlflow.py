@@ -17,17 +17,21 @@ from lightning_mmrl.protocols.plain import RunStatus, TrackedRun
 from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking.answers import NoAnswerError
 from lightning_mmrl.tracking.connection import connect, find_run
-from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, PARENT_TAG, MlflowDelivery
+from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, MlflowDelivery
 from lightning_mmrl.tracking.journal import Entry, Operation
 from lightning_mmrl.tracking.leftovers import note_store
+from lightning_mmrl.tracking.logged_models import PARENT_TAG
 from lightning_mmrl.tracking.null import UNTRACKED, UNTRACKED_STAGE, NullRun
 from lightning_mmrl.tracking.refusals import WaitingError
 from lightning_mmrl.tracking.spool import Spool
+from lightning_mmrl.tracking.system_metrics import SystemMetrics
 from lightning_mmrl.types.redaction import redact, redacted_tree
 
 _log = logging.getLogger(__name__)
 
 NON_FINITE_KEY = "tracking/non_finite"
+NOTE_TAG = "mlflow.note.content"
+"""Tag that MLflow shows as the description of a run."""
 
 _GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # a name that MLflow makes up, such as bold-fox-12
 _OPENING_S = 10.0
@@ -52,20 +56,24 @@ class MlflowTracker:
     started.
 
     Args:
-        settings: The store, `sqlite:///<file>` or `http(s)://<host>`, and the experiment, created if it does not exist.
+        settings: The store, `sqlite:///<file>` or `http(s)://<host>`, the experiment, created if it does not exist, and
+            the seconds between two measurements of the machine.
         spool_dir: Folder for undelivered entries, used by one tracker at a time.
+        origin: Tags of each run that is created here: who made it, by which command and commit.
 
     Raises:
         ConfigError: The URI has another form, no usable store answers at it, or the store has no run MLFLOW_RUN_ID.
     """
 
-    def __init__(self, settings: TrackingSettings, spool_dir: Path) -> None:
+    def __init__(self, settings: TrackingSettings, spool_dir: Path, origin: Mapping[str, str] | None = None) -> None:
         self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
         self._continues_another = False
         self._connection = connect(settings.uri or "", settings.experiment, run_id=self._project_run_id)
         self._delivery = MlflowDelivery(self._connection, spool_dir)
         note_store(spool_dir, self._connection.uri, settings.experiment)
         self._spool = Spool(spool_dir, self._delivery)
+        self._origin = _clean_tags(origin or {})
+        self._system = None if settings.system_every_s is None else SystemMetrics(settings.system_every_s)
 
     def open_run(
         self,
@@ -90,11 +98,11 @@ class MlflowTracker:
         if run_id is not None:
             return self._continue_run(run_id, all_tags, parent_id)
         run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
-        payload = {"tags": all_tags, "parent_id": parent_id, "start_ms": _now_ms()}
+        payload = {"tags": {**self._origin, **all_tags}, "parent_id": parent_id, "start_ms": _now_ms()}
         is_backlogged = self._spool.is_backlogged
         self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
         new_id = None if is_backlogged else self._delivery.wait_for_run(run_key, _OPENING_S)
-        return MlflowRun(new_id or run_key, self._spool)
+        return self._opened(new_id or run_key)
 
     def note_report(self, run_id: str) -> None:
         """After an `mlflow run` that had nothing to train, nests its run below the finished run `run_id`."""
@@ -104,7 +112,16 @@ class MlflowTracker:
 
     def close(self) -> None:
         """Delivers queued entries for at most 30 s; a warning names the files with the rest."""
+        if self._system is not None:
+            self._system.close()
         self._spool.close()
+
+    def _opened(self, run_id: str) -> "MlflowRun":
+        """A run that is measured until it is finished."""
+        run = MlflowRun(run_id, self._spool, self._system)
+        if self._system is not None:
+            self._system.watch(run_id, run.log_metrics)
+        return run
 
     def _adopt_run(self, run_id: str, tags: dict[str, str], earlier: str | None) -> TrackedRun:
         """Uses the run of `mlflow run` as parent; if the user gave it a name, it keeps that name."""
@@ -132,7 +149,7 @@ class MlflowTracker:
                 return NullRun(run_id)
             except (MlflowException, NoAnswerError) as error:
                 _log.warning("The tracking server failed (%s); run %s goes on.", redact(error), run_id)
-        run = MlflowRun(run_id, self._spool)
+        run = self._opened(run_id)
         self._spool.submit(Entry(run_id=run_id, operation="status", payload={"status": "RUNNING"}))
         run.set_tags(tags if parent_id is None else {**tags, PARENT_TAG: parent_id})
         return run
@@ -144,6 +161,7 @@ class MlflowRun:
 
     id: str
     spool: Spool
+    system: SystemMetrics | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
         """Logs values at a step, with the given time or the present one.
@@ -189,7 +207,30 @@ class MlflowRun:
         }
         self._submit("dataset", payload)
 
+    def describe(self, text: str) -> None:
+        """Sets the description, in Markdown, unless the run has one: the user may have edited it."""
+        payload = redacted_tree(_clean_tags({NOTE_TAG: text}))
+        self.spool.submit(Entry(run_id=self.id, operation="tags", payload=payload, late=True))
+
+    def log_table(self, path: Path, folder: str) -> None:
+        """Uploads a file as `log_artifact` does, and has MLflow show it as a table.
+
+        The file holds `{"columns": [...], "data": [[...], ...]}`, as `mlflow.log_table` writes it.
+        """
+        self._submit("table", {"path": str(path.absolute()), "folder": folder})
+
+    def log_model(self, run_id: str, stage: str, handoff: Path, digest: str) -> None:
+        """Logs a handoff as a model of the run `run_id`, once: it answers by the weights in `handoff`, not by a copy.
+
+        Sent a second time, it changes nothing.
+        """
+        if run_id not in (UNTRACKED, UNTRACKED_STAGE):
+            payload = {"stage": stage, "handoff": str(handoff.absolute()), "digest": digest}
+            self.spool.submit(Entry(run_id=run_id, operation="model", payload=payload))
+
     def finish(self, status: RunStatus) -> None:
+        if self.system is not None:
+            self.system.leave(self.id)
         self._submit("status", {"status": status, "time_ms": _now_ms()})
 
     def _submit(self, operation: Operation, payload: Mapping[str, Any]) -> None:

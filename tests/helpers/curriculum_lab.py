@@ -157,7 +157,7 @@ class Lab:
         self.shown.append((spec.name, sorted(folders)))
         self.perhaps_fail("show", spec.name)
 
-    def record(self):
+    def record(self, parent):
         manifest = Manifest.read(self.directory)
         evaluated = [name for name, stage in manifest.stages.items() if "evaluate" in stage.result.seconds]
         self.recorded.append([*(["base"] if manifest.base else []), *evaluated])

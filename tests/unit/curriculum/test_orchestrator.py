@@ -36,9 +36,9 @@ def test_stages_run_in_order_each_from_the_one_before(lab):
 def test_what_follows_an_evaluation_finds_it_recorded_and_is_not_part_of_its_time(lab, monkeypatch):
     clock, record = [0.0], lab.record
 
-    def slow_record():
+    def slow_record(parent):
         clock[0] += 1000.0
-        record()
+        record(parent)
 
     monkeypatch.setattr("lightning_mmrl.curriculum.orchestrator.time.monotonic", lambda: clock[0])
     lab.record, lab.base_evaluation = slow_record, "how"
