@@ -8,8 +8,8 @@ from lightning_mmrl.errors import DataError
 
 COUNTED_WRONG = "_counted_wrong"
 """Suffix of metrics that count each left-out sample as a wrong answer."""
-OPTIONAL = "scores"
-"""Key that a line lacks if its judgement has no scores, as for a closed label set."""
+OPTIONAL = frozenset({"scores", "subject", "num_tokens", "truncated"})
+"""Keys that a line lacks if its judgement does not have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,9 @@ class Judgement:
         consistent: Whether the thought implies the predicted label; None if the task does not judge that.
         text: The completion with the prefill prepended.
         scores: Values of all else that the task measures on a sample, by name, such as `accuracy`.
+        subject: Part of the set that the sample belongs to, such as `geometry`; None if it names none.
+        num_tokens: Tokens of the completion; None in files of older versions.
+        truncated: Whether the limit of tokens ended the completion; None in files of older versions.
     """
 
     sample_id: str
@@ -35,12 +38,13 @@ class Judgement:
     consistent: bool | None = None
     text: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    subject: str | None = None
+    num_tokens: int | None = None
+    truncated: bool | None = None
 
     def to_json(self) -> str:
-        """Returns one line of ASCII JSON without the line break; it has no key `scores` if there are none."""
-        values = asdict(self)
-        if not self.scores:
-            del values[OPTIONAL]
+        """Returns one line of ASCII JSON without the line break; it lacks the keys of `OPTIONAL` that say nothing."""
+        values = {key: value for key, value in asdict(self).items() if key not in OPTIONAL or value not in (None, {})}
         return json.dumps(values)
 
     @classmethod
@@ -48,14 +52,14 @@ class Judgement:
         """Reads a line that `to_json` wrote.
 
         Raises:
-            DataError: The line is not a JSON object with exactly the keys that `to_json` writes.
+            DataError: The line is not a JSON object with the keys that `to_json` writes and no others.
         """
         try:
             values = json.loads(line)
         except ValueError as error:
             raise DataError(f"a prediction is not JSON ({error}): {line[:80]!r}") from error
         expected = {each.name for each in fields(cls)}
-        if not isinstance(values, dict) or values.keys() | {OPTIONAL} != expected:
+        if not isinstance(values, dict) or values.keys() | OPTIONAL != expected:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise DataError(f"a prediction needs the keys {sorted(expected - {OPTIONAL})}, found {found}")
+            raise DataError(f"a prediction needs the keys {sorted(expected - OPTIONAL)}, found {found}")
         return cls(**values)

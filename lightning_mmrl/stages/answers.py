@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from lightning_mmrl.errors import RolloutError, StageError
@@ -12,6 +12,10 @@ from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.records import Completion, Sample
+
+SUBJECT = "subject"
+"""Column that names the part of a set that a sample belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +25,13 @@ class AnswerEvaluator:
     Attributes:
         engine: Generates.
         task: Judges the answers.
+        subject: Column of the samples that names the part of the set that each belongs to.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
     """
 
     engine: RolloutEngine
     task: Task
+    subject: str = SUBJECT
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
@@ -43,9 +49,16 @@ class AnswerEvaluator:
         problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
         if problems:
             raise problem or RolloutError(problems[0])
-        return [
-            self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, completions, strict=True)
-        ]
+        return [self._judged(*pair) for pair in zip(prompts.samples, completions, strict=True)]
+
+    def _judged(self, sample: Sample, completion: Completion) -> Judgement:
+        subject = sample.extras.get(self.subject)
+        return replace(
+            self.task.judge(sample, completion),
+            subject=None if subject is None else str(subject),
+            num_tokens=completion.num_tokens,
+            truncated=completion.truncated,
+        )
 
     def new_metrics(self) -> TaskMetrics:
         """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""

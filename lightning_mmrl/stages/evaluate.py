@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 
+from lightning_mmrl.evaluation.breakdown import breakdown
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -44,9 +45,9 @@ class EvaluationModule(lightning.LightningModule):
     """Evaluates every set of the trainer's test loaders and writes the results below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line, and `<set>.png` if its task draws a figure.
-    `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
-    left out. If there are any, the metrics of a validation come twice: without these samples, and with each counted as
-    wrong.
+    `evaluation.json`, written last, holds the metrics, the intervals and the `breakdown` of all sets, and names the
+    samples that were left out. If there are any, the metrics of a validation come twice: without these samples, and
+    with each counted as wrong.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
@@ -122,6 +123,7 @@ class EvaluationModule(lightning.LightningModule):
             "left_out": [{"sample_id": sample.id, "reason": reason} for sample, reason in left_out],
             "metrics": values,
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
+            **breakdown(predictions, [task.is_right(each) for each in predictions]),
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:

@@ -140,6 +140,11 @@ class Task(ABC):
         """
         return self.measured(self.unit_sums(judgements, np.zeros(len(judgements), dtype=np.int64), 1)[0])
 
+    def is_right(self, judgement: Judgement) -> bool:
+        """Whether an answer is fully right: its headline score is at least 1, or without one it names the truth."""
+        score = judgement.scores.get(self.headline)
+        return judgement.predicted == judgement.truth if score is None else score >= 1
+
     def save_figure(self, judgements: Sequence[Judgement], path: Path, title: str) -> None:
         """Writes a figure as PNG; a task of this class has none."""
         return
