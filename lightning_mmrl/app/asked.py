@@ -48,7 +48,7 @@ class Asked:
         if self.variant == SAMPLED:
             more = {"samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p}
             return {"variant": SAMPLED, "batch_size": self.batch_size, **more}
-        return {"variant": self.variant, "counts_tokens": settings.no_think}
+        return {"variant": self.variant}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -314,7 +314,7 @@ class CheckpointEvaluator:
         usual = asked.parts.evaluator(loaded.policy, loaded.encoder, engine)
         if not isinstance(asked.task, SampledAnswers):
             thoughtless = asked.variant == NO_THINK
-            return replace(usual, task=asked.task, counts_tokens=settings.no_think, thoughtless=thoughtless)
+            return replace(usual, task=asked.task, thoughtless=thoughtless)
         return SampledEvaluator(
             engine=asked.parts.engine(loaded.policy, loaded.encoder, settings.max_new_tokens, settings.top_p),
             task=asked.task,

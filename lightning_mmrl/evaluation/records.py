@@ -9,7 +9,7 @@ from lightning_mmrl.errors import DataError
 
 COUNTED_WRONG = "_counted_wrong"
 """Suffix of metrics that count each left-out sample as a wrong answer."""
-OPTIONAL = ("scores", "num_tokens", "completions")
+OPTIONAL = ("scores", "subject", "num_tokens", "truncated", "completions")
 """Keys that a line lacks where its judgement has no such values, as scores of a closed label set."""
 
 
@@ -26,7 +26,9 @@ class Judgement:
         consistent: Whether the thought implies the predicted label; None if the task does not judge that.
         text: The completion with the prefill prepended.
         scores: Values of all else that the task measures on a sample, by name, such as `accuracy`.
-        num_tokens: Sampled tokens of the completion; None if they were not counted.
+        subject: Part of the set that the sample belongs to, such as `geometry`; None if it names none.
+        num_tokens: Sampled tokens of the completion; None in files of older versions.
+        truncated: Whether the limit of tokens ended the completion; None in files of older versions.
         completions: The judged completions of a question that was answered several times; this judgement sums them up.
     """
 
@@ -38,7 +40,9 @@ class Judgement:
     consistent: bool | None = None
     text: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    subject: str | None = None
     num_tokens: int | None = None
+    truncated: bool | None = None
     completions: Sequence["Judgement"] = ()
 
     def to_json(self) -> str:
@@ -54,7 +58,7 @@ class Judgement:
         """Reads a line that `to_json` wrote.
 
         Raises:
-            DataError: The line is not a JSON object with exactly the keys that `to_json` writes.
+            DataError: The line is not a JSON object with the keys that `to_json` writes and no others.
         """
         try:
             values = json.loads(line)

@@ -16,6 +16,8 @@ from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion, Sample
 
 RankLocal = Callable[[], AbstractContextManager[None]]
+SUBJECT = "subject"
+"""Column that names the part of a set that a sample belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +27,18 @@ class AnswerEvaluator:
     Attributes:
         engine: Generates.
         task: Judges the answers.
+        subject: Column of the samples that names the part of the set that each belongs to.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
         prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
-        counts_tokens: Whether judgements say how many tokens were sampled.
         thoughtless: Whether the prompt holds an empty thought; the format of an answer is then judged as if the thought
             had content, since an empty thought is a fault in the format of an answer that the model wrote itself.
     """
 
     engine: RolloutEngine
     task: Task
+    subject: str = SUBJECT
     rank_local: RankLocal = nullcontext
     prefill: str = ""
-    counts_tokens: bool = False
     thoughtless: bool = False
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
@@ -55,11 +57,16 @@ class AnswerEvaluator:
         return [self._judged(*each) for each in zip(prompts.samples, whole, strict=True)]
 
     def _judged(self, sample: Sample, completion: Completion) -> Judgement:
-        judged = self.task.judge(sample, completion)
+        judged, subject = self.task.judge(sample, completion), sample.extras.get(self.subject)
         if self.thoughtless:
             formed = replace(completion, text=with_placeholder(completion.text))
             judged = replace(judged, valid_format=self.task.judge(sample, formed).valid_format)
-        return replace(judged, num_tokens=completion.num_tokens) if self.counts_tokens else judged
+        return replace(
+            judged,
+            subject=None if subject is None else str(subject),
+            num_tokens=completion.num_tokens,
+            truncated=completion.truncated,
+        )
 
     def new_metrics(self) -> TaskMetrics:
         """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""

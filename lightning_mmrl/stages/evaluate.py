@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 
+from lightning_mmrl.evaluation.breakdown import breakdown
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.modality import MODALITY, Answered, modality_report
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
@@ -70,9 +71,10 @@ class EvaluationModule(lightning.LightningModule):
 
     For each set: `<set>.jsonl` with one prediction per line, and `<set>.png` if its task draws a figure.
     `modality.json` compares the variants of sets (`evaluation.modality`), if there are any or a set of conflicts.
-    `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
-    left out. If there are any, the metrics of a validation come twice: without these samples, and with each counted as
-    wrong. With `keeping`, each judged batch is kept at once, and `evaluated.json` says what was evaluated.
+    `evaluation.json`, written last, holds the metrics, the intervals and the `breakdown` of all sets, and names the
+    samples that were left out. If there are any, the metrics of a validation come twice: without these samples, and
+    with each counted as wrong. With `keeping`, each judged batch is kept at once, and `evaluated.json` says what was
+    evaluated.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
@@ -181,6 +183,7 @@ class EvaluationModule(lightning.LightningModule):
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
             **({} if spread is None else {"speakers": spread.plain()}),
             **({"shuffled": dict(shuffled)} if (shuffled := evaluated.shuffled()) else {}),
+            **breakdown(predictions, [task.is_right(each) for each in predictions]),
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:

@@ -6,6 +6,7 @@ write them.
 
 import json
 
+from published_benchmarks import BENCHMARKS
 from published_layout import (
     CLIP,
     A,
@@ -326,7 +327,7 @@ SAT = Published(
             messages=asked("<image><image>Which way did it turn? Choose between the following options: left, or right"),
             media=(inline(A), inline(B)),
             solution="left",
-            extras={"options": ["left", "right"], "question_type": "action"},
+            extras={"options": ["left", "right"], "question_type": "action", "subject": "action"},
         )
     ],
     write=write_parquet,
@@ -393,5 +394,5 @@ CSV = Published(
 )
 PUBLISHED: tuple[Published, ...] = (
     *(CANONICAL, MS_SWIFT, LLAMA_FACTORY, ALPACA, LLAVA, VERL, HUGGING_FACE, ARROW, PAIRS),
-    *(MM_EUREKA, LMM_R1, VISION_R1_COLD, SAT, GEOMETRY3K, MMK12, CSV),
+    *(MM_EUREKA, LMM_R1, VISION_R1_COLD, SAT, GEOMETRY3K, MMK12, CSV, *BENCHMARKS),
 )

@@ -155,11 +155,7 @@ class Task(ABC):
         Raises:
             DataError: A judgement is of another task.
         """
-        names = self.score_names()
-        sums = np.zeros((num_units, len(names) + 1))
-        rows = [[*(_score(each, name) for name in names), 1.0] for each in judgements]
-        np.add.at(sums, units, np.array(rows).reshape(len(rows), len(names) + 1))
-        return sums
+        return score_sums(self.score_names(), judgements, units, num_units)
 
     def statistic(self, name: str) -> Statistic:
         """Returns the metric `name` as a function that maps sums [..., D] to values [...]; NaN without samples."""
@@ -178,6 +174,11 @@ class Task(ABC):
         """
         return self.measured(self.unit_sums(judgements, np.zeros(len(judgements), dtype=np.int64), 1)[0])
 
+    def is_right(self, judgement: Judgement) -> bool:
+        """Whether an answer is fully right: its headline score is at least 1, or without one it names the truth."""
+        score = judgement.scores.get(self.headline)
+        return judgement.predicted == judgement.truth if score is None else score >= 1
+
     def save_figure(self, judgements: Sequence[Judgement], path: Path, title: str) -> None:
         """Writes a figure as PNG; a task of this class has none."""
         return
@@ -186,6 +187,20 @@ class Task(ABC):
         """Returns what a result on disk says about its task, as plain values for readers without the configuration."""
         scores = [each.name for each in self.measures if each.on_card]
         return {"task": {"type": self.kind, "headline": self.headline, "scores": scores}}
+
+
+def score_sums(
+    names: Sequence[str], judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
+) -> NDArray[np.float64]:
+    """Returns the sums of the scores with these names over the samples of each unit, and their number, [S, D + 1].
+
+    Raises:
+        DataError: A judgement has no such score, so it is of another task.
+    """
+    sums = np.zeros((num_units, len(names) + 1))
+    rows = [[*(_score(each, name) for name in names), 1.0] for each in judgements]
+    np.add.at(sums, units, np.array(rows).reshape(len(rows), len(names) + 1))
+    return sums
 
 
 def _score(judgement: Judgement, name: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow
 import pytest
-from published_files import CANONICAL, LLAMA_FACTORY, LLAVA, PUBLISHED, VERL, A, B
+from published_files import CANONICAL, LLAMA_FACTORY, LLAVA, PUBLISHED, SAT, VERL, A, B
 from pyarrow import parquet
 
 from lightning_mmrl.data.formats import inline_media
@@ -51,7 +51,21 @@ def test_a_converted_file_gives_equal_samples(published, tmp_path):
 
 
 def test_every_reader_has_a_published_file():
-    assert {each.format for each in PUBLISHED} == READERS.keys()
+    assert {each.format for each in PUBLISHED} == READERS.keys() - {"sat_circular"}
+
+
+def test_circular_sat_asks_each_question_once_for_every_turn_of_its_options(tmp_path):
+    path = SAT.put(tmp_path)
+    read = read_source(path, tmp_path, "sat_circular")
+    [whole] = SAT.samples
+    assert [each.extras["options"] for each in read] == [["left", "right"], ["right", "left"]]
+    assert [(each.id, each.speaker) for each in read] == [
+        (f"SAT_train-000001#{turned}", "SAT_train-000001") for turned in (0, 1)
+    ]
+    assert {each.solution for each in read} == {whole.solution}
+    assert [each.media for each in read] == [whole.media] * 2
+    assert "right, or left" in read[1].messages[0].content
+    assert scanned(path, tmp_path)[0].reader.name == "sat"  # it must be named
 
 
 def write(path, *rows):

@@ -143,7 +143,7 @@ def test_no_token_of_the_prefill_is_sampled_and_all_of_it_is_judged(model):
     prompts = batch(model, [forced])
     rollout = engine.generate(prompts, group_size=1, seeds=[[0]], greedy=True)
     ids = rollout.completion_ids[0][rollout.completion_mask[0]].tolist()
-    evaluator = AnswerEvaluator(engine=engine, task=TASK, counts_tokens=True, thoughtless=True)
+    evaluator = AnswerEvaluator(engine=engine, task=TASK, thoughtless=True)
     [judged] = evaluator.evaluate(prompts)
     assert judged.text == FORCED + encoder.decode(ids)
     assert judged.num_tokens == len(ids) <= 5
@@ -189,8 +189,8 @@ def evaluated(directory, left_out=()):
     thinking = {sample.id: "<think> a face </think> <answer>sad</answer>" for sample in SAMPLES}
     forced = {sample.id: "sad</answer>" if place % 2 else "angry</answer>" for place, sample in enumerate(SAMPLES)}
     forced["c1"] = "sad</answer> or not"
-    usual = AnswerEvaluator(engine=Says(thinking), task=TASK, counts_tokens=True)
-    denied = AnswerEvaluator(engine=Says(forced, FORCED), task=TASK, counts_tokens=True, thoughtless=True)
+    usual = AnswerEvaluator(engine=Says(thinking), task=TASK)
+    denied = AnswerEvaluator(engine=Says(forced, FORCED), task=TASK, thoughtless=True)
     usable = [sample for sample in SAMPLES if sample.id not in left_out]
     module = EvaluationModule(
         nn.Linear(1, 1),

@@ -3,6 +3,7 @@
 from lightning_mmrl.data.formats.assembly import MediaColumns, Reading, assembled, gold, media_column, text_of
 from lightning_mmrl.data.formats.chat import question
 from lightning_mmrl.data.formats.place import Row
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
 from lightning_mmrl.data.schema import LineError
@@ -14,6 +15,8 @@ _IMAGES = ("images", "decoded_image", "image")
 
 
 def _recognised(peek: Peek) -> bool:
+    if benchmark_of(peek) is not None:
+        return False
     has_both = not peek.lacks(*_ASKED) and not peek.lacks(*_GOLD)
     return has_both and peek.storage in ("parquet", "arrow", "lines", "array") and peek.lacks("message", "messages")
 

@@ -11,6 +11,7 @@ from lightning_mmrl.data.answer_columns import CHOSEN, REJECTED, SCORES
 from lightning_mmrl.data.formats.assembly import Reading, Turns, assembled, gold, last_answer, text_of
 from lightning_mmrl.data.formats.chat import chat_turns, first_turn, question, with_system
 from lightning_mmrl.data.formats.place import Row
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.storage import Peek
 from lightning_mmrl.data.schema import LineError
@@ -22,7 +23,7 @@ _SCORES: Mapping[str, str] = {f"score_{side}": name for side, name in zip(_PAIR,
 
 
 def _recognised(peek: Peek) -> bool:
-    if "reward_model" in peek.row or "message" in peek.row:
+    if "reward_model" in peek.row or "message" in peek.row or benchmark_of(peek) is not None:
         return False
     has_pair = all(side in peek.row for side in _PAIR) and peek.lacks(*_OTHERS)
     if peek.storage in ("parquet", "arrow"):

@@ -4,17 +4,24 @@ from collections.abc import Mapping
 
 from lightning_mmrl.data.formats.readers.canonical import CANONICAL
 from lightning_mmrl.data.formats.readers.csv_table import CSV
+from lightning_mmrl.data.formats.readers.cv_bench import CV_BENCH
 from lightning_mmrl.data.formats.readers.geometry3k import GEOMETRY3K
 from lightning_mmrl.data.formats.readers.hugging_face import HUGGING_FACE
 from lightning_mmrl.data.formats.readers.llama_factory import LLAMA_FACTORY
 from lightning_mmrl.data.formats.readers.llava import LLAVA
 from lightning_mmrl.data.formats.readers.lmm_r1 import LMM_R1
+from lightning_mmrl.data.formats.readers.math_vision import MATH_VISION
+from lightning_mmrl.data.formats.readers.mathverse import MATHVERSE
+from lightning_mmrl.data.formats.readers.mathvista import MATHVISTA
 from lightning_mmrl.data.formats.readers.mm_eureka import MM_EUREKA
+from lightning_mmrl.data.formats.readers.mme_emotion import MME_EMOTION
+from lightning_mmrl.data.formats.readers.mmmu import MMMU
 from lightning_mmrl.data.formats.readers.ms_swift import MS_SWIFT
 from lightning_mmrl.data.formats.readers.protocol import Reader
-from lightning_mmrl.data.formats.readers.sat import SAT
+from lightning_mmrl.data.formats.readers.sat import SAT, SAT_CIRCULAR
 from lightning_mmrl.data.formats.readers.verl import VERL
 from lightning_mmrl.data.formats.readers.vision_r1_cold import VISION_R1_COLD
+from lightning_mmrl.data.formats.readers.we_math import WE_MATH
 from lightning_mmrl.data.formats.storage import Parts, peek
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.errors import ConfigError, DataError
@@ -34,7 +41,15 @@ READERS: Mapping[str, Reader] = {
         LMM_R1,
         VISION_R1_COLD,
         SAT,
+        SAT_CIRCULAR,
         GEOMETRY3K,
+        MATHVISTA,
+        MATHVERSE,
+        MATH_VISION,
+        MMMU,
+        WE_MATH,
+        CV_BENCH,
+        MME_EMOTION,
         CSV,
     )
 }

@@ -27,10 +27,20 @@ from lightning_mmrl.types.records import Completion, Message, Sample
 OPTIONS = sorted(path.stem for path in configs_dir().glob("task/*.yaml"))
 SOLUTIONS = ("happy", "7", "B", "Up")
 OTHERS = {"happy": "sad", "7": "8", "B": "C", "Up": "Down"}
-EXTRAS = {"level": [".", "$", "@"], "picture_truth": "happy", "sound_truth": "sad"}
+EXTRAS = {
+    "level": [".", "$", "@"],
+    "answer_type": "integer",
+    "key": "2steps_1",
+    "source": "Omni3D",
+    "label_set": ["happy", "sad"],
+    "picture_truth": "happy",
+    "sound_truth": "sad",
+}
 """Columns that a task may need beside the solution."""
 READ_NO_SOLUTION = {"conflicts"}
 """Options whose samples have no right answer; their own tests say which samples they refuse."""
+OF_QUESTIONS = {"circular"}
+"""Metrics of questions with several samples, which must be judged together; no validation has them."""
 NUM_RESAMPLES = 40
 
 each_task = pytest.mark.parametrize("option", OPTIONS)
@@ -162,7 +172,7 @@ def test_intervals_are_the_percentiles_of_the_metrics_of_resampled_lists(tasks, 
     assert set(found) == {each.name for each in task.measures if each.interval}
     for name, interval in found.items():
         values = [task.metrics(each)[name] for each in lists(judgements)]
-        assert len(set(values)) > 5 or (name == "neither" and set(values) == {0.0})  # no answer of MIXED is neither
+        assert len(set(values)) > 3 or (name == "neither" and set(values) == {0.0})  # no answer of MIXED is neither
         assert [interval.low, interval.high] == pytest.approx(expanded(values, sizes), abs=1e-12)
         assert interval.estimate == pytest.approx(task.metrics(judgements)[name], abs=1e-12)
 
@@ -198,7 +208,9 @@ def test_neither_the_order_of_samples_nor_the_ranks_that_judge_them_matter(tasks
     joined = TaskMetrics(task)
     joined.update([])
     joined.sums = shards[0].sums + shards[1].sums
-    assert joined.compute() == pytest.approx(expected, abs=1e-12)
+    found = {name: value for name, value in joined.compute().items() if name not in OF_QUESTIONS}
+    wanted = {name: value for name, value in expected.items() if name not in OF_QUESTIONS}
+    assert found == pytest.approx(wanted, abs=1e-12)
 
 
 @each_task
@@ -209,4 +221,5 @@ def test_a_result_says_its_task_in_plain_values(tasks, option):
         return
     assert described["task"]["headline"] in described["task"]["scores"]
     text = f"{described} {tasks[option].title} {[each.title for each in tasks[option].measures]}"
-    assert not [word for word in ("UAR", "WAR", "emotion") if word in text]
+    of_emotions = () if option == "mme_emotion" else ("emotion",)
+    assert not [word for word in ("UAR", "WAR", *of_emotions) if word in text]
