@@ -129,7 +129,7 @@ COINCIDENCES: Mapping[str, str] = {
         "processes and deadline of any pool, or of decoders",
     ),
     **dict.fromkeys(
-        ("ClosedLabels.labels", "ClosedLabels.cue_lexicon"),
+        ("ClosedLabels.labels", "ClosedLabels.cue_lexicon", "Conflicts.labels", "Conflicts.cue_lexicon"),
         "parameters of a task's own node, which by default get the dataset's",
     ),
     **dict.fromkeys(
