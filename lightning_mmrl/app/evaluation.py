@@ -156,8 +156,8 @@ class CheckpointEvaluator:
             engine=parts.engine(policy, encoder, settings.max_new_tokens, settings.top_p),
             task=task,
             policy=policy,
-            temperature=settings.temperature,
-            seed=parts.config.seed,
+            settings=settings,
+            run_seed=parts.config.seed,
             rank_local=usual.rank_local,
         )
 
