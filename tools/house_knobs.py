@@ -35,6 +35,7 @@ COINCIDENCES: Mapping[str, str] = {
             "Edge.artifact",
             "Edge.stage",
             "Evaluated.stage",
+            "FoldedSet.stage",
             "Gain.stage",
             "Link.artifact",
             "Order.artifact",
@@ -104,7 +105,7 @@ COINCIDENCES: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("ClipPlan.seed", "CsvSettings.seed", "EmotionSetSettings.seed", "Plan.seed"),
-            *("PrepareRequest.seed", "PrepareSettings.seed"),
+            *("FoldSettings.seed", "PrepareRequest.seed", "PrepareSettings.seed"),
         ),
         "seed of a dataset that is made, which no run changes",
     ),

@@ -319,7 +319,7 @@ class CheckpointEvaluator:
             engine=asked.parts.engine(loaded.policy, loaded.encoder, settings.max_new_tokens, settings.top_p),
             task=asked.task,
             policy=loaded.policy,
-            temperature=settings.temperature,
-            seed=self._assembly.config.seed,
+            settings=settings,
+            run_seed=self._assembly.config.seed,
             rank_local=usual.rank_local,
         )

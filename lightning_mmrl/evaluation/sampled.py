@@ -26,7 +26,7 @@ class SampledAnswers(Task):
     """
 
     whole: Task
-    samples: int
+    num_answers: int
     measures: Sequence[Measure] = field(init=False, repr=False, compare=False)  # type: ignore[misc]
 
     kind: ClassVar[str] = "sampled-answers"
@@ -34,7 +34,7 @@ class SampledAnswers(Task):
     headline: ClassVar[str] = "pass_at_1"
 
     def __post_init__(self) -> None:
-        sizes = powers_of_two(self.samples)
+        sizes = powers_of_two(self.num_answers)
         shown = (sizes[0], sizes[-1])
         passes = [(f"pass_at_{k}", f"pass@{k}", k in shown) for k in sizes]
         majorities = [(f"maj_at_{k}", f"maj@{k}", k in shown) for k in sizes[1:]]
@@ -54,7 +54,7 @@ class SampledAnswers(Task):
 
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges a question that got the same completion each time."""
-        return self.judge_all(sample, [completion] * self.samples)
+        return self.judge_all(sample, [completion] * self.num_answers)
 
     def judge_all(self, sample: Sample, completions: Sequence[Completion]) -> Judgement:
         """Judges the n completions of a question.
@@ -87,4 +87,4 @@ class SampledAnswers(Task):
 
     def described(self) -> dict[str, Any]:
         """Returns what other tasks return, and the number of answers to each question."""
-        return {**Task.described(self), "samples": self.samples}
+        return {**Task.described(self), "samples": self.num_answers}

@@ -46,7 +46,7 @@ def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
         return tasks[name]
     whole, _, variant = name.rpartition("-")
     task = tasks.get(whole) or tasks[VALIDATION]
-    return SampledAnswers(whole=task, samples=1) if variant == SAMPLED else task
+    return SampledAnswers(whole=task, num_answers=1) if variant == SAMPLED else task
 
 
 def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) -> dict[str, Task]:
@@ -63,7 +63,7 @@ def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) 
             found[name] = shared[each.dataset]
     if num := config.evaluation.samples:
         sampled = {
-            f"{name}-{SAMPLED}": SampledAnswers(whole=found[name], samples=num) for name in config.evaluation.sets
+            f"{name}-{SAMPLED}": SampledAnswers(whole=found[name], num_answers=num) for name in config.evaluation.sets
         }
         return found | sampled
     return found

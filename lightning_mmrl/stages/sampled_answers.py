@@ -10,6 +10,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds, refuse_broken
+from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import RankLocal, generated
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 
@@ -24,16 +25,16 @@ class SampledEvaluator:
         engine: Samples.
         task: Judges the n answers of a question.
         policy: The model of the engine, whose temperature is set while it samples.
-        temperature: T of the answers.
-        seed: Seed of the answers.
+        settings: Their temperature.
+        run_seed: Seed of the answers.
         rank_local: Entered around the sampling of each batch, which is not synchronized across ranks.
     """
 
     engine: RolloutEngine
     task: SampledAnswers
     policy: Policy
-    temperature: float
-    seed: int
+    settings: EvaluationSettings
+    run_seed: int
     rank_local: RankLocal = nullcontext
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
@@ -42,11 +43,11 @@ class SampledEvaluator:
         Raises:
             RolloutError: The engine fails on some rank, or a distribution is not finite; raised on all ranks.
         """
-        size = self.task.samples
-        seeds = group_seeds(self.seed, 0, [sample.id for sample in prompts.samples], size)
+        size = self.task.num_answers
+        seeds = group_seeds(self.run_seed, 0, [sample.id for sample in prompts.samples], size)
 
         def generate() -> Rollout:
-            with at_temperature(self.policy, self.temperature):
+            with at_temperature(self.policy, self.settings.temperature):
                 rollout = self.engine.generate(prompts, group_size=size, seeds=seeds)
             refuse_broken(rollout.sampler_logprobs, prompts, size)
             return rollout

@@ -24,7 +24,8 @@ def completion(answer):
 
 
 def judged(*answers, task=LABELS, sample=SAMPLE):
-    return SampledAnswers(whole=task, samples=len(answers)).judge_all(sample, [completion(each) for each in answers])
+    several = SampledAnswers(whole=task, num_answers=len(answers))
+    return several.judge_all(sample, [completion(each) for each in answers])
 
 
 def test_a_question_is_summed_up_and_keeps_its_completions():
@@ -51,7 +52,7 @@ def test_all_unparsed_is_wrong_for_every_k():
 
 
 def test_a_left_out_question_counts_as_wrong():
-    task = SampledAnswers(whole=LABELS, samples=2)
+    task = SampledAnswers(whole=LABELS, num_answers=2)
     assert task.unanswered(SAMPLE).scores["pass_at_2"] == 0
     assert set(task.validated_names()) >= {"pass_at_1", "pass_at_2", "maj_at_2"}
 
@@ -73,7 +74,7 @@ def test_each_task_says_how_right_an_answer_is():
 
 def test_metrics_are_means_over_questions_with_intervals_over_speakers():
     answers = [["sad", "sad"], ["angry", "sad"], ["angry", "x"], ["x", "x"]]
-    task = SampledAnswers(whole=LABELS, samples=2)
+    task = SampledAnswers(whole=LABELS, num_answers=2)
     found = [
         task.judge_all(
             Sample(id=f"c{place}", messages=(), solution="sad", speaker=f"s{place}"), list(map(completion, each))
@@ -90,7 +91,7 @@ def test_metrics_are_means_over_questions_with_intervals_over_speakers():
 
 def test_a_result_is_read_by_its_own_task_also_if_samples_are_no_longer_asked_for():
     plain = {"test": LABELS, VALIDATION: LABELS}
-    asked = plain | {"test-sampled": SampledAnswers(whole=LABELS, samples=8)}
+    asked = plain | {"test-sampled": SampledAnswers(whole=LABELS, num_answers=8)}
     assert task_of_result("test-sampled", asked).metric_names()[:4] == [f"pass_at_{k}" for k in (1, 2, 4, 8)]
     assert task_of_result("test-sampled", plain).headline == "pass_at_1"
     assert task_of_result("test-no_think", plain) is LABELS

@@ -58,10 +58,10 @@ def sampler(model, samples, *, temperature=1.3, seed=4, top_p=1.0):
     engine = Counting(omni.engine(encoder, policy, max_new_tokens=6, top_p=top_p))
     return SampledEvaluator(
         engine=engine,
-        task=SampledAnswers(whole=TASK, samples=samples),
+        task=SampledAnswers(whole=TASK, num_answers=samples),
         policy=policy,
-        temperature=temperature,
-        seed=seed,
+        settings=EvaluationSettings(temperature=temperature),
+        run_seed=seed,
     )
 
 
