@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lightning_mmrl.report.answers import read_answers, right
 from lightning_mmrl.report.markup import Html, duration, joined, number, tag
-from lightning_mmrl.report.run_files import Evaluated, RunFiles, variants_of, whole_of
+from lightning_mmrl.report.run_files import CLOSED_LABELS, Evaluated, RunFiles, variants_of, whole_of
 from lightning_mmrl.report.scores import RECALL, ablations, interval, labels_of, percent
 
 MOST_CHARACTERS = 300
@@ -33,6 +33,8 @@ def _facts(run: RunFiles) -> Iterator[tuple[str, Sequence[object]]]:
         yield "Looks and listens", _without(last[0], run)
         yield "Thinks", _thought(run, last[0])
     yield "Cost", _cost(run)
+    if any(each.headline == CLOSED_LABELS for each in last):
+        yield "Terms", [f"{CLOSED_LABELS} is the mean over labels of the share of their samples that is right"]
 
 
 def _last(run: RunFiles) -> list[Evaluated]:
