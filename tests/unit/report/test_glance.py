@@ -30,7 +30,7 @@ def test_score_gains_weakest_label_typical_answer_inputs_and_cost_stand_at_the_t
         "happy: 25.0 % right on test; most often answered sad (3 of 4)",
         "3 of 4 wrong answers on test take happy for sad; 2 of them read:",
         "<think>tears</think>",
-        "reason on test scores 50.0 % with everything; silent: 50.0 % (+0.0 points)",
+        "reason on test: with everything 50.0 %, without sound 50.0 % (+0.0 points)",
         "2 min 7 s in 2 finished stages",
         "5,120 generated tokens",
     ):
