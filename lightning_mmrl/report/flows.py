@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_mmrl.report.graph import in_words
 from lightning_mmrl.report.markup import Html, bar, duration, folded, joined, number, table, tag
+from lightning_mmrl.report.ribbons import ribbons
 from lightning_mmrl.report.rollouts import StageRollouts
 from lightning_mmrl.report.run_files import RunFiles
 from lightning_mmrl.types.costs import StageCosts
@@ -63,15 +64,20 @@ def routing_section(runs: Sequence[RunFiles]) -> Html | None:
     for run in runs:
         for stage in run.stages:
             kept = {name: counts["kept"] for name, counts in stage.counts.items() if "kept" in counts}
-            flows = [*_routed(stage.routing), *([("samples kept in", kept)] if kept else [])]
-            if not flows:
+            routed = _routed(stage.routing)
+            if not routed and not kept:
                 continue
             title = f"{run.name}: {stage.name}" if len(runs) > 1 else stage.name
-            details = [_flow(name, counts) for name, counts in stage.counts.items() if counts]
+            pictures = [ribbons(f"{title}, {name.replace('_', ' ')}", counts) for name, counts in routed]
+            tables = [*routed, *stage.counts.items()]
             parts += [
                 tag("h3", f"{title} ({stage.kind})"),
-                tag("div", *(_flow(name, counts) for name, counts in flows), class_="side"),
-                folded("Each artifact, with what it left out", tag("div", *details, class_="side")),
+                tag("div", *(each for each in pictures if each is not None), class_="side"),
+                _flow("samples kept in", kept) if kept else "",
+                folded(
+                    "As tables, with what each artifact left out",
+                    tag("div", *(_flow(name, counts) for name, counts in tables if counts), class_="side"),
+                ),
             ]
     return joined(parts) if parts else None
 

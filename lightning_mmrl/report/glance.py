@@ -5,11 +5,15 @@ from collections.abc import Iterator, Sequence
 
 from lightning_mmrl.report.answers import read_answers, right
 from lightning_mmrl.report.markup import Html, duration, joined, number, tag
-from lightning_mmrl.report.run_files import Evaluated, RunFiles, variants_of, whole_of
+from lightning_mmrl.report.run_files import CLOSED_LABELS, Evaluated, RunFiles, variants_of, whole_of
 from lightning_mmrl.report.scores import RECALL, ablations, interval, labels_of, percent
 
 MOST_CHARACTERS = 300
 """Characters of the typical wrong answer."""
+INPUTS = {"silent": "without sound", "blank": "without pictures", "text_only": "with text alone"}
+"""Variants of the inputs in words; another one is called by its name."""
+SPANS = {"train": "training", "run": "making data", "evaluate": "evaluation"}
+"""Spans of time that are added up, in words."""
 
 
 def glance_section(runs: Sequence[RunFiles]) -> Html | None:
@@ -33,6 +37,8 @@ def _facts(run: RunFiles) -> Iterator[tuple[str, Sequence[object]]]:
         yield "Looks and listens", _without(last[0], run)
         yield "Thinks", _thought(run, last[0])
     yield "Cost", _cost(run)
+    if any(each.headline == CLOSED_LABELS for each in last):
+        yield "Terms", [f"{CLOSED_LABELS} is the mean over labels of the share of their samples that is right"]
 
 
 def _last(run: RunFiles) -> list[Evaluated]:
@@ -87,8 +93,8 @@ def _without(each: Evaluated, run: RunFiles) -> list[str]:
             continue
         value = one.metrics.get(each.headline)
         if whole is not None and value is not None:
-            told.append(f"{variant}: {percent(value)} % ({100 * (value - whole):+.1f} points)")
-    return [f"{each.stage} on {each.name} scores {percent(whole)} % with everything; {', '.join(told)}"] if told else []
+            told.append(f"{INPUTS.get(variant, variant)} {percent(value)} % ({100 * (value - whole):+.1f} points)")
+    return [f"{each.stage} on {each.name}: with everything {percent(whole)} %, {', '.join(told)}"] if told else []
 
 
 def _thought(run: RunFiles, each: Evaluated) -> list[str]:
@@ -107,8 +113,8 @@ def _cost(run: RunFiles) -> list[str]:
         return []
     seconds, tokens = Counter[str](), Counter[str]()
     for result in done:
-        seconds.update({name: span for name, span in result.seconds.items() if name in ("train", "run", "evaluate")})
+        seconds.update({name: span for name, span in result.seconds.items() if name in SPANS})
         tokens.update(result.costs.tokens if result.costs is not None else {})
-    spans = [f"{duration(span)} in '{name}'" for name, span in seconds.items()]
+    spans = [f"{duration(span)} of {SPANS[name]}" for name, span in seconds.items()]
     counted = [f"{number(count)} {name} tokens" for name, count in tokens.items() if count]
     return [f"{duration(sum(seconds.values()))} in {len(done)} finished stages: {', '.join([*spans, *counted])}"]

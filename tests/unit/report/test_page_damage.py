@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from parsed_page import missing, parsed
+from parsed_page import Parsed, missing, parsed
 from run_folders import RunFolder, whole_run
 
 from lightning_mmrl.report import page as report_page
@@ -119,6 +119,14 @@ def test_a_fault_is_said_of_the_run_that_has_it(tmp_path, monkeypatch, at_fault)
         blamed = [note.partition(":")[0] for note in run.missing if "cannot be shown (KeyError" in note]
         assert blamed == (expected if place in at_fault else []), run.missing
     assert "What each stage brought" in text
+    spared = [name for place, name in enumerate(("first", "second")) if place not in at_fault]
+    found = Parsed(text)
+    assert {"costs", "curves", "answers"} & set(found.ids()) == ({"costs", "curves", "answers"} if spared else set())
+    assert [note for note in found.text if note.endswith(" alone.")] == [f"Of {name} alone." for name in spared] * 3
+    assert {line["run"] for stage in found.data["curves"] for lines in stage["metrics"].values() for line in lines} == {
+        place for place in range(2) if place not in at_fault
+    }
+    assert {group["run"] for group in found.sampled} == {place for place in range(2) if place not in at_fault}
 
 
 def test_a_fault_that_no_run_has_alone_is_said_of_both(tmp_path, monkeypatch):
