@@ -10,6 +10,7 @@ from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.task_metrics import TaskMetrics
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.no_think import with_placeholder
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch, Rollout
@@ -29,7 +30,7 @@ class AnswerEvaluator:
         task: Judges the answers.
         subject: Column of the samples that names the part of the set that each belongs to.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
-        prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
+        template: Completes the answers of an engine that leaves out their opening, because it is part of the prompt.
         thoughtless: Whether the prompt holds an empty thought; the format of an answer is then judged as if the thought
             had content, since an empty thought is a fault in the format of an answer that the model wrote itself.
     """
@@ -38,7 +39,7 @@ class AnswerEvaluator:
     task: Task
     subject: str = SUBJECT
     rank_local: RankLocal = nullcontext
-    prefill: str = ""
+    template: PromptTemplate | None = None
     thoughtless: bool = False
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
@@ -53,8 +54,9 @@ class AnswerEvaluator:
             return self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
 
         completions = generated(generate, self.rank_local, ranks).completions
-        whole = [replace(each, text=self.prefill + each.text) for each in completions]
-        return [self._judged(*each) for each in zip(prompts.samples, whole, strict=True)]
+        if self.template is not None:
+            completions = [replace(each, text=self.template.complete(each.text)) for each in completions]
+        return [self._judged(*each) for each in zip(prompts.samples, completions, strict=True)]
 
     def _judged(self, sample: Sample, completion: Completion) -> Judgement:
         judged, subject = self.task.judge(sample, completion), sample.extras.get(self.subject)
