@@ -159,7 +159,7 @@ class Policy(nn.Module):
                 numbers = slots.cumsum(0) - 1  # for each True slot, how many come before it
                 num_slots = sum(map(mul, row.copies, media.counts[kind]))
                 places = true_places(slots[row.source], num_slots)
-                features = {**features, kind: rows[numbers[row.source][places]]}
+                features = {**features, kind: rows.index_select(0, numbers[row.source][places])}
             tokens, in_prompt = tokens[row.source], in_prompt[row.source]
         self.num_positions += len(tokens)
         hidden = self.text_states(
@@ -169,7 +169,9 @@ class Policy(nn.Module):
             in_prompt=in_prompt[None],
             attention=layout_arguments(row.layout, tokens.device),
         )
-        return hidden[0, row.predicts]
+        # Completions share the last token of their prompt. Of `hidden[0, row.predicts]`, threads of a CPU would add up
+        # the gradients in float32 in the order in which they come, other ones in each run.
+        return hidden[0].index_select(0, row.predicts)
 
     def _copied_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
         """The same states from one right-padded row per completion."""
