@@ -107,8 +107,9 @@ class CueLexicon:
 
     def named_senses(self, think: str) -> frozenset[Sense]:
         """The senses of which a thought names at least one cue."""
-        found = (self.senses.get(channel) for channel, groups in self.shown(think).items() if groups)
-        return frozenset(sense for sense in found if sense is not None)
+        return frozenset(
+            self.senses[channel] for channel, groups in self.shown(think).items() if groups and channel in self.senses
+        )
 
     def supported_labels(self, think: str) -> dict[Sense, frozenset[str]]:
         """The labels that have a cue that the thought names, by sense; a channel with several groups supports none."""

@@ -23,8 +23,8 @@ _SHARES = {
 
 def modality_words(runs: Sequence[RunFiles]) -> Html | None:
     """What the modality reports of all stages say, and the shares of answers to conflicts; None without a report."""
-    said: list[list[object]] = []
-    shares: list[list[object]] = []
+    said: list[Sequence[object]] = []
+    shares: list[Sequence[object]] = []
     for run in runs:
         for stage, path in _reports(run).items():
             title = f"{run.name}: {stage}" if len(runs) > 1 else stage

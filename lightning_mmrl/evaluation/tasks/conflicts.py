@@ -80,7 +80,7 @@ class Conflicts(Task):
         Raises:
             DataError: A column is missing or names another label, or the two have a label in common.
         """
-        found = {sense: self._labels(sample, column) for sense, column in COLUMNS.items()}
+        found: dict[Sense, frozenset[str]] = {sense: self._labels(sample, column) for sense, column in COLUMNS.items()}
         if both := found["picture"] & found["sound"]:
             raise DataError(
                 f"sample {sample.id!r} has {sorted(both)[0]!r} in both {' and '.join(COLUMNS.values())}, so they do "
