@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.evaluation.tasks.task import Statistic, Summed, Task
+from lightning_mmrl.evaluation.tasks.task import MeanScore, Statistic, Task
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 
@@ -142,7 +142,7 @@ class ClusterBootstrap:
         }
 
     def paired_difference(
-        self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Summed
+        self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Task | MeanScore
     ) -> Interval:
         """Returns the interval of the candidate's headline metric minus the baseline's, for equally resampled units.
 

@@ -2,40 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import asdict
 
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
-from lightning_mmrl.evaluation.metrics import ratio
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
-from lightning_mmrl.evaluation.tasks.task import Statistic, Summed
+from lightning_mmrl.evaluation.tasks.task import MeanScore
 from lightning_mmrl.report.answers import read_answers
 from lightning_mmrl.report.markup import Html, joined, table, tag
 from lightning_mmrl.report.run_files import CLOSED_LABELS, Evaluated, RunFiles
 from lightning_mmrl.report.scores import interval, labels_of, sign_of, with_answered
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeanScore:
-    """A headline metric that is the mean of the score with its name, as of all tasks without a closed label set."""
-
-    headline: str
-
-    def unit_sums(
-        self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
-    ) -> NDArray[np.float64]:
-        """Sums of the score and numbers of samples of each unit, [S, 2]."""
-        sums = np.zeros((num_units, 2))
-        np.add.at(sums, units, np.array([[float(each.scores[self.headline]), 1.0] for each in judgements]))
-        return sums
-
-    def statistic(self, name: str) -> Statistic:
-        """The mean; NaN without samples."""
-        return lambda sums: ratio(sums[..., 0], sums[..., 1])
+Answered = tuple[Evaluated, Sequence[Judgement]]
 
 
 def against_section(runs: Sequence[RunFiles]) -> Html | None:
@@ -82,7 +61,9 @@ def _difference(first: tuple[RunFiles, Evaluated], second: tuple[RunFiles, Evalu
     return ClusterBootstrap().paired_difference(after, before, task), len(ids[0] ^ ids[1])
 
 
-def _task(first: tuple[Evaluated, Sequence[Judgement]], second: tuple[Evaluated, Sequence[Judgement]]) -> Summed:
+def _task(
+    first: tuple[Evaluated, Sequence[Judgement]], second: tuple[Evaluated, Sequence[Judgement]]
+) -> ClosedLabels | MeanScore:
     """The task that two evaluations have in common, as far as their headline metric tells.
 
     Raises:

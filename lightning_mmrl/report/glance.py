@@ -1,7 +1,8 @@
 """The run in a few sentences: score, gains, the weakest label, a typical wrong answer, what it looks at, and cost."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning_mmrl.report.answers import read_answers, right
 from lightning_mmrl.report.markup import Html, duration, joined, number, tag
@@ -53,7 +54,7 @@ def _score(each: Evaluated) -> str:
     return f"{each.stage} on {each.name}: {each.headline} {value} % {interval(found) if found else ''}".rstrip()
 
 
-def _gain(gain: dict) -> str:
+def _gain(gain: Mapping[str, Any]) -> str:
     own = gain["difference"]
     clear = "helped" if own["low"] > 0 else "harmed" if own["high"] < 0 else "no clear change"
     gained = f"{100 * own['estimate']:+.1f} points {interval(own, '+')}"

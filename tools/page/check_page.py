@@ -94,6 +94,8 @@ def main() -> int:
     options = _parser().parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     chromium, axe = install(options.work / "browser", options.chromium)
+    from playwright.sync_api import Error as BrowserError  # installed just now
+
     failures = 0
     with browser(chromium) as launched:
         print(f"Chromium {launched.version}", flush=True)
@@ -106,6 +108,8 @@ def main() -> int:
                     verdict, figure = "PASS", check(bench)
                 except CheckError as error:
                     verdict, figure = "FAIL", str(error)
+                except BrowserError as error:  # the page left, or its browser of answers never came
+                    verdict, figure = "FAIL", error.message.splitlines()[0]
                 failures += verdict == "FAIL"
                 print(f"{verdict}  {name}: {figure}", flush=True)
     return int(failures > 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from headless import Opened, browser, install, opened
 from PIL import Image
 
+from lightning_mmrl.report.media import MediaFolder
 from lightning_mmrl.report.page import write_report
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
@@ -30,6 +31,7 @@ FILTER = """
   const groups = [...document.querySelectorAll("#browser .group")];
   const group = groups.find((each) => /match [2-4] of/.test(each.textContent)) || groups[0];
   group.open = true;
+  for (const picture of group.querySelectorAll("img")) picture.loading = "eager";
   return groups.indexOf(group);
 }
 """
@@ -44,13 +46,14 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     chromium, _ = install(options.work / "browser", options.chromium)
-    page = write_report([options.run], options.work / "pictured.html")
+    page = write_report([options.run], options.work / "pictured.html", MediaFolder())
     with browser(chromium) as launched:
         with opened(launched, page, width=WIDE["width"]) as watched:
             _picture(watched, "#glance", FIGURES / "report_wide.png", WIDE)
         with opened(launched, page, width=PHONE["width"], dark=True) as watched:
             place = watched.page.evaluate(FILTER)
             watched.page.wait_for_selector("#browser .group[open] .answer")
+            watched.page.wait_for_timeout(1000)  # its pictures
             _picture(watched, f"#browser .group:nth-child({place + 1})", FIGURES / "report_phone.png", PHONE)
 
 

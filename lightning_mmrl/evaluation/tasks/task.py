@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,23 +43,27 @@ class Measure:
 VALID_FORMAT = Measure(name="valid_format", title="valid format")
 
 
-class Summed(Protocol):
-    """A measurement whose headline metric is a function of sums over samples; see `Task`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanScore:
+    """A headline that is the mean of the score with its name, for readers of results that cannot build the task."""
 
-    @property
-    def headline(self) -> str:
-        """Name of the metric."""
-        ...
+    headline: str
 
     def unit_sums(
         self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
     ) -> NDArray[np.float64]:
-        """Sums over the samples of each unit, [S, D]."""
-        ...
+        """Sums of the score and numbers of samples of each unit, [S, 2].
+
+        Raises:
+            DataError: A judgement has no such score.
+        """
+        sums = np.zeros((num_units, 2))
+        np.add.at(sums, units, np.array([[_score(each, self.headline), 1.0] for each in judgements]))
+        return sums
 
     def statistic(self, name: str) -> Statistic:
-        """The metric as a function of sums."""
-        ...
+        """The mean; NaN without samples."""
+        return lambda sums: ratio(sums[..., 0], sums[..., 1])
 
 
 class Task(ABC):
