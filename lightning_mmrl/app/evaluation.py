@@ -23,6 +23,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry.tasks import task_of_result
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.stages.answers import SUBJECT
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
@@ -77,7 +78,11 @@ class CheckpointEvaluator:
         sets = []
         for name, (samples, _) in loaders.items():
             whole = name if name in chosen else name.rpartition("-")[0]
-            evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
+            evaluator = replace(
+                prompted[whole].evaluator(policy, encoder),
+                task=task_of_result(name, parts.tasks),
+                subject=chosen[whole].subject or SUBJECT,
+            )
             evaluated = EvaluatedSet(
                 name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out
             )

@@ -77,7 +77,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, writable
-    from lightning_mmrl.cli.tables import by_task, results_table
+    from lightning_mmrl.cli.tables import by_task, print_breakdowns, results_table
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
     from lightning_mmrl.registry.tasks import task_of_result
@@ -112,6 +112,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     console = report_console()
     for results, _ in by_task(comparison):
         console.print(results_table(results))
+        print_breakdowns(console, name, results)
     deliver_leftovers(config, console.print)
     console.print(f"predictions and figures in {directory}", soft_wrap=True)
 

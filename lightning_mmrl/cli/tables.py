@@ -4,11 +4,13 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
+from lightning_mmrl.evaluation.breakdown import breakdown_lines
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -23,6 +25,7 @@ def print_comparison(outcome: FinishedRun) -> None:
     console = report_console()
     for results, gains in by_task(outcome.comparison):
         console.print(results_table(results))
+        print_breakdowns(console, results[-1].stage, results)
         if gains:
             console.print(gains_table(results[0].task, gains))
     costs = {result.name: result.costs for result in outcome.results if result.costs is not None}
@@ -45,6 +48,13 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
+
+
+def print_breakdowns(console: Console, stage: str, results: Sequence[SetResult]) -> None:
+    """Prints on which answers of a stage's sets the results rest; nothing where there is nothing to say."""
+    for result in results:
+        for line in breakdown_lines(result.breakdown) if result.stage == stage else ():
+            console.print(f"{stage}, {result.name}: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:

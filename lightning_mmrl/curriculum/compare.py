@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.evaluation.breakdown import PARTS
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -17,7 +18,7 @@ class SetResult:
 
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
-    answer.
+    answer. `breakdown` is as `evaluation.breakdown` makes it, empty for a result of an older version.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class SetResult:
     task: Task
     num_left_out: int = 0
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
+    breakdown: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file; intervals stand under the names of their metrics."""
@@ -138,4 +140,5 @@ def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResu
         task=task,
         num_left_out=len(entry.get("left_out", ())),
         counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
+        breakdown={key: entry[key] for key in PARTS if key in entry},
     )
