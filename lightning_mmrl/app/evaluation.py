@@ -35,7 +35,7 @@ from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
-from lightning_mmrl.stages.answers import AnswerEvaluator
+from lightning_mmrl.stages.answers import SUBJECT, AnswerEvaluator
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule, Keeping
 from lightning_mmrl.stages.judged import PROGRESS, Batches, JudgedBatches
 from lightning_mmrl.stages.sampled_answers import SampledEvaluator
@@ -314,7 +314,8 @@ class CheckpointEvaluator:
         usual = asked.parts.evaluator(loaded.policy, loaded.encoder, engine)
         if not isinstance(asked.task, SampledAnswers):
             thoughtless = asked.variant == NO_THINK
-            return replace(usual, task=asked.task, thoughtless=thoughtless)
+            subject = self._assembly.config.evaluation.sets[asked.whole].subject or SUBJECT
+            return replace(usual, task=asked.task, subject=subject, thoughtless=thoughtless)
         return SampledEvaluator(
             engine=asked.parts.engine(loaded.policy, loaded.encoder, settings.max_new_tokens, settings.top_p),
             task=asked.task,

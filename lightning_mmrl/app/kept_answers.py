@@ -80,6 +80,7 @@ def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, dig
         "task": each.task or data.task,
         "labels": list(data.labels),
         "cue_lexicon": None if lexicon is None else file_digest(lexicon),
+        "subject": each.subject,
     }
 
 

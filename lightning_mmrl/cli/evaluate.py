@@ -195,13 +195,14 @@ def _report(parts: "Assembly", name: str, directory: Path, over: Baseline | None
         StageError: The results cannot be paired with the baseline's.
     """
     from lightning_mmrl.cli.modality_table import print_modality
-    from lightning_mmrl.cli.tables import by_task, gains_table, print_thinking, results_table
+    from lightning_mmrl.cli.tables import by_task, gains_table, print_breakdowns, print_thinking, results_table
     from lightning_mmrl.training.console import report_console
 
     comparison, problem = _compared(parts, name, directory, over)
     console = report_console()
     for results, gains in by_task(comparison):
         console.print(results_table(results))
+        print_breakdowns(console, name, results)
         if over is not None and gains:
             console.print(gains_table(results[0].task, gains, over.name))
     if over is not None and comparison.gains:

@@ -11,6 +11,7 @@ from lightning_mmrl.app.run import FinishedRun
 from lightning_mmrl.cli.modality_table import print_modality
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
+from lightning_mmrl.evaluation.breakdown import breakdown_lines
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.evaluation.speakers import SpeakerSpread
@@ -29,6 +30,7 @@ def print_comparison(outcome: FinishedRun) -> None:
     console = report_console()
     for results, gains in by_task(outcome.comparison):
         console.print(results_table(results))
+        print_breakdowns(console, results[-1].stage, results)
         if gains:
             console.print(gains_table(results[0].task, gains))
     print_thinking(console, outcome.comparison)
@@ -66,6 +68,13 @@ def print_thinking(console: Console, comparison: Comparison) -> None:
         lengths = [found[key] for key in ("mean_tokens", "mean_tokens_no_think")]
         tokens = "" if None in lengths else f"; {lengths[0]:.1f} tokens an answer with, {lengths[1]:.1f} without"
         console.print(f"thoughts on {found['over']}: {gain} points of {row.task.headline_title} ({row.stage}){tokens}")
+
+
+def print_breakdowns(console: Console, stage: str, results: Sequence[SetResult]) -> None:
+    """Prints on which answers of a stage's sets the results rest; nothing where there is nothing to say."""
+    for result in results:
+        for line in breakdown_lines(result.breakdown) if result.stage == stage else ():
+            console.print(f"{stage}, {result.name}: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:

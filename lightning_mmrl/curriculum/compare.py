@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.evaluation.breakdown import PARTS
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.speakers import SpeakerSpread
@@ -19,7 +20,7 @@ class SetResult:
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
     answer. `speakers` has the headline by speaker, if they are known. `thinking` compares answers that were forced
-    without a thought with the set's own (`evaluation.thinking.thinking_gain`).
+    without a thought with the set's own (`evaluation.thinking.thinking_gain`). `breakdown` is as `evaluation.breakdown` makes it, empty for a result of an older version.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class SetResult:
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
     speakers: SpeakerSpread | None = None
     thinking: dict[str, Any] | None = None
+    breakdown: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file; intervals stand under the names of their metrics."""
@@ -146,4 +148,5 @@ def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResu
         counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
         speakers=SpeakerSpread.from_plain(entry["speakers"]) if "speakers" in entry else None,
         thinking=entry.get("thinking"),
+        breakdown={key: entry[key] for key in PARTS if key in entry},
     )

@@ -1,12 +1,17 @@
 """Accuracy by subject and by length, reflection of right and wrong answers, and truncation of one evaluated set."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.responses import REFLECTION_PHRASES, phrase_pattern
+
+PARTS = ("by_subject", "by_length", "aha", "truncated")
+"""Keys of a breakdown."""
+MOST_SUBJECTS = 6
+"""Subjects that a line names, those with the most samples."""
 
 
 def breakdown(
@@ -55,6 +60,33 @@ def breakdown(
         },
         "truncated": _share(truncated),
     }
+
+
+def breakdown_lines(found: Mapping[str, Any]) -> list[str]:
+    """Sentences on a breakdown, in percent; none about a part that says nothing.
+
+    >>> breakdown_lines({"truncated": 0.25, "by_subject": {"sets": {"num_samples": 4, "accuracy": 0.5}}})
+    ['truncated 25.0', 'by subject: sets 50.0 (4)']
+    """
+    lines, aha = [], found.get("aha", {})
+    rates = {name: part["rate"] for name, part in aha.items() if part["rate"] is not None}
+    if found.get("truncated"):
+        lines.append(f"truncated {100 * found['truncated']:.1f}")
+    if any(rates.values()):
+        lines.append("reflecting: " + ", ".join(f"{name} {100 * rate:.1f}" for name, rate in rates.items()))
+    if len(found.get("by_length", ())) > 1:
+        bins = [f"{each['at_least']}+ {_shown(each)}" for each in found["by_length"]]
+        lines.append(f"by tokens: {', '.join(bins)}")
+    subjects = sorted(found.get("by_subject", {}).items(), key=lambda each: -each[1]["num_samples"])
+    if subjects:
+        more = f", and {len(subjects) - MOST_SUBJECTS} more" if len(subjects) > MOST_SUBJECTS else ""
+        shown = [f"{name} {_shown(part)}" for name, part in subjects[:MOST_SUBJECTS]]
+        lines.append(f"by subject: {', '.join(shown)}{more}")
+    return lines
+
+
+def _shown(part: Mapping[str, Any]) -> str:
+    return f"{100 * part['accuracy']:.1f} ({part['num_samples']})"
 
 
 def _accuracy(right: Sequence[bool]) -> dict[str, Any]:

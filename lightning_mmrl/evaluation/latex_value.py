@@ -7,7 +7,7 @@ from collections.abc import Sequence
 MAX_CHARACTERS = 200
 _TOKEN = re.compile(r"\\[a-z]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+|\S")
 _TIMES = ("*", "\\cdot", "\\times")
-_OVER = ("/", "\\div")
+_OVER = ("/", "\\div", ":")
 _FRACTIONS = ("\\frac", "\\dfrac", "\\tfrac")
 _CLOSING = {"(": ")", "{": "}", "[": "]"}
 _MOST = 1e9

@@ -64,6 +64,8 @@ class EvaluationSetSettings:
     """Folder that media paths are relative to; null for the set's root."""
     task: Any = target(None)
     """`_target_` of the task that judges and measures answers; null for the dataset's task."""
+    subject: str | None = setting(None, texts=False)
+    """Column whose values split the accuracy (`by_subject`); null for `subject`."""
     prompt: PromptSettings | None = None
     """Texts around each sample; null: the evaluated stage's texts if it has the same dataset, else the run's."""
 

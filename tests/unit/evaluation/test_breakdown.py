@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.breakdown import breakdown
+from lightning_mmrl.evaluation.breakdown import breakdown, breakdown_lines
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.open_vocabulary import OpenVocabulary
@@ -83,3 +83,18 @@ def test_new_keys_come_back_and_a_line_lacks_what_is_unknown(row):
 @pytest.mark.parametrize(("score", "is_right"), [(1.0, True), (0.99, False), (0.0, False)])
 def test_an_answer_with_a_headline_score_is_right_from_1_on(score, is_right):
     assert OpenVocabulary().is_right(judgement(0, predicted=None, scores={"f1": score})) == is_right
+
+
+def test_lines_say_what_there_is_to_say():
+    found = breakdown(ROWS, rights(ROWS))
+    assert breakdown_lines(found) == [
+        "truncated 20.0",
+        "reflecting: right 50.0, wrong 66.7",
+        "by tokens: 0+ 100.0 (1), 1+ 100.0 (1), 16+ 0.0 (2), 32+ 0.0 (1)",
+        "by subject: algebra 100.0 (2), sets 0.0 (2)",
+    ]
+    assert breakdown_lines(breakdown([], [])) == breakdown_lines({}) == []
+    many = breakdown([judgement(number, subject=f"s{number % 9}") for number in range(19)], [True] * 19)
+    assert breakdown_lines(many) == [
+        "by subject: s0 100.0 (3), s1 100.0 (2), s2 100.0 (2), s3 100.0 (2), s4 100.0 (2), s5 100.0 (2), and 3 more"
+    ]

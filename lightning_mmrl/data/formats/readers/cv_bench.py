@@ -3,13 +3,13 @@
 from lightning_mmrl.data.formats.assembly import Reading, assembled, text_of
 from lightning_mmrl.data.formats.chat import question
 from lightning_mmrl.data.formats.place import Row
-from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, with_options
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, option_texts, with_options
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 
 
 def _canonical(row: Row, reading: Reading) -> Row:
     """The prompt is the published one, which lists the options; without it, the question with its options."""
-    choices = row["choices"] if isinstance(row.get("choices"), list) else []
+    choices = option_texts(row.get("choices"), "choices")
     asked = text_of(row, "prompt", required=False) or with_options(text_of(row, "question") or "", choices)
     return assembled(
         row,

@@ -3,7 +3,7 @@
 from lightning_mmrl.data.formats.assembly import Reading, assembled, media_column, text_of
 from lightning_mmrl.data.formats.chat import question
 from lightning_mmrl.data.formats.place import Row
-from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, with_options
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, option_texts, with_options
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 
 
@@ -12,7 +12,7 @@ def _canonical(row: Row, reading: Reading) -> Row:
 
     The published `solution` is a worked one, and is kept as `rationale`.
     """
-    options = row.get("options") or []
+    options = option_texts(row.get("options"), "options")
     names = ("decoded_image", "image") if row.get("decoded_image") is None else ("decoded_image",)
     return assembled(
         row,

@@ -3,13 +3,13 @@
 from lightning_mmrl.data.formats.assembly import Reading, assembled, media_column, text_of
 from lightning_mmrl.data.formats.chat import question
 from lightning_mmrl.data.formats.place import Row
-from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, with_options
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, option_texts, with_options
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 
 
 def _canonical(row: Row, reading: Reading) -> Row:
     """The prompt is the published `query`, whose hint names the form of the answer; without it, the question."""
-    choices, unit = row.get("choices") or [], text_of(row, "unit", required=False)
+    choices, unit = option_texts(row.get("choices"), "choices"), text_of(row, "unit", required=False)
     asked = text_of(row, "query", required=False)
     if asked is None:
         bare = text_of(row, "question") or ""

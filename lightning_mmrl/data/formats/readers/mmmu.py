@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning_mmrl.data.formats.assembly import Reading, assembled, text_of
 from lightning_mmrl.data.formats.chat import question
 from lightning_mmrl.data.formats.place import Row
-from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, with_options
+from lightning_mmrl.data.formats.readers.benchmark_columns import benchmark_of, option_texts, with_options
 from lightning_mmrl.data.formats.readers.protocol import ColumnReader
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.schema import LineError
@@ -24,7 +24,7 @@ def _canonical(row: Row, reading: Reading) -> Row:
     asked = with_options(text_of(row, "question") or "", options)
     marks = _MARK.findall(asked)
     if missing := next((mark for mark in marks if row.get(f"image_{mark}") is None), None):
-        raise LineError("media entries", f"the question shows <image {missing}>, and 'image_{missing}' is empty")
+        raise LineError("media entries", f"the question shows <image {missing}>, so 'image_{missing}' must be given")
     named = _SUBJECT.fullmatch(text_of(row, "id") or "")
     return assembled(
         row,
@@ -44,10 +44,8 @@ def _options(row: Row) -> Sequence[str]:
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise LineError("options", f"'options' is {quoted(value)}, which is no list; correct it") from error
-    if not isinstance(value, list) or not all(isinstance(each, str | int | float) for each in value):
-        raise LineError("options", f"'options' is {quoted(value)}; it must be a list of the options' texts")
-    return [str(each) for each in value]
+            raise LineError("options", f"'options' is {quoted(value)}, which must be a list") from error
+    return option_texts(value, "options")
 
 
 MMMU = ColumnReader(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lightning_mmrl.data.formats.readers.benchmark_columns import COLUMNS
 from lightning_mmrl.data.formats.readers.canonical import CANONICAL
 from lightning_mmrl.data.formats.readers.csv_table import CSV
 from lightning_mmrl.data.formats.readers.cv_bench import CV_BENCH
@@ -75,8 +76,12 @@ def reader_of(parts: Parts, name: str = AUTO) -> Reader:
         return CANONICAL  # its errors name the line and the column that is missing
     columns = ", ".join(map(quoted, list(start.row)[:12])) or "no columns"
     if not fitting:
-        known = "; ".join(f"{reader.name} ({reader.layout})" for reader in READERS.values())
-        raise DataError(f"{start.path} has no known format (found {columns}); known are {known}")
+        benchmarks = [*COLUMNS, SAT_CIRCULAR.name]
+        known = "; ".join(f"{name} ({reader.layout})" for name, reader in READERS.items() if name not in benchmarks)
+        raise DataError(
+            f"{start.path} has no known format (found {columns}); known are {known}; and for benchmarks "
+            f"{', '.join(benchmarks)}"
+        )
     names = " and ".join(reader.name for reader in fitting)
     raise DataError(
         f"{start.path} fits the formats {names} (found {columns}); say which one by format, such as "
