@@ -20,7 +20,8 @@ class SetResult:
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
     answer. `speakers` has the headline by speaker, if they are known. `thinking` compares answers that were forced
-    without a thought with the set's own (`evaluation.thinking.thinking_gain`). `breakdown` is as `evaluation.breakdown` makes it, empty for a result of an older version.
+    without a thought with the set's own (`evaluation.thinking.thinking_gain`). `breakdown` is as `evaluation.breakdown`
+    makes it, empty for a result of an older version.
     """
 
     stage: str
