@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_mmrl.app.rewards import training_rewards
+from lightning_mmrl.app.rewards import Rewards, training_rewards
 from lightning_mmrl.curriculum.experts.chat import ChatBodies, asker
 from lightning_mmrl.curriculum.experts.endpoint import ChatEndpoint
 from lightning_mmrl.curriculum.experts.ledger import Ledger
@@ -17,7 +17,6 @@ from lightning_mmrl.data.schema import LineError
 from lightning_mmrl.errors import RewardError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.experts import Expert, ExpertAnswer, ExpertRequest
-from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.route import RouteSettings
 from lightning_mmrl.types.records import Completion, Sample, Score, StageSpec
@@ -44,7 +43,7 @@ class Judge:
         num_invalid: Invalid ones among them.
     """
 
-    rewards: InlineRewards | RewardPool
+    rewards: Rewards
     decides: str
     key: str
     num_scores: int = 0
@@ -52,9 +51,9 @@ class Judge:
 
     @classmethod
     @contextmanager
-    def of(cls, settings: RewardSettings, key: str) -> "Iterator[Judge]":
+    def of(cls, settings: RewardSettings, key: str, parts: "Assembly") -> "Iterator[Judge]":
         """Gives the block a judge, whose processes end with it."""
-        with training_rewards(settings, key) as rewards:
+        with training_rewards(settings, key, parts) as rewards:
             yield cls(rewards=rewards, decides=settings.pass_component, key=key)
 
     def scores(self, samples: Sequence[Sample], answers: Sequence[Completion]) -> list[Score]:

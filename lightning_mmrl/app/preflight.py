@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_mmrl.app.algorithm import build_algorithm
+from lightning_mmrl.app.judges import check_judge
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import FamilyBackbone
@@ -16,6 +17,7 @@ from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.registry.tasks import built_tasks
 from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.llm_judge import LlmJudge
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import RunSettings
@@ -109,6 +111,8 @@ def preflight_rewards(path: str, rewards: RewardSettings | None) -> None:
     for name, node in rewards.components.items():
         parts[name] = targets.build(node, f"{path}.rewards.components.{name}")
         _check_call(f"{path}.rewards.components.{name}", parts[name], "sample", "completion")
+        if isinstance(parts[name], LlmJudge):
+            check_judge(f"{path}.rewards.components.{name}", parts[name])
     WeightedReward(components=parts, settings=rewards)
 
 

@@ -1,22 +1,27 @@
 """The tables of results that commands print."""
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
+from lightning_mmrl.cli.modality_table import print_modality
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.curriculum.costs import COLUMNS, cost_rows
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
+from lightning_mmrl.evaluation.speakers import SpeakerSpread
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.report.page import FILE as REPORT
 from lightning_mmrl.training.console import format_seconds, report_console
 from lightning_mmrl.types.costs import StageCosts
 from lightning_mmrl.types.redaction import redact
+
+MARKS = {True: " !", False: ""}
+"""Follows an interval that is not reliable."""
 
 
 def print_comparison(outcome: FinishedRun) -> None:
@@ -27,6 +32,9 @@ def print_comparison(outcome: FinishedRun) -> None:
         if gains:
             console.print(gains_table(results[0].task, gains))
     print_thinking(console, outcome.comparison)
+    handoffs = {result.name: result.handoff for result in outcome.results if result.handoff is not None}
+    for name, handoff in handoffs.items():
+        print_modality((outcome.directory / handoff.path).parent / "evaluation", f"after {name}", console)
     costs = {result.name: result.costs for result in outcome.results if result.costs is not None}
     if costs:
         console.print(costs_table(costs))
@@ -42,9 +50,8 @@ def print_comparison(outcome: FinishedRun) -> None:
     page = outcome.directory / REPORT
     if page.is_file():
         console.print(f"report       {page}")
-    handoffs = [result.handoff for result in outcome.results if result.handoff is not None]
     if handoffs:
-        console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")
+        console.print(f"checkpoint   {outcome.directory / list(handoffs.values())[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
 
@@ -75,14 +82,19 @@ def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:
 def results_table(results: Sequence[SetResult]) -> Table:
     """Returns the metrics of one kind of task in percent, with the 95 % interval of each metric that has one.
 
-    A set from which samples were left out has a second row, which counts these samples as wrong answers.
+    A set from which samples were left out has a second row, which counts these samples as wrong answers. If speakers
+    are known, a column has their number, and the headline of the worst and of the best one.
     """
     task = results[0].task
-    table = Table(title=f"{task.title}, in %, with 95 % intervals")
-    for name in ("stage", "set", "samples", *(each.title for each in task.measures if each.in_table)):
+    table = Table(title=f"{task.title}, in %, with 95 % intervals", caption=_cautions(_shown(results)))
+    by_speaker = any(row.speakers for row in results)
+    names = ["stage", "set", "samples", *(each.title for each in task.measures if each.in_table)]
+    if by_speaker:
+        names.append(f"speakers: {task.headline_title}")
+    for name in names:
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
     for row in results:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row), *([_range(row.speakers)] if by_speaker else []))
         if row.num_left_out:
             counted = {key: f"{key}{COUNTED_WRONG}" for key in row.metrics}
             metrics = {key: row.metrics[wrong] for key, wrong in counted.items() if wrong in row.metrics}
@@ -97,11 +109,11 @@ def results_table(results: Sequence[SetResult]) -> Table:
     return table
 
 
-def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
-    """Returns each stage's gain over the stage it started from, in a task's headline metric on the same samples."""
+def gains_table(task: Task, gains: Sequence[Gain], over: str = "the stage it started from") -> Table:
+    """Returns each stage's gain over another one, in a task's headline metric on the same samples."""
     title = task.headline_title
-    over = "the stage it started from, paired, in points, with 95 % intervals"
-    table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")
+    title = f"{title[0].upper()}{title[1:]} gained over {over}, paired, in points, with 95 % intervals"
+    table = Table(title=title, caption=_cautions(gain.difference for gain in gains))
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
     for gain in gains:
@@ -125,13 +137,29 @@ def _cells(row: SetResult) -> list[str]:
     cells = [row.stage, row.name, str(row.num_samples)]
     for each in row.task.measures:
         value = row.metrics.get(each.name)
-        if each.in_table and each.interval:
-            # A result may be older than the number of samples that the configuration asks for now.
-            cells.append(_percent(row.intervals[each.name]) if each.name in row.intervals else "-")
+        if each.in_table and each.name in row.intervals:
+            cells.append(_percent(row.intervals[each.name]))
         elif each.in_table:
             cells.append("-" if value is None else f"{100 * value:.1f}")
     return cells
 
 
 def _percent(interval: Interval, sign: str = "") -> str:
-    return f"{100 * interval.estimate:{sign}.1f} [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+    mark = MARKS[interval.reliable is False]
+    ends = f"[{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+    return f"{100 * interval.estimate:{sign}.1f} {ends}{mark}"
+
+
+def _shown(results: Sequence[SetResult]) -> Iterator[Interval]:
+    for row in results:
+        yield from row.intervals.values()
+
+
+def _cautions(intervals: Iterable[Interval]) -> str | None:
+    """What a reader has to know about the intervals of a table, below it."""
+    found = {each.caution: MARKS[each.reliable is False] for each in intervals if each.caution}
+    return "; ".join(f"{mark} {caution}".strip() for caution, mark in found.items()) or None
+
+
+def _range(speakers: SpeakerSpread | None) -> str:
+    return "-" if speakers is None else f"{speakers.num_speakers}: {100 * speakers.min:.1f} to {100 * speakers.max:.1f}"

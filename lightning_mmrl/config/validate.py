@@ -19,6 +19,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
 from lightning_mmrl.settings.bridge import BridgeSettings
+from lightning_mmrl.settings.data import ABLATIONS
 from lightning_mmrl.settings.filter import FilterSettings
 from lightning_mmrl.settings.model import BUILD
 from lightning_mmrl.settings.renamed import key_hint
@@ -148,13 +149,20 @@ def _stage_schema(stage: Any, path: str) -> DictConfig:
 
 
 def _with_whole_sets(tree: Any) -> Any:
-    """Returns the tree, with each evaluation set that is only a manifest expanded to a group of keys."""
+    """Returns the tree, with each evaluation set that is only a manifest expanded to a group of keys.
+
+    `all` is the short form of all ablations.
+    """
     evaluation = tree.get("evaluation") if isinstance(tree, dict) else None
-    sets = evaluation.get("sets") if isinstance(evaluation, dict) else None
-    if not isinstance(evaluation, dict) or not isinstance(sets, dict):
+    if not isinstance(evaluation, dict):
         return tree
-    whole = {name: each if isinstance(each, dict | list) else {"manifest": each} for name, each in sets.items()}
-    return {**tree, "evaluation": {**evaluation, "sets": whole}}
+    if evaluation.get("ablations") == "all":
+        evaluation = {**evaluation, "ablations": list(ABLATIONS)}
+    sets = evaluation.get("sets")
+    if isinstance(sets, dict):
+        whole = {name: each if isinstance(each, dict | list) else {"manifest": each} for name, each in sets.items()}
+        evaluation = {**evaluation, "sets": whole}
+    return {**tree, "evaluation": evaluation}
 
 
 def check_keys(tree: Mapping[Any, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
+from lightning_mmrl.evaluation.speakers import SpeakerSpread
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import read_json
 
@@ -17,8 +18,8 @@ class SetResult:
 
     `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
     could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
-    answer. `thinking` compares answers that were forced without a thought with the set's own
-    (`evaluation.thinking.thinking_gain`).
+    answer. `speakers` has the headline by speaker, if they are known. `thinking` compares answers that were forced
+    without a thought with the set's own (`evaluation.thinking.thinking_gain`).
     """
 
     stage: str
@@ -29,6 +30,7 @@ class SetResult:
     task: Task
     num_left_out: int = 0
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
+    speakers: SpeakerSpread | None = None
     thinking: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -41,6 +43,7 @@ class SetResult:
             **{name: asdict(interval) for name, interval in self.intervals.items()},
             "num_left_out": self.num_left_out,
             "counted_wrong": {name: asdict(interval) for name, interval in self.counted_wrong.items()},
+            **({} if self.speakers is None else {"speakers": self.speakers.plain()}),
             **({} if self.thinking is None else {"thinking": self.thinking}),
             **self.task.described(),
         }
@@ -141,5 +144,6 @@ def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResu
         task=task,
         num_left_out=len(entry.get("left_out", ())),
         counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
+        speakers=SpeakerSpread.from_plain(entry["speakers"]) if "speakers" in entry else None,
         thinking=entry.get("thinking"),
     )

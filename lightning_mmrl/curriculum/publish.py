@@ -22,7 +22,7 @@ from lightning_mmrl.types.records import WEIGHTS
 
 CARD = "README.md"
 SUMMARY = "evaluation.json"
-SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
+SCORES = ("war", "uar", "macro_f1", "weighted_f1", "valid_format", "consistency")
 """Metrics that a card shows for a set of closed labels, if the stage has them."""
 RECOGNITION, CLASSIFICATION = "emotion-recognition", "classification"
 """Task types of a set of closed labels."""

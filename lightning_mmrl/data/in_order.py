@@ -1,7 +1,8 @@
 """Every sample once, in order, for validations, evaluations and stages that sample."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
 
@@ -10,6 +11,20 @@ from lightning_mmrl.data.sampler import Draw, ExhaustedError, Share, Variant
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.settings.data import ReadAheadSettings
+
+Partners = Callable[[Sequence[int]], Mapping[int, int]]
+"""Maps some of the usable samples to the samples whose sound or picture they get."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What of every sample the model gets: its `variant`, and the `partners` of a variant that mixes samples."""
+
+    variant: Variant = "full"
+    partners: Partners | None = None
+
+
+WHOLE = Shown()
 
 
 class InOrder:
@@ -22,7 +37,7 @@ class InOrder:
         sizes: Number of samples of each set, also of unusable ones.
         batch_size: Samples of a batch, of all ranks together.
         share: This rank's share of each batch.
-        variant: The modalities of every sample.
+        shown: What of every sample the model gets.
         first: Number of the first batch to read, counted from 0.
         rejected: Indices that are known to be unusable.
     """
@@ -33,7 +48,7 @@ class InOrder:
         *,
         batch_size: int,
         share: Share,
-        variant: Variant = "full",
+        shown: Shown = WHOLE,
         first: int = 0,
         rejected: Iterable[int] = (),
     ) -> None:
@@ -41,9 +56,10 @@ class InOrder:
         self.batch_size = batch_size
         self._starts = [0, *accumulate(sizes)]
         self._num_usable = list(sizes)
-        self._variant: Variant = variant
+        self._shown = shown
         self._first = first
         self._next = 0
+        self._partner_of: Mapping[int, int] | None = None
         self._rejected: set[int] = set()
         self.reject(rejected)
 
@@ -67,6 +83,7 @@ class InOrder:
         """Leaves samples out from the first unread batch on."""
         for index in set(indices) - self._rejected:
             self._rejected.add(index)
+            self._partner_of = None
             self._num_usable[bisect_right(self._starts, index) - 1] -= 1
 
     def mark_read(self) -> None:
@@ -80,9 +97,13 @@ class InOrder:
         self._next = passed[-1].index + 1 if passed else 0
 
     def _usable(self) -> Iterator[Draw]:
+        if self._partner_of is None:
+            usable = [index for index in range(self._starts[-1]) if index not in self._rejected]
+            self._partner_of = {} if self._shown.partners is None else self._shown.partners(usable)
         for index in range(self._next, self._starts[-1]):
             if index not in self._rejected:
-                yield Draw(index=index, serial=index, variant=self._variant)
+                partner = self._partner_of.get(index)
+                yield Draw(index=index, serial=index, variant=self._shown.variant, partner=partner)
 
 
 def eval_loader(
@@ -93,7 +114,7 @@ def eval_loader(
     ranks: Ranks,
     decoder: Any,
     settings: ReadAheadSettings,
-    variant: Variant = "full",
+    shown: Shown = WHOLE,
     first: int = 0,
 ) -> StreamLoader:
     """Returns a loader with every usable sample of some sets once, in order, in batches that `collate` makes.
@@ -106,7 +127,7 @@ def eval_loader(
         sets.sizes,
         batch_size=batch_size,
         share=Share(rank=ranks.rank, world_size=ranks.world_size, repeats=True),
-        variant=variant,
+        shown=shown,
         first=first,
         rejected=sets.reasons,
     )

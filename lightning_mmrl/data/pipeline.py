@@ -138,13 +138,11 @@ class MediaPipeline:
 
     def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
         """Applies a variant to an encoded medium: silences sound, or turns pictures and clips grey."""
-        if variant == "silent" and kind == "audio":
-            return self.encoder.silent_audio(encoded)
-        if variant == "blank" and kind == "video":
-            return self.encoder.blank_video(encoded)
-        if variant == "blank" and kind == "image":
-            return self.encoder.blank_image(encoded)
-        return encoded
+        if kind == "audio":
+            return self.encoder.silent_audio(encoded) if variant in ("silent", "text_only") else encoded
+        if variant not in ("blank", "text_only"):
+            return encoded
+        return self.encoder.blank_video(encoded) if kind == "video" else self.encoder.blank_image(encoded)
 
 
 def in_words(error: Exception) -> str:

@@ -19,6 +19,7 @@ from lightning_mmrl.data.media_files import resolve_media
 from lightning_mmrl.data.pipeline import DecodeAll, MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.samples import KIND_BITS, first_medium, samples_of
+from lightning_mmrl.data.shuffling import swapped
 from lightning_mmrl.data.targets import encoded_exchanges, encoded_pair
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
@@ -144,14 +145,19 @@ class PreparedSet:
             MachineError: The machine is.
         """
         fresh: dict[str, dict[str, Tensor]] = {}
-        by_ref, warnings = self._encode_media([self.samples[draw.index] for draw in draws], decode, fresh)
+        samples = [self._shown(draw) for draw in draws]
+        by_ref, warnings = self._encode_media(samples, decode, fresh)
         found: list[EncodedSample | Fault] = []
-        for draw in draws:
-            sample = self.samples[draw.index]
+        for draw, sample in zip(draws, samples, strict=True):
             reason = next((by_ref[ref] for ref in sample.media if ref in by_ref), None)
             encoded = self._tried(sample, draw.variant, fresh, decode) if reason is None else reason
             found.append(Fault(reason=encoded) if isinstance(encoded, str) else encoded)
         return found, warnings
+
+    def _shown(self, draw: Draw) -> Sample:
+        """The sample of a draw, with the sound or the picture of its partner if it has one."""
+        sample = self.samples[draw.index]
+        return sample if draw.partner is None else swapped(sample, self.samples[draw.partner], draw.variant)
 
     def faults(self, manifest: str, monitor: DataMonitor) -> dict[str, str]:
         """Maps sample ids to the reason why a stage would leave the sample out if it decided now."""

@@ -20,16 +20,20 @@ from lightning_mmrl.settings.rules import check_rules
 Row = TypeVar("Row")
 
 Variant = Literal["full", Ablation]
-"""The modalities of a sample that the model gets: all, no sound, or no picture."""
+"""What of a sample the model gets: all, no sound, no picture, neither, or another sample's sound or picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """The `serial`-th sample that a stage consumes: dataset row `index` in the modalities of `variant`."""
+    """The `serial`-th sample that a stage consumes: dataset row `index` in the modalities of `variant`.
+
+    `partner` is the row of the same set whose sound or picture a shuffled sample has; None: its own.
+    """
 
     index: int
     serial: int
     variant: Variant = "full"
+    partner: int | None = None
 
 
 def variant_of(dropout: DropoutSettings, seed: int, serial: int) -> Variant:

@@ -212,7 +212,8 @@ class StreamedSets:
         return number, index - self._starts[number]
 
     def _within(self, draw: Draw) -> Draw:
-        return Draw(index=self._place(draw.index)[1], serial=draw.serial, variant=draw.variant)
+        partner = None if draw.partner is None else self._place(draw.partner)[1]
+        return replace(draw, index=self._place(draw.index)[1], partner=partner)
 
 
 class StreamLoader:

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Literal, get_args
 
 from lightning_mmrl.errors import DataError
 
 # Linear in the text, since it is a single character class.
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
+
+Sense = Literal["picture", "sound"]
+SENSES: tuple[Sense, ...] = get_args(Sense)
+_SENSE_OF: Mapping[str, Sense] = {"face": "picture", "voice": "sound"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +25,12 @@ class CueLexicon:
 
     `cues` maps channel -> group -> phrases. `cue_to_label` maps a combination to a label; a combination is one group of
     each channel, joined by "+" in the order of the channels. A text shows a group if one of the group's phrases occurs
-    as whole words, even if the text negates it ("no raised brows").
+    as whole words, even if the text negates it ("no raised brows"). `senses` maps a channel to `picture` or `sound`,
+    the sense that perceives it; by default, `face` is seen and `voice` is heard.
 
     Raises:
-        DataError: A phrase is blank or part of a phrase of another group of its channel, or a key of `cue_to_label`
-            does not name one group of each channel.
+        DataError: A phrase is blank or part of a phrase of another group of its channel, a key of `cue_to_label`
+            does not name one group of each channel, or `senses` names an unknown channel or sense.
 
     >>> lexicon = CueLexicon(
     ...     cues={"face": {"lowered": ["lowered brows"], "smile": ["smile"]}, "voice": {"fast": ["fast speech"]}},
@@ -38,6 +44,7 @@ class CueLexicon:
 
     cues: Mapping[str, Mapping[str, Sequence[str]]]
     cue_to_label: Mapping[str, str]
+    senses: Mapping[str, Sense] = field(default_factory=lambda: _SENSE_OF)
     _phrases: dict[str, dict[str, tuple[str, ...]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,11 +61,16 @@ class CueLexicon:
             ):
                 expected = "+".join(f"<{'|'.join(known)}>" for known in phrases.values())
                 raise DataError(f"cue_to_label.{key} does not name one group of each channel; expected {expected}")
+        for channel, sense in self.senses.items() if self.senses is not _SENSE_OF else ():
+            if channel not in phrases or sense not in SENSES:
+                raise DataError(
+                    f"senses.{channel} is {sense!r}; map channels of cues ({', '.join(phrases)}) to picture or sound"
+                )
         object.__setattr__(self, "_phrases", phrases)
 
     @classmethod
     def from_file(cls, path: Path | str) -> "CueLexicon":
-        """Reads a `labels.json` with the keys `labels`, `cues` and `cue_to_label`.
+        """Reads a `labels.json` with the keys `labels`, `cues` and `cue_to_label`, and `senses` if it is there.
 
         Raises:
             DataError: The file is missing or malformed, or implies a label that it does not list.
@@ -66,7 +78,7 @@ class CueLexicon:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             labels, cues, cue_to_label = content["labels"], content["cues"], content["cue_to_label"]
-            lexicon = cls(cues=cues, cue_to_label=cue_to_label)
+            lexicon = cls(cues=cues, cue_to_label=cue_to_label, senses=content.get("senses", _SENSE_OF))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as JSON ({error})") from error
         except (KeyError, TypeError, AttributeError) as error:
@@ -80,14 +92,34 @@ class CueLexicon:
 
     def implied_label(self, think: str) -> str | None:
         """Returns the label that a thought's cues imply; None if it shows no or several groups of a channel."""
+        shown = self.shown(think).values()
+        if any(len(groups) != 1 for groups in shown):
+            return None
+        return self.cue_to_label.get("+".join(groups[0] for groups in shown))
+
+    def shown(self, think: str) -> dict[str, list[str]]:
+        """The groups of each channel that a thought shows."""
         text = _padded(think)
-        found = []
-        for groups in self._phrases.values():
-            shown = [group for group, phrases in groups.items() if any(phrase in text for phrase in phrases)]
-            if len(shown) != 1:
-                return None
-            found.append(shown[0])
-        return self.cue_to_label.get("+".join(found))
+        return {
+            channel: [group for group, phrases in groups.items() if any(phrase in text for phrase in phrases)]
+            for channel, groups in self._phrases.items()
+        }
+
+    def named_senses(self, think: str) -> frozenset[Sense]:
+        """The senses of which a thought names at least one cue."""
+        found = (self.senses.get(channel) for channel, groups in self.shown(think).items() if groups)
+        return frozenset(sense for sense in found if sense is not None)
+
+    def supported_labels(self, think: str) -> dict[Sense, frozenset[str]]:
+        """The labels that have a cue that the thought names, by sense; a channel with several groups supports none."""
+        places = {channel: place for place, channel in enumerate(self._phrases)}
+        found: dict[Sense, frozenset[str]] = dict.fromkeys(SENSES, frozenset())
+        for channel, groups in self.shown(think).items():
+            sense = self.senses.get(channel)
+            if sense is not None and len(groups) == 1:
+                keys = (key for key in self.cue_to_label if key.split("+")[places[channel]] == groups[0])
+                found[sense] |= {self.cue_to_label[key] for key in keys}
+        return found
 
 
 def _padded(text: str) -> str:

@@ -3,10 +3,10 @@
 A confusion matrix has one row per true class, one column per predicted class, and a last column for answers that name
 no class: [..., K, K + 1]. Leading axes, such as resamples, are kept.
 
-WAR and UAR follow the evaluation scripts of R1-Omni (humanomni/eval/eval_mafw_dfew.py, arXiv:2503.05379, table 2):
-both average over the classes that occur in the truth. The macro average of torchmetrics leaves out only classes that
-are neither true nor predicted. There, an extra class "unparsed", or a class that is predicted but never true, would
-count with recall 0.
+Unparsed answers are wrong in all metrics. WAR and UAR follow the evaluation scripts of R1-Omni
+(humanomni/eval/eval_mafw_dfew.py, arXiv:2503.05379, table 2): both average over the classes that occur in the truth.
+The macro average of torchmetrics leaves out only classes that are neither true nor predicted. There, an extra class
+"unparsed", or a class that is predicted but never true, would count with recall 0.
 """
 
 import numpy as np
@@ -77,8 +77,23 @@ def macro_f1(confusion: ArrayLike) -> NDArray[np.float64]:
     0.7333333333333334
     """
     counts = _counts(confusion)
-    predicted = counts[..., :-1].sum(-2)
-    return _mean_of_supported(ratio(2 * _hits(counts), counts.sum(-1) + predicted), counts)
+    return _mean_of_supported(_f1(counts), counts)
+
+
+def weighted_f1(confusion: ArrayLike) -> NDArray[np.float64]:
+    """sum_c (n_c / N) * F1_c with the F1_c of `macro_f1`: the WAF of the MER challenges (arXiv:2304.08981).
+
+    It equals scikit-learn's `f1_score(average="weighted")` with unparsed answers as a class of their own.
+
+    >>> float(weighted_f1([[2, 1, 0], [0, 1, 0]]))
+    0.7666666666666666
+    """
+    counts = _counts(confusion)
+    return ratio((counts.sum(-1) * np.nan_to_num(_f1(counts))).sum(-1), counts.sum((-1, -2)))
+
+
+def _f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ratio(2 * _hits(counts), counts.sum(-1) + counts[..., :-1].sum(-2))
 
 
 def _counts(confusion: ArrayLike) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ _SEPARATOR = re.compile(r"[,;/|\n+]| and | & | as well as | plus ")
 _NUMBERED = re.compile(r"(?<![^\s;,])\(?[0-9]{1,2}[.)](?![0-9])")
 _PLAIN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 _CHINESE_AND = re.compile("[\u548c\u4e0e\u53ca]")
+UNKNOWN = "unknown "
+"""Begins the group of a word that is not on the wheel."""
 _MOST_WORDS = 8
 """An answer with more words is refused, unless the solution has as many."""
 
@@ -58,4 +60,4 @@ def named_groups(words: list[str], wheel: Wheel, num_wanted: int) -> frozenset[s
     are_guesses = all(_PLAIN.fullmatch(word) is not None and not doubts(word) for word in unknown)
     if len(words) > max(_MOST_WORDS, num_wanted) or not are_guesses:
         return None
-    return frozenset[str](f"unknown {word}" for word in unknown).union(*map(wheel.groups_of, words)) or None
+    return frozenset[str](f"{UNKNOWN}{word}" for word in unknown).union(*map(wheel.groups_of, words)) or None

@@ -101,6 +101,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "reward": find_called("reward"),
     "task": (
         "lightning_mmrl.evaluation.tasks.closed_labels.ClosedLabels",
+        "lightning_mmrl.evaluation.tasks.conflicts.Conflicts",
         "lightning_mmrl.evaluation.tasks.mathematics.Mathematics",
         "lightning_mmrl.evaluation.tasks.multiple_choice.MultipleChoice",
         "lightning_mmrl.evaluation.tasks.open_vocabulary.OpenVocabulary",

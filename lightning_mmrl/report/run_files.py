@@ -271,7 +271,7 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
         metrics={str(key): float(value) for key, value in entry["metrics"].items()},
         intervals={
             str(key): {part: float(value[part]) for part in ("estimate", "low", "high", "level")}
-            | {"unit": str(value.get("unit", "sample"))}
+            | {"unit": str(value.get("unit", "sample")), "reliable": value.get("reliable") is not False}
             for key, value in entry["intervals"].items()
         },
         folder=place,

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, caution_of
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.report.markup import Html, bar, joined, number, table, tag
+from lightning_mmrl.report.modality import modality_words
 from lightning_mmrl.report.run_files import Evaluated, RunFiles
 
 MOST_LABELS = 24
@@ -133,14 +134,16 @@ def _sign(low: float, high: float) -> Html:
 
 
 def _explained(found: Sequence[Evaluated]) -> Html:
-    units = sorted({str(each["unit"]) for one in found for each in one.intervals.values()})
+    shown = [each for one in found for each in one.intervals.values()]
+    units = sorted({str(each["unit"]) for each in shown})
     resampled = f" that resamples each {' or '.join(units)}" if units else ""
-    return tag(
-        "p",
-        f"Intervals are of a bootstrap{resampled}. A gain is clear if its interval leaves out zero. "
+    cautions = dict.fromkeys(caution_of(each["unit"], each["reliable"]) for each in shown)
+    told = [f"Some intervals: {caution}." for caution in cautions if caution]
+    words = [
+        f"Intervals are of a bootstrap{resampled}. A gain is clear if its interval leaves out zero. ",
         "All shares are in percent.",
-        class_="note",
-    )
+    ]
+    return tag("p", " ".join(["".join(words), *told]), class_="note")
 
 
 def modality_section(runs: Sequence[RunFiles]) -> Html | None:
@@ -161,13 +164,16 @@ def modality_section(runs: Sequence[RunFiles]) -> Html | None:
                 drawn = bar(value, own)
                 lost = "" if one is each else f"{100 * (value - each.metrics[each.headline]):+.1f}"
                 cells.append([title, name, kind, drawn, percent(value), interval(own), lost])
+    words = modality_words(runs)
     if not cells:
-        return None
+        return words
     head = ["stage", "set", "input", "headline", "%", "95 %", "against everything"]
     note = (
-        "silent: without sound; blank: without pictures. A model that does not use a channel loses nothing without it."
+        "silent: without sound; blank: without pictures; text_only: without both; shuffled: with those of another "
+        "sample. A model that does not use a channel loses nothing without it."
     )
-    return joined([tag("p", note, class_="note"), table(head, cells, label="Scores by modality", texts=3)])
+    drawn = [tag("p", note, class_="note"), table(head, cells, label="Scores by modality", texts=3)]
+    return joined(drawn if words is None else [*drawn, words])
 
 
 def confusion_section(runs: Sequence[RunFiles]) -> Html | None:
@@ -239,4 +245,7 @@ def percent(value: float | None) -> str:
 
 def interval(found: Mapping | None, sign: str = "") -> str:
     """An interval in percent or points."""
-    return "-" if found is None else f"[{100 * found['low']:{sign}.1f}, {100 * found['high']:{sign}.1f}]"
+    if found is None:
+        return "-"
+    mark = " (not reliable)" if found.get("reliable") is False else ""
+    return f"[{100 * found['low']:{sign}.1f}, {100 * found['high']:{sign}.1f}]{mark}"

@@ -12,6 +12,9 @@ from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.serving import announce, note_shortage
 
+NOTHING_APPLIES = "no reward applies"
+"""Reason of the score of an answer to which no component applies."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedReward:
@@ -70,7 +73,7 @@ class WeightedReward:
             if value is not None:
                 components[name] = value
         if not components:
-            return Score(total=0.0, components={}, valid=False, reason="no reward applies")
+            return Score(total=0.0, components={}, valid=False, reason=NOTHING_APPLIES)
         total = sum(self.settings.weights[name] * value for name, value in components.items())
         return Score(total=total, components=components)
 

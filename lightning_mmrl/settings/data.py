@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.setting import setting, target
 
-Ablation = Literal["silent", "blank"]
+Ablation = Literal["silent", "blank", "text_only", "shuffled_sound", "shuffled_picture"]
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
-"""How a sample can lose a modality: its sound, or its picture."""
+"""How a sample can lose a modality: its sound, its picture or both, or they are those of another sample."""
 BALANCES = ("label",)
 COLUMN = re.compile(r"\{(\w+)\}")
 """A column in the text of a target."""

@@ -102,7 +102,8 @@ class EvaluationSettings:
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of each set; null for all."""
     ablations: list[str] = setting(factory=list, choices=ABLATIONS)
-    """silent and blank: evaluate every set also without sound or without picture."""
+    """How every set is evaluated again: silent (without sound), blank (without picture), text_only (without both),
+    shuffled_sound or shuffled_picture (with those of another sample); `all` stands for all of them."""
     no_think: bool = False
     """Also evaluate every set with answers that are forced without a thought."""
     samples: int = setting(0, at_least=0, at_most=256)

@@ -26,6 +26,7 @@ class AnswerEvaluator:
         engine: Generates.
         task: Judges the answers.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
+        prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
         counts_tokens: Whether judgements say how many tokens were sampled.
         thoughtless: Whether the prompt holds an empty thought; the format of an answer is then judged as if the thought
             had content, since an empty thought is a fault in the format of an answer that the model wrote itself.
@@ -34,6 +35,7 @@ class AnswerEvaluator:
     engine: RolloutEngine
     task: Task
     rank_local: RankLocal = nullcontext
+    prefill: str = ""
     counts_tokens: bool = False
     thoughtless: bool = False
 
@@ -49,7 +51,8 @@ class AnswerEvaluator:
             return self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
 
         completions = generated(generate, self.rank_local, ranks).completions
-        return [self._judged(*each) for each in zip(prompts.samples, completions, strict=True)]
+        whole = [replace(each, text=self.prefill + each.text) for each in completions]
+        return [self._judged(*each) for each in zip(prompts.samples, whole, strict=True)]
 
     def _judged(self, sample: Sample, completion: Completion) -> Judgement:
         judged = self.task.judge(sample, completion)

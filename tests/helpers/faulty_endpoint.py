@@ -44,6 +44,7 @@ class FaultyEndpoint:
             A question without a plan gets the right answer.
         key: The key that is asked for; None: none.
         reads: Takes the part of a question that has the numbers.
+        says: Takes a question and returns the right answer to it; None: the sum of its numbers.
 
     Attributes:
         asked: How often each question came.
@@ -51,8 +52,8 @@ class FaultyEndpoint:
         most_at_once: Largest number of requests under way.
     """
 
-    def __init__(self, plans=None, key=None, reads=str):
-        self.plans, self.key, self.reads = dict(plans or {}), key, reads
+    def __init__(self, plans=None, key=None, reads=str, says=None):
+        self.plans, self.key, self.reads, self.says = dict(plans or {}), key, reads, says
         self.asked, self.bodies, self.most_at_once = Counter(), [], 0
         self._lock, self._now = threading.Lock(), 0
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -135,7 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
         terms = re.findall(r"[+-]? ?\d+", self.endpoint.reads(text))
         number = sum(int(term.replace(" ", "")) for term in terms) + (fault == "wrong")
         texts = {"language": "Das Ergebnis ist sieben.", "empty": " ", "cut_empty": None, "declined": None}
-        said = texts.get(fault, f"<answer>{number}</answer>")
+        said = texts.get(
+            fault, f"<answer>{number}</answer>" if self.endpoint.says is None else self.endpoint.says(text)
+        )
         reason = "length" if fault in ("cut_short", "cut_empty") else "stop"
         message = {"role": "assistant", "content": said, **({"refusal": "No."} if fault == "declined" else {})}
         choice = {"message": message, "finish_reason": reason}

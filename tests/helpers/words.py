@@ -216,11 +216,13 @@ def decisions(path):
 
 
 def write_media(root):
-    """Clips of three lengths, one that a decoder would hang on, sounds of one and two seconds, pictures, and junk."""
+    """Clips of several lengths, one that a decoder would hang on, sounds of three lengths, pictures, and junk."""
     root.mkdir()
     for name, frame_s in (("one.mp4", 0.1), ("two.mp4", 0.2), ("hangs.mp4", 0.3)):
         clips.write_grey(root / name, [frame_s * index for index in range(4)])
+    clips.write_grey(root / "more.mp4", [0.1 * index for index in range(8)])
     clips.write_wav(root / "one.wav", clips.tone(440, 1.0, 16_000), 16_000)
+    clips.write_wav(root / "half.wav", clips.tone(440, 0.5, 16_000), 16_000)
     clips.write_wav(root / "long.wav", clips.tone(440, 2.0, 16_000), 16_000)
     Image.fromarray(np.full((8, 8, 3), (10, 20, 30), dtype=np.uint8)).save(root / "one.png")
     (root / "broken.mp4").write_bytes(b"nothing")

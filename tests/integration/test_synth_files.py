@@ -68,6 +68,18 @@ def test_manifests_and_records_describe_the_files(tiny_set: Path) -> None:
     assert {row["videos"][0] for row in rows} == {name for name in hashes(tiny_set) if name.endswith(".mp4")}
 
 
+def test_conflicts_name_clips_of_the_test_split_and_a_set_without_them_gets_them(tiny_set: Path) -> None:
+    path = tiny_set / "conflict.jsonl"
+    before = path.read_bytes()
+    clips = {row["videos"][0] for row in map(json.loads, (tiny_set / "test.jsonl").read_text().splitlines())}
+    rows = [json.loads(line) for line in before.splitlines()]
+    assert len(rows) == 7
+    assert {name for row in rows for name in (*row["videos"], *row["audios"])} <= clips
+    path.unlink()
+    synthesize_emotions(tiny_set, settings=TINY)
+    assert path.read_bytes() == before
+
+
 def test_pyav_reads_both_tracks_in_time_with_the_source(tiny_set: Path) -> None:
     plan = plan_split(TINY, "train")[0]
     frames, waveform = render_signals(plan, TINY.style)

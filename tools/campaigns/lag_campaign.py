@@ -8,9 +8,10 @@ ten times as high (`--control-lr`), and a correction whose bounds leave every we
 is corrected. A stopped run continues, and a finished one only reports.
 
 The differences of the headline on the test set are paired by seed and question; their intervals resample questions with
-their answers of all seeds. The overlap is the share of the engine's time in which the trainer did not wait for it.
-Writes lag-campaign.json and .md to the output folder. Exits with 1 unless the lower end of `lag1` over `lag0` is at
-least -5 points, and `uncorrected` is worse than `lag0`, with the upper end of the difference below 0.
+their answers of all seeds, with a paired t over seeds beside them. The overlap is the share of the engine's time in
+which the trainer did not wait for it. Writes lag-campaign.json and .md to the output folder. Exits with 1 unless the
+lower end of `lag1` over `lag0` is at least -5 points, and `uncorrected` is worse than `lag0`, with the upper end of the
+difference below 0.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 
-from seed_runs import gain_line, percentages, pooled, pooled_gain, task_of, train
+from seed_runs import gain_line, gain_over_seeds, percentages, pooled, pooled_gain, task_of, train
 
 CORRECTION = "lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection"
 KEY = "+stages.reason.algorithm.correction"
@@ -62,10 +63,15 @@ def main() -> int:
         values = percentages(judged, options.seeds, task, task.headline)
         cells = " | ".join(f"{value:.1f}" for value in values)
         lines.append(f"| {name} | {cells} | {fsum(values) / len(values):.1f} | {_told(overlap(folders[name]))} |")
-    lines += ["", *(gain_line(name, "lag0", gain.estimate, gain.low, gain.high) for name, gain in gains.items())]
+    found = {name: gain_over_seeds(answers[name], answers["lag0"], options.seeds, task) for name in gains}
+    over_seeds = {name: None if each is None else asdict(each) for name, each in found.items()}
+    lines += ["", *(gain_line(name, "lag0", asdict(gain), over_seeds[name]) for name, gain in gains.items())]
     report = "\n".join(lines)
     print(report)
-    content = {name: asdict(gain) | {"overlap": overlap(folders[name])} for name, gain in gains.items()}
+    content = {
+        name: asdict(gain) | {"over_seeds": over_seeds[name], "overlap": overlap(folders[name])}
+        for name, gain in gains.items()
+    }
     (options.output_dir / "lag-campaign.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (options.output_dir / "lag-campaign.md").write_text(report + "\n", encoding="utf-8")
     return 0 if gains["lag1"].low >= LEAST and gains["uncorrected"].high < 0 else 1

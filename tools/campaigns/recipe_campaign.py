@@ -6,8 +6,8 @@ Each recipe and seed is one run of `experiment=NAME` (`mm_eureka-seed0` and so o
 stopped continues, and a finished one only reports. For each recipe the report has the headline metric of each stage on
 each held-out set, gains of stages over others, the rows that data stages kept and dropped, and the time of each run.
 Gains are paired by question, pooled over seeds, and their 95 % intervals resample questions with their answers of all
-seeds. Writes recipe-campaign-NAME.json and .md for each recipe, and exits with 1 if the first gain of a recipe is not
-above 0 on each set that its stages have.
+seeds; a second interval, of a paired t over seeds, says what other seeds would give. Writes recipe-campaign-NAME.json
+and .md for each recipe, and exits with 1 if the first gain of a recipe is not above 0 on each set that its stages have.
 """
 
 import argparse
@@ -18,7 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_runs import BASE, evaluated, gain_line, percentages, pooled, pooled_gain, task_of, train, usage
+from seed_runs import (
+    BASE,
+    evaluated,
+    gain_line,
+    gain_over_seeds,
+    percentages,
+    pooled,
+    pooled_gain,
+    task_of,
+    train,
+    usage,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +117,10 @@ def figures(recipe: Recipe, folders: Mapping[int, Path]) -> dict[str, Any]:
     for own, before in recipe.pairs:
         for name in [each for each in answers[own] if each in answers[before]]:
             after, earlier = answers[own][name], answers[before][name]
-            gain = pooled_gain(after, earlier, task_of([*after, *earlier]))
-            gains.append({"pair": [own, before], "set": name, **asdict(gain)})
+            task = task_of([*after, *earlier])
+            over_seeds = gain_over_seeds(after, earlier, seeds, task)
+            found = {"over_seeds": None if over_seeds is None else asdict(over_seeds)}
+            gains.append({"pair": [own, before], "set": name, **asdict(pooled_gain(after, earlier, task)), **found})
     return {
         "start": recipe.start,
         "seeds": seeds,
@@ -146,7 +159,7 @@ def report_lines(content: Mapping[str, Any]) -> list[str]:
     lines.append("")
     for gain in content["gains"]:
         own, before = gain["pair"]
-        lines.append(f"{gain_line(own, before, gain['estimate'], gain['low'], gain['high'])} ({gain['set']})")
+        lines.append(f"{gain_line(own, before, gain, gain['over_seeds'])} ({gain['set']})")
     for seed in seeds:
         lines += ["", f"seed {seed}:"]
         for artifact, counts in content["data"][str(seed)].items():

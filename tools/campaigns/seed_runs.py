@@ -1,4 +1,4 @@
-"""Runs of one experiment for several seeds: trains them, reads their judged answers, and pools gains over seeds."""
+"""Runs of one experiment for several seeds: trains them, reads their judged answers, and combines gains over seeds."""
 
 import json
 import resource
@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.seeds import PairedT, paired_t
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
 from lightning_mmrl.evaluation.tasks.task import Task
@@ -72,15 +74,26 @@ def pooled_gain(own: Sequence[Judgement], before: Sequence[Judgement], task: Tas
     return ClusterBootstrap().paired_difference(own, before, task)
 
 
+def gain_over_seeds(
+    own: Sequence[Judgement], before: Sequence[Judgement], seeds: Sequence[int], task: Task
+) -> PairedT | None:
+    """Headline of a stage minus that of another, a fraction, as a paired t over seeds; None for a single seed."""
+    values = [percentages(judged, seeds, task, task.headline) for judged in (own, before)]
+    return paired_t([(a - b) / 100 for a, b in zip(*values, strict=True)]) if len(seeds) > 1 else None
+
+
 def percentages(judged: Sequence[Judgement], seeds: Iterable[int], task: Task, metric: str) -> list[float]:
     """A metric of the answers of each seed, in percent."""
     parts = ([each for each in judged if each.sample_id.startswith(f"{seed}/")] for seed in seeds)
     return [100 * task.metrics(part)[metric] for part in parts]
 
 
-def gain_line(own: str, before: str, estimate: float, low: float, high: float) -> str:
-    """One line about a gain, a fraction with its interval, in percentage points."""
-    return f"- {own} over {before}: {100 * estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def gain_line(own: str, before: str, gain: Mapping[str, Any], seeds: Mapping[str, Any] | None) -> str:
+    """One line about a gain in points: its interval over questions, and the one of the paired t over seeds."""
+    line = f"- {own} over {before}: {100 * gain['estimate']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+    if seeds is None:
+        return line
+    return f"{line}, over seeds [{100 * seeds['low']:+.1f}, {100 * seeds['high']:+.1f}] (p {seeds['p_value']:.3f})"
 
 
 def task_of(judged: Sequence[Judgement]) -> Task:

@@ -5,9 +5,9 @@
 Each seed is one run of `experiment=smollm2_orders` (`smollm2-seed0` and so on): SFT alone is its stage `cold_start`,
 SFT then RL `reason`, and RL alone `reason_first`. All seeds use the same questions. A run that was stopped continues,
 and a finished one only reports. Accuracies are on the test set. Gains are paired by question, pooled over seeds, and
-their intervals resample questions with their answers of all seeds. Writes smollm2-campaign.json and .md to the output
-folder, and exits with 1 if the pooled gain of `reason` over `cold_start`, or that of `reason_first` over the base, is
-not above 0.
+their intervals resample questions with their answers of all seeds, with a paired t over seeds beside them. Writes
+smollm2-campaign.json and .md to the output folder, and exits with 1 if the pooled gain of `reason` over `cold_start`,
+or that of `reason_first` over the base, is not above 0.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from seed_runs import gain_line, percentages, pooled, pooled_gain, train
+from seed_runs import gain_line, gain_over_seeds, percentages, pooled, pooled_gain, train
 
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
@@ -47,10 +47,15 @@ def main() -> int:
         train("smollm2_orders", seed, folder, options.overrides)
     answers = {order: pooled(folders, stage) for order, stage in ORDERS.items()}
     gains = {pair: pooled_gain(answers[pair[0]], answers[pair[1]], TASK) for pair in GAINS}
-    lines = [gain_line(*pair, gain.estimate, gain.low, gain.high) for pair, gain in gains.items()]
+    found = {pair: gain_over_seeds(answers[pair[0]], answers[pair[1]], options.seeds, TASK) for pair in GAINS}
+    over_seeds = {pair: None if each is None else asdict(each) for pair, each in found.items()}
+    lines = [gain_line(*pair, asdict(gain), over_seeds[pair]) for pair, gain in gains.items()]
     report = "\n".join([*_accuracies(answers, options.seeds), "", *lines])
     print(report)
-    content = [{"order": order, "over": over, **asdict(gain)} for (order, over), gain in gains.items()]
+    content = [
+        {"order": order, "over": over, **asdict(gain), "over_seeds": over_seeds[order, over]}
+        for (order, over), gain in gains.items()
+    ]
     (options.output_dir / "smollm2-campaign.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (options.output_dir / "smollm2-campaign.md").write_text(report + "\n", encoding="utf-8")
     return 0 if all(gains[pair].low > 0 for pair in GAINS[:2]) else 1

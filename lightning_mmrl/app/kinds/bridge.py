@@ -218,7 +218,7 @@ class BridgeJob:
             return
         texts = [trace.messages[-1].content for _, trace in pairs]
         answers = [Completion(text=text, num_tokens=len(text.split()), truncated=False) for text in texts]
-        with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards") as judge:
+        with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards", self.parts) as judge:
             verdicts = [judge.verdict(score) for score in judge.scores([trace for _, trace in pairs], answers)]
         taken: set[str] = set()
         for (name, trace), verdict in zip(pairs, verdicts, strict=True):

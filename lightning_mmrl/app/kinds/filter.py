@@ -247,7 +247,7 @@ class FilterJob:
         ]
         if not targets:
             return ["no_target"] * len(samples)
-        with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards") as judge:
+        with Judge.of(self.stage.rewards, f"stages.{self.spec.name}.rewards", self.parts) as judge:
             verdicts = [judge.verdict(score) for score in judge.scores(targets, answers)]
         found = dict(zip((sample.id for sample in targets), verdicts, strict=True))
         return [found.get(sample.id, "no_target") for sample in samples]

@@ -79,7 +79,7 @@ class ReinforcementKind:
             resources.callback(engine.close)
             return make(
                 engine=engine,
-                rewards=resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards")),
+                rewards=resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards", parts)),
                 algorithm=build_algorithm(stage, make, path),
                 table=RolloutTable(directory / "rollouts", stage),
                 **common,

@@ -289,7 +289,7 @@ class RouteJob:
         asked = bool(self.files or self.prompts) and bool(self.traces or stage.expert)
         if stage.debugging or stage.rewards is None or not asked:
             return cost
-        with Judge.of(stage.rewards, f"{path}.rewards") as judge:
+        with Judge.of(stage.rewards, f"{path}.rewards", self.parts) as judge:
             self.consultation = asking = Consultation(
                 settings=stage, stage_seed=self.spec.seed, template=self.parts.template, judge=judge
             )

@@ -124,7 +124,7 @@ class SampleKind:
         module = SampleModule(
             policy,
             engine,
-            resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards")),
+            resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards", parts)),
             plan=plan,
             parts=store,
             ranks=ranks_of(stage.trainer),

@@ -6,7 +6,7 @@ The file lies in the folder of the run and counts the requests and tokens of its
 runs share has no part in these counts: it lends its outcomes, and gets the stage's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Ledger:
         path: The file of the stage; it need not exist.
         shared: The file of the stage in a folder that it shares, whose other files are read too; None: there is none.
         asker: Stands for model and sampling, see `chat.asker`.
+        siblings: Files of other processes of the stage, whose outcomes are read but not counted.
 
     Attributes:
         num_requests: Requests that this stage sent, in this process and before.
@@ -38,7 +39,7 @@ class Ledger:
         StageError: A line is no line of a ledger.
     """
 
-    def __init__(self, path: Path, shared: Path | None = None, asker: str = "") -> None:
+    def __init__(self, path: Path, shared: Path | None = None, asker: str = "", siblings: Sequence[Path] = ()) -> None:
         self.path, self.shared = path, shared
         self._asker = asker
         self.num_requests = self.num_tokens = 0
@@ -46,6 +47,9 @@ class Ledger:
         self._refused: dict[str, str] = {}
         self._answered: set[str] = set()
         own = [record for record in read_lines(path) if self._take(path, record)]
+        for file in siblings:
+            for record in read_lines(file):
+                self._take(file, record, counts=False)
         if shared is None:
             return
         known: set[tuple[str, str]] = set()
@@ -57,7 +61,9 @@ class Ledger:
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path, shared: Path | None = None, asker: str = "") -> "Iterator[Ledger]":
+    def opened(
+        cls, path: Path, shared: Path | None = None, asker: str = "", siblings: Sequence[Path] = ()
+    ) -> "Iterator[Ledger]":
         """Gives the block a ledger that no other process writes.
 
         Raises:
@@ -76,7 +82,7 @@ class Ledger:
                         f"the expert's answers {path if shared is None else shared} are in use by another process; "
                         "wait for it, or set another endpoint.answers"
                     ) from error
-            yield cls(path, shared, asker)
+            yield cls(path, shared, asker, siblings)
 
     @property
     def has_answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""Generates the video-audio emotion set: mp4 clips, one JSONL manifest per split, labels.json and dataset.json."""
+"""Generates the video-audio emotion set: mp4 clips, JSONL manifests, labels.json and dataset.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_mmrl.data.synthetic import faces, factors, voices
+from lightning_mmrl.data.synthetic.conflicts import add_conflicts
 from lightning_mmrl.data.synthetic.folder import (
     RECORD,
     Progress,
@@ -44,9 +45,11 @@ def synthesize_emotions(
     if workers < 1:
         raise DataError(f"workers is {workers}; give at least 1")
     recipe = Recipe(name="emotion", settings=asdict(settings), generator_version=GENERATOR_VERSION)
-    return make_folder(
+    made = make_folder(
         directory, recipe, lambda root: _write_set(root, settings, workers, on_progress), overwrite=overwrite
     )
+    add_conflicts(made, settings.seed)
+    return made
 
 
 def _write_set(root: Path, settings: EmotionSetSettings, workers: int, on_progress: Progress | None) -> None:

@@ -1,4 +1,4 @@
-"""The task of naming one label of a closed set: WAR, UAR, macro F1, recalls, and whether the thought fits the label."""
+"""The task of naming one label of a closed set: WAR, UAR, F1, recalls, and whether the thought fits the label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.figures import save_confusion_figure
-from lightning_mmrl.evaluation.metrics import UNPARSED, macro_f1, per_class_recall, uar, war
+from lightning_mmrl.evaluation.metrics import UNPARSED, macro_f1, per_class_recall, uar, war, weighted_f1
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Statistic, Task
 from lightning_mmrl.prompts.answers import question_of
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.reading import check_reading, find_answer
+from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
-RECOGNITION = {"war": war, "uar": uar, "macro_f1": macro_f1}
+RECOGNITION = {"war": war, "uar": uar, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
 WITH_CUES = ("consistency", "grounded")
 """Metrics of a task with cue phrases."""
 COUNTS = ("valid_format", "consistent", "judged", "grounded")
@@ -31,9 +32,11 @@ COUNTS = ("valid_format", "consistent", "judged", "grounded")
 class ClosedLabels(Task):
     """The answer names one label of a closed set, as `LabelMatcher` reads it; `prompts.reading` explains `reading`.
 
-    The metrics are R1-Omni's (arXiv:2503.05379, table 2) and the recall of each label that occurs. `cue_lexicon` is the
-    path of a file of cue phrases (`CueLexicon`). With it, `consistency` is the share of answers whose label the thought
-    implies, and `grounded` is the share of answers that are consistent and right.
+    The metrics are R1-Omni's (arXiv:2503.05379, table 2), weighted F1, which the MER challenges rank by, macro F1, and
+    the recall of each label that occurs. An answer that names no label, or several, is wrong in all of them.
+
+    `cue_lexicon` is the path of a file of cue phrases (`CueLexicon`). With it, `consistency` is the share of answers
+    whose label the thought implies, and `grounded` is the share of answers that are consistent and right.
 
     Raises:
         DataError: The file of cue phrases cannot be read; raised on first use.
@@ -50,7 +53,8 @@ class ClosedLabels(Task):
     measures: ClassVar[Sequence[Measure]] = (
         Measure(name="war", title="WAR", interval=True),
         Measure(name="uar", title="UAR", interval=True),
-        Measure(name="macro_f1", title="macro F1", validated=False, in_table=False),
+        Measure(name="macro_f1", title="macro F1", interval=True, validated=False, in_table=False),
+        Measure(name="weighted_f1", title="weighted F1", interval=True, validated=False, in_table=False),
         VALID_FORMAT,
         Measure(name="unparseable", title="unparseable", validated=False, in_table=False, on_card=False),
         Measure(name="consistency", title="consistency"),
@@ -101,6 +105,13 @@ class ClosedLabels(Task):
             consistent=consistent,
             text=completion.text,
         )
+
+    def named_senses(self, judgement: Judgement) -> frozenset[str] | None:
+        """The senses whose cues the thought names; none without a thought, and None without cue phrases."""
+        if self.lexicon is None:
+            return None
+        think = scan(judgement.text).think
+        return frozenset() if think is None else self.lexicon.named_senses(think)
 
     @property
     def answer_reading(self) -> str:
@@ -153,11 +164,11 @@ class ClosedLabels(Task):
         return sums[..., : -len(COUNTS)].reshape(*sums.shape[:-1], size, size + 1)
 
     def statistic(self, name: str) -> Statistic:
-        """WAR, UAR or macro F1 as a function of sums."""
+        """WAR, UAR, macro or weighted F1 as a function of sums."""
         return lambda sums: RECOGNITION[name](self.confusion(sums))
 
     def measured(self, sums: NDArray[np.float64]) -> dict[str, float]:
-        """Fractions in [0, 1]: `war`, `uar`, `macro_f1`, `valid_format`, `unparseable` and `recall/<label>`.
+        """Fractions in [0, 1]: those of `RECOGNITION`, `valid_format`, `unparseable` and `recall/<label>`.
 
         `consistency` and `grounded` (the label is right and the thought implies it) exist if the answers were judged
         with a cue lexicon. A class that is never the truth has no recall. Without answers, all fractions are NaN.

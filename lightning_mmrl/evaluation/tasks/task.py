@@ -62,6 +62,8 @@ class Task(ABC):
     """Name of the metric that gains and the progress line show; it has an interval."""
     measures: ClassVar[Sequence[Measure]]
     """The metrics in the order of display; in this class, each is the mean of the score with the metric's name."""
+    ablated: ClassVar[bool] = True
+    """Whether its sets are also evaluated without sound or picture, where a run asks for that."""
 
     @abstractmethod
     def truth(self, sample: Sample) -> Any:
@@ -104,6 +106,10 @@ class Task(ABC):
         """The judgement of a sample that could not be loaded: an empty answer, which is wrong."""
         return self.judge(sample, Completion(text="", num_tokens=0, truncated=False))
 
+    def named_senses(self, judgement: Judgement) -> frozenset[str] | None:
+        """The senses (`picture`, `sound`) whose cues the thought of an answer names; None: the task cannot tell."""
+        return None
+
     def metric_names(self) -> Sequence[str]:
         """The metrics that an evaluated set may have."""
         return [each.name for each in self.measures]
@@ -112,6 +118,10 @@ class Task(ABC):
         """The metrics that a validation may have."""
         known = self.metric_names()
         return [each.name for each in self.measures if each.validated and each.name in known]
+
+    def score_names(self) -> Sequence[str]:
+        """The metrics that are means of scores; a subclass leaves out those that `statistic` derives from others."""
+        return [each.name for each in self.measures]
 
     @property
     def headline_title(self) -> str:
@@ -126,7 +136,7 @@ class Task(ABC):
         Raises:
             DataError: A judgement is of another task.
         """
-        names = [each.name for each in self.measures]
+        names = self.score_names()
         sums = np.zeros((num_units, len(names) + 1))
         rows = [[*(_score(each, name) for name in names), 1.0] for each in judgements]
         np.add.at(sums, units, np.array(rows).reshape(len(rows), len(names) + 1))
@@ -134,7 +144,7 @@ class Task(ABC):
 
     def statistic(self, name: str) -> Statistic:
         """Returns the metric `name` as a function that maps sums [..., D] to values [...]; NaN without samples."""
-        place = [each.name for each in self.measures].index(name)
+        place = list(self.score_names()).index(name)
         return lambda sums: ratio(sums[..., place], sums[..., -1])
 
     def measured(self, sums: NDArray[np.float64]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from lightning_mmrl.cli.tables import by_task, gains_table, print_comparison, results_table
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.speakers import SpeakerSpread
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
 from lightning_mmrl.rewards.math_answer import MathAnswer
@@ -35,6 +36,39 @@ def lines(*results):
         console.print(results_table(results))
     rows = [line for line in captured.get().splitlines() if "\u2502" in line]
     return [[cell.strip() for cell in row.strip("\u2502").split("\u2502")] for row in rows]
+
+
+def test_a_set_of_known_speakers_has_its_worst_and_best_one():
+    spread = SpeakerSpread(metric="uar", num_speakers=25, min=0.571, median=0.7, max=0.9294, sd=0.1, each={})
+    first, second = lines(replace(WHOLE, speakers=spread), WHOLE)
+    assert (first[-1], second[-1]) == ("25: 57.1 to 92.9", "-")
+    assert first[:-1] == lines(WHOLE)[0]
+
+
+def test_intervals_that_are_not_reliable_are_marked_and_explained():
+    few = replace(interval(0.5), unit="speaker", num_units=14, reliable=False)
+    row = replace(WHOLE, intervals={"war": few, "uar": replace(few, reliable=True)})
+    text = printed(results_table([row]))
+    assert "50.0 [40.0, 60.0] !" in text
+    assert text.count("] !") == 1
+    assert "! not reliable: fewer than 15 speakers" in text
+    gain = Gain(stage="reason", over="cold_start", name="test", difference=few, task=WHOLE.task)
+    text = printed(gains_table(WHOLE.task, [gain]))
+    assert "+50.0 [+40.0, +60.0] !" in text
+    assert "! not reliable: fewer than 15 speakers" in text
+    sure = {key: replace(few, reliable=True) for key in ("war", "uar")}
+    assert "reliable" not in printed(results_table([replace(WHOLE, intervals=sure)]))
+
+
+def test_single_samples_as_units_are_said_in_words():
+    assert "speakers are not known, so single samples were resampled" in printed(results_table([WHOLE]))
+    text = printed(results_table([replace(WHOLE, intervals={"war": replace(interval(0.5), reliable=False)})]))
+    assert "! not reliable: fewer than 15 speakers or samples; single samples were resampled" in text
+
+
+def test_a_result_of_before_a_metric_had_an_interval_has_a_table():
+    before = replace(WHOLE, metrics={**WHOLE.metrics, "uar": 0.25}, intervals={"war": interval(0.5)})
+    assert lines(before)[0][3:5] == ["50.0 [40.0, 60.0]", "25.0"]
 
 
 def test_a_set_of_which_samples_were_left_out_has_a_second_row_that_counts_them_wrong():

@@ -4,9 +4,11 @@ import pytest
 import torch
 from words import Monitor, Settled, in_order, read, row, write
 
+from lightning_mmrl.data.in_order import Shown
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.shuffling import Shuffle
 from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import MediaSettings, PromptSettings
@@ -300,10 +302,45 @@ def test_a_clip_that_crashes_or_breaks_limits_costs_that_clip_in_real_workers(ro
 def test_an_evaluation_can_take_a_modality_away(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("b", ["two.mp4"]))
     found = Settled(dataset)
-    [batch] = in_order(found.sets, variant="blank")
+    [batch] = in_order(found.sets, shown=Shown(variant="blank"))
     assert batch.media.tensors["levels"].eq(128).all()
     [batch] = in_order(found.sets)
     assert not batch.media.tensors["levels"].eq(128).any()
+
+
+def test_text_alone_has_neither_picture_nor_sound(root, pipeline):
+    dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"]))
+    shown = {variant: read(dataset, variant=variant).prompt for variant in ("full", "blank", "silent", "text_only")}
+    for name, taken in {"levels": "blank", "sound": "silent"}.items():
+        assert shown["text_only"][name].equal(shown[taken][name])
+        assert not shown["text_only"][name].equal(shown["full"][name])
+
+
+@pytest.mark.parametrize(("variant", "moved", "kept"), [("sound", "sound", "levels"), ("picture", "levels", "sound")])
+def test_a_shuffled_set_has_the_media_of_another_truth_and_all_else_of_its_own(root, pipeline, variant, moved, kept):
+    rows = [row("a", ["one.mp4"], ["one.wav"], solution="sad"), row("b", ["more.mp4"], ["half.wav"], solution="happy")]
+    dataset = prepared(root, pipeline, *rows)
+    shuffle = Shuffle(dataset.samples, lambda sample: sample.solution, f"shuffled_{variant}")
+    found = Settled(dataset)
+    [whole] = in_order(found.sets)
+    [mixed] = in_order(found.sets, shown=Shown(variant=f"shuffled_{variant}", partners=shuffle))
+    first, second = whole.media.tensors[moved].chunk(2)
+    assert mixed.media.tensors[moved].equal(torch.cat([second, first]))
+    assert not mixed.media.tensors[moved].equal(whole.media.tensors[moved])
+    assert mixed.media.tensors[kept].equal(whole.media.tensors[kept])
+    assert [(each.id, each.solution) for each in mixed.samples] == [("a", "sad"), ("b", "happy")]
+    assert set(mixed.media.keys).isdisjoint(whole.media.keys)
+    assert shuffle.counted() == {"num_shuffled": 2, "num_same_truth": 0, "num_unchanged": 0}
+
+
+def test_no_shuffled_sample_gets_the_sound_of_a_sample_that_was_left_out(root, pipeline):
+    rows = [row(name, ["one.mp4"], [f"{sound}.wav"]) for name, sound in zip("abc", ("one", "one", "half"), strict=True)]
+    dataset = prepared(root, pipeline, *rows, row("bad", ["broken.mp4"], ["half.wav"]))
+    shuffle = Shuffle(dataset.samples, lambda sample: sample.id, "shuffled_sound")
+    found = Settled(dataset)
+    assert found.reasons.keys() == {"bad"}
+    list(in_order(found.sets, shown=Shown(variant="shuffled_sound", partners=shuffle)))
+    assert shuffle.counted()["num_shuffled"] == 3
 
 
 def test_the_media_of_a_prompt_have_one_key_for_what_is_shown(root, pipeline):

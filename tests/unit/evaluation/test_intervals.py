@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation import intervals
@@ -55,7 +56,7 @@ def test_the_clip_interval_of_accuracy_is_the_binomial_one():
     predictions = drawn(1, 400)
     interval = ClusterBootstrap(settings=EvaluationSettings(num_resamples=4000)).intervals(predictions, TASK)["war"]
     p = np.mean([each.truth == each.predicted for each in predictions])
-    half = 1.96 * np.sqrt(p * (1 - p) / 400)
+    half = 1.97 * np.sqrt(p * (1 - p) / 400)
     # Monte-Carlo error of a 2.5 % quantile with 4000 resamples is about 0.05 standard errors; accuracy moves by 1/400.
     assert [interval.low, interval.high] == pytest.approx([p - half, p + half], abs=0.005)
 
@@ -185,8 +186,50 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     assert ClusterBootstrap(settings=EvaluationSettings(num_resamples=97)).intervals(predictions, TASK) == whole
 
 
-def test_intervals_of_closed_labels_are_bit_for_bit_those_of_before_there_were_tasks():
-    """Recorded with the code that knew WAR and UAR alone."""
+@pytest.mark.parametrize(
+    ("speakers", "size", "unit", "number", "reliable"),
+    [
+        (25, 100, "speaker", 25, True),
+        (15, 60, "speaker", 15, True),
+        (14, 60, "speaker", 14, False),
+        (1, 60, "clip", 60, False),
+        (None, 60, "clip", 60, True),
+        (None, 14, "clip", 14, False),
+    ],
+)
+def test_few_speakers_are_not_reliable(speakers, size, unit, number, reliable):
+    predictions = drawn(0, size, speakers=speakers)
+    single = ClusterBootstrap(settings=EvaluationSettings(num_resamples=10))
+    for found in (single.intervals(predictions, TASK)["uar"], single.paired_difference(predictions, predictions, TASK)):
+        assert (found.unit, found.num_units, found.reliable) == (unit, number, reliable)
+        assert (found.caution is None) == (unit == "speaker" and reliable)
+        assert ("not reliable" in (found.caution or "")) == (not reliable)
+        assert ("single samples were resampled" in (found.caution or "")) == (unit == "clip")
+
+
+def test_speakers_of_unequal_size_count_as_fewer():
+    predictions = [replace(each, speaker="s0") if index < 20 else each for index, each in enumerate(drawn(0, 40))]
+    predictions = [replace(each, speaker=each.speaker or f"s{index}") for index, each in enumerate(predictions)]
+    found = ClusterBootstrap(settings=EvaluationSettings(num_resamples=10)).intervals(predictions, TASK)["uar"]
+    assert (found.num_units, found.effective_units) == (21, pytest.approx(40**2 / (20**2 + 20)))
+    equal = ClusterBootstrap().intervals(drawn(0, 40, speakers=8), TASK)["uar"]
+    assert equal.effective_units == pytest.approx(8)
+
+
+@pytest.mark.parametrize("units", [1.2, 2, 3.7, 15, 25, 100, 1e5])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_the_tails_are_those_of_students_distribution(units, level):
+    """A normal quantile that is t sqrt(S / (S - 1)); with many units the tails are those of plain percentiles."""
+    share = intervals.tail_of(units, level)
+    assert share < (1 - level) / 2
+    expected = stats.t(df=units - 1).ppf((1 + level) / 2) * np.sqrt(units / (units - 1))
+    assert -stats.norm.ppf(share) == pytest.approx(expected, rel=1e-9) or share < 1e-300
+    if units == 1e5:
+        assert share == pytest.approx((1 - level) / 2, rel=1e-3)
+
+
+def test_the_resampled_metrics_are_bit_for_bit_those_of_before_there_were_tasks(monkeypatch):
+    """Plain percentiles, recorded with the code that knew WAR and UAR alone."""
     expected = {
         None: (
             ("0x1.04325c53ef369p-1", "0x1.82192e29f79b4p-2", "0x1.3f2920bc035a4p-1"),
@@ -202,6 +245,7 @@ def test_intervals_of_closed_labels_are_bit_for_bit_those_of_before_there_were_t
     for speakers, (weighted, unweighted, gained) in expected.items():
         candidate, baseline = drawn(3, 61, speakers=speakers), drawn(4, 61, 0.4, speakers=speakers)
         candidate = [replace(each, predicted=None) if i % 9 == 0 else each for i, each in enumerate(candidate)]
+        monkeypatch.setattr(intervals, "tail_of", lambda effective, level: (1 - level) / 2)
         found = ClusterBootstrap().intervals(candidate, TASK)
         difference = ClusterBootstrap().paired_difference(candidate, baseline, TASK)
         for interval, values in ((found["war"], weighted), (found["uar"], unweighted), (difference, gained)):

@@ -47,6 +47,7 @@ def test_values_by_hand():
             "war": 3 / 5,
             "uar": (2 / 4 + 1) / 2,
             "macro_f1": (4 / 6 + 2 / 3) / 2,
+            "weighted_f1": (4 * 4 / 6 + 1 * 2 / 3) / 5,
             "valid_format": 3 / 5,
             "unparseable": 1 / 5,
             "consistency": 3 / 5,

@@ -240,6 +240,56 @@ def test_the_loss_without_a_channel_is_shown_only_where_it_was_measured(run, tmp
     assert "modalities" not in parsed(plain.folder).ids()
 
 
+MODALITY = {
+    "version": 1,
+    "sets": {
+        "test": {
+            "verdict": {
+                "picture": {"verdict": "yes", "by": "blank", "says": "It looks: <b>a lot</b>."},
+                "sound": {"verdict": "not_evaluated", "by": None, "says": "Whether it listens was not evaluated."},
+            },
+            "faithfulness": {"picture": {"says": "Without the picture, 31 % change."}, "all": {"says": "All of it."}},
+        }
+    },
+    "conflicts": {
+        "conflict": {
+            "says": "It follows the picture.",
+            "shares": {"follows_picture": {"estimate": 0.625, "low": 0.5, "high": 0.75}},
+            "by_chance": {"picture": 0.25, "sound": 0.25},
+        }
+    },
+}
+
+
+def test_what_the_modality_report_says_is_shown_with_the_shares_of_conflicts(tmp_path):
+    run = whole_run(tmp_path / "run")
+    path = run.place("reason") / "evaluation" / "modality.json"
+    path.write_text(json.dumps(MODALITY))
+    text = " ".join(parsed(run.folder).text)
+    for part in ("It looks: <b>a lot</b>.", "Without the picture, 31 % change.", "It follows the picture.", "62.5"):
+        assert part in text, part
+    assert "was not evaluated" not in text
+    assert "All of it." not in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"sets": {"test": 3}, "conflicts": {}}', '{"sets": {}}'])
+def test_a_damaged_modality_report_is_named_and_the_rest_is_shown(content, tmp_path):
+    run = whole_run(tmp_path / "run")
+    path = run.place("reason") / "evaluation" / "modality.json"
+    path.write_text(content)
+    text = " ".join(parsed(run.folder).text)
+    assert f"{path} is damaged" in text
+    assert "-50.0" in text
+
+
+def test_a_modality_report_outside_of_the_run_is_not_read(tmp_path):
+    run = whole_run(tmp_path / "run")
+    outside = tmp_path / "outside.json"
+    outside.write_text(json.dumps(MODALITY))
+    (run.place("reason") / "evaluation" / "modality.json").symlink_to(outside)
+    assert "It follows the picture." not in " ".join(parsed(run.folder).text)
+
+
 def test_data_that_stages_made_and_routed_is_counted(tmp_path):
     run = RunFolder(tmp_path / "run", order=("route", "cold_start"))
     routing = {"prompts": {"solved": 5, "never_solved": 2}, "experts": {"teacher": {"right": 1}}}

@@ -41,7 +41,9 @@ def test_stages_gains_and_counts_are_reported(folders):
         "| pretrain (start) | test | accuracy | 0.0 | 0.0 | 0.0 | 100.0 |",
         "| reason | test | accuracy | 50.0 | 100.0 | 75.0 | 100.0 |",
     ]
-    assert "- reason over pretrain: +75.0 [+50.0, +100.0] (test)" in lines
+    # Gains of 0.5 and 1 for the two seeds: t with one degree of freedom is 0.75 / 0.25, whose p is 0.2048.
+    over_seeds = "over seeds [-242.7, +392.7] (p 0.205)"
+    assert f"- reason over pretrain: +75.0 [+50.0, +100.0], {over_seeds} (test)" in lines
     assert "- solved_sometimes/kept: kept 3, always_solved 1" in lines
     assert "- 60 s, 58 s of processor time" in lines
     assert "- time unknown" in lines

@@ -28,6 +28,13 @@ def test_a_gain_is_paired_over_questions_and_seeds_and_resamples_questions():
     assert seed_runs.pooled_gain(own, own, TASK).high == 0.0
 
 
+def test_a_gain_over_seeds_is_a_paired_t():
+    before, own = of_seeds(lambda seed: 1), of_seeds(lambda seed: 2 + seed)
+    found = seed_runs.gain_over_seeds(own, before, [0, 1], TASK)
+    assert found.values == pytest.approx((0.25, 0.5))
+    assert seed_runs.gain_over_seeds(own[:4], before[:4], [0], TASK) is None
+
+
 def test_answers_of_all_runs_are_read_with_their_seed(tmp_path):
     folders = {seed: tmp_path / f"run{seed}" for seed in (0, 2)}
     for folder in folders.values():
