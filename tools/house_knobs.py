@@ -41,6 +41,7 @@ COINCIDENCES: Mapping[str, str] = {
             "Order.artifact",
             "Order.stage",
             "OutOfMemoryError.stage",
+            "OverSeeds.stage",
             "ProfileSteps.stage",
             "Request.stage",
             "SetResult.stage",

@@ -62,13 +62,13 @@ def _table(title: str, rows: Sequence["OverSeeds"], seeds: Sequence[int]) -> "Ta
     caption = f"seeds {', '.join(map(str, seeds))}; brackets are t intervals over seeds"
     table = Table(title=f"{title}, over {len(seeds)} seeds, in {'points' if signed else '%'}", caption=caption)
     compared = ["over", "p"] if signed else []
-    for name in ("stage", "set", *compared[:1], "metric", "mean [95 %]", "sd", *compared[1:], "each seed"):
+    for name in ("stage", "set", *compared[:1], "headline", "mean [95 %]", "sd", *compared[1:], "each seed"):
         table.add_column(name)
     for row in rows:
         found, sign = row.found, "+" if signed else ""
         mean, low, high = (f"{100 * value:{sign}.1f}" for value in (found.mean, found.low, found.high))
         each = ", ".join(f"{100 * value:{sign}.1f}" for value in found.values)
         over, p_value = ([row.over], [f"{found.p_value:.3f}"]) if row.over else ([], [])
-        cells = (*over, row.metric, f"{mean} [{low}, {high}]", f"{100 * found.sd:.1f}", *p_value, each)
+        cells = (*over, row.headline, f"{mean} [{low}, {high}]", f"{100 * found.sd:.1f}", *p_value, each)
         table.add_row(row.stage, row.name, *cells)
     return table

@@ -79,7 +79,7 @@ def caution_of(unit: str, reliable: bool | None) -> str | None:
 class Units:
     """What is resampled: `index` [N] says which of the `number` units each sample belongs to."""
 
-    kind: Unit
+    unit: Unit
     index: NDArray[np.int64]
     number: int
     reliable: bool
@@ -98,9 +98,9 @@ class Units:
         number = len(set(speakers)) if known else len(speakers)
         reliable = number >= LEAST_UNITS
         if not known or number < 2:
-            return cls(kind="clip", index=np.arange(len(speakers)), number=len(speakers), reliable=reliable)
+            return cls(unit="clip", index=np.arange(len(speakers)), number=len(speakers), reliable=reliable)
         index = np.unique(np.array(speakers), return_inverse=True)[1].astype(np.int64)
-        return cls(kind="speaker", index=index, number=number, reliable=reliable)
+        return cls(unit="speaker", index=index, number=number, reliable=reliable)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -214,7 +214,7 @@ class ClusterBootstrap:
             high=float(high),
             level=self.level,
             num_resamples=self.settings.num_resamples,
-            unit=units.kind,
+            unit=units.unit,
             num_units=units.number,
             effective_units=effective,
             reliable=units.reliable,

@@ -86,7 +86,7 @@ def weighted_f1(confusion: ArrayLike) -> NDArray[np.float64]:
     It equals scikit-learn's `f1_score(average="weighted")` with unparsed answers as a class of their own.
 
     >>> float(weighted_f1([[2, 1, 0], [0, 1, 0]]))
-    0.7666666666666666
+    0.7666666666666667
     """
     counts = _counts(confusion)
     return ratio((counts.sum(-1) * np.nan_to_num(_f1(counts))).sum(-1), counts.sum((-1, -2)))

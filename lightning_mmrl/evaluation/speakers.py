@@ -27,7 +27,7 @@ class SpeakerSpread:
     speakers have fewer samples.
     """
 
-    metric: str
+    headline: str
     num_speakers: int
     min: float
     median: float
@@ -48,13 +48,13 @@ class SpeakerSpread:
 def speaker_spread(judgements: Sequence[Judgement], task: Task) -> SpeakerSpread | None:
     """Returns the task's headline by speaker; None unless every sample has a speaker and there are at least two."""
     units = Units.of(judgements)
-    if units.kind != "speaker":
+    if units.unit != "speaker":
         return None
     values = task.statistic(task.headline)(task.unit_sums(judgements, units.index, units.number))
     names = sorted({str(each.speaker) for each in judgements})
     scores = zip(names, units.sizes, values, strict=True)
     return SpeakerSpread(
-        metric=task.headline,
+        headline=task.headline,
         num_speakers=units.number,
         min=float(values.min()),
         median=float(np.median(values)),

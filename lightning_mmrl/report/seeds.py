@@ -15,14 +15,14 @@ class OverSeeds:
 
     stage: str
     name: str
-    metric: str
+    headline: str
     found: PairedT
     over: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file."""
         over = {} if self.over is None else {"over": self.over}
-        return {"stage": self.stage, "set": self.name, **over, "metric": self.metric, **asdict(self.found)}
+        return {"stage": self.stage, "set": self.name, **over, "headline": self.headline, **asdict(self.found)}
 
 
 def by_seed(runs: Sequence[RunFiles]) -> dict[int, RunFiles]:
@@ -48,7 +48,7 @@ def headlines(runs: Mapping[int, RunFiles]) -> list[OverSeeds]:
         OverSeeds(
             stage=stage,
             name=name,
-            metric=found[0].headline,
+            headline=found[0].headline,
             found=paired_t([each.metrics[each.headline] for each in found]),
         )
         for (stage, name), found in _shared(runs.values()).items()
@@ -63,7 +63,7 @@ def gains(runs: Mapping[int, RunFiles]) -> list[OverSeeds]:
         OverSeeds(
             stage=stage,
             name=name,
-            metric=known[0][stage, over, name]["headline"],
+            headline=known[0][stage, over, name]["headline"],
             over=over,
             found=paired_t([each[stage, over, name]["difference"]["estimate"] for each in known]),
         )
@@ -86,7 +86,7 @@ def against(runs: Mapping[int, RunFiles], others: Mapping[int, RunFiles], over: 
         OverSeeds(
             stage=stage,
             name=name,
-            metric=each[0].headline,
+            headline=each[0].headline,
             over=over,
             found=paired_t([_value(a) - _value(b) for a, b in zip(each[: len(runs)], each[len(runs) :], strict=True)]),
         )

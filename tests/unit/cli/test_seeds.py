@@ -47,7 +47,7 @@ def test_headlines_and_gains_are_means_over_seeds(folders, capsys, tmp_path):
     [headline] = [each for each in content["headlines"] if (each["stage"], each["set"]) == ("reason", "test")]
     assert headline["values"] == [0.5, 0.625, 1.0]
     [gain] = content["gains"]
-    assert (gain["stage"], gain["over"], gain["set"], gain["metric"]) == ("reason", "cold_start", "test", "uar")
+    assert (gain["stage"], gain["over"], gain["set"], gain["headline"]) == ("reason", "cold_start", "test", "uar")
     expected = stats.ttest_1samp([0.25, 0.5, 0.875], 0)
     assert [gain["low"], gain["high"]] == pytest.approx(list(expected.confidence_interval()))
     assert gain["p_value"] == pytest.approx(expected.pvalue)

@@ -39,7 +39,7 @@ def lines(*results):
 
 
 def test_a_set_of_known_speakers_has_its_worst_and_best_one():
-    spread = SpeakerSpread(metric="uar", num_speakers=25, min=0.571, median=0.7, max=0.9294, sd=0.1, each={})
+    spread = SpeakerSpread(headline="uar", num_speakers=25, min=0.571, median=0.7, max=0.9294, sd=0.1, each={})
     first, second = lines(replace(WHOLE, speakers=spread), WHOLE)
     assert (first[-1], second[-1]) == ("25: 57.1 to 92.9", "-")
     assert first[:-1] == lines(WHOLE)[0]

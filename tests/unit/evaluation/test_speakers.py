@@ -44,7 +44,7 @@ def test_each_speaker_has_the_headline_of_its_own_samples():
         name: SpeakerScore(num_samples=number, value=VALUES[name]) for name, number in (("a", 1), ("b", 3), ("c", 4))
     }
     values = list(VALUES.values())
-    assert (found.metric, found.num_speakers, found.min, found.median, found.max) == ("uar", 3, 0.5, 0.75, 1.0)
+    assert (found.headline, found.num_speakers, found.min, found.median, found.max) == ("uar", 3, 0.5, 0.75, 1.0)
     assert found.sd == pytest.approx(np.std(values, ddof=1))
     for name, score in found.each.items():
         own = [each for each in ANSWERS if each.speaker == name]
