@@ -33,29 +33,30 @@ from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 NUM_STEPS = 50
 """Optimizer steps of each model after the quickstart's cold start, which has 200."""
 TRAINED = ("sees", "hears", "guesses", "honest", "liar")
-MOST_CHANGES = 0.05
-"""The largest share of answers that a deletion without any effect may change: a deleted medium is an unusual input."""
 Row = dict[str, Any]
 _THOUGHT = re.compile(r"<think>(.*) and (.*)</think>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Verdicts on picture and sound, what a model follows, and the sign of the difference of all deletions.
+    """Verdicts on picture and sound, what a model follows, and which deletions change its answers.
 
-    The sign is that of the interval of changes with a named cue minus changes with an unnamed one; None: unknown.
+    Of the two senses that its thoughts always name, `uses` has the one that it uses first: the interval of changes
+    without it lies above that of changes without the other. `faithful` is the sign of the interval of changes with a
+    named cue minus changes with an unnamed one. None: nothing is expected.
     """
 
     looks: str
     listens: str
     follows: str
+    uses: tuple[str, str] | None = None
     faithful: int | None = None
 
 
 EXPECTED = {
     "both": Expected(looks="yes", listens="yes", follows="any"),
-    "sees": Expected(looks="yes", listens="not_shown", follows="picture"),
-    "hears": Expected(looks="not_shown", listens="yes", follows="sound"),
+    "sees": Expected(looks="yes", listens="not_shown", follows="picture", uses=("picture", "sound")),
+    "hears": Expected(looks="not_shown", listens="yes", follows="sound", uses=("sound", "picture")),
     "guesses": Expected(looks="not_shown", listens="not_shown", follows="not_shown"),
     "honest": Expected(looks="yes", listens="not_shown", follows="picture", faithful=1),
     "liar": Expected(looks="yes", listens="not_shown", follows="picture", faithful=-1),
@@ -159,12 +160,9 @@ def unmet(name: str, expected: Expected, report: Mapping[str, Any]) -> list[str]
         if getattr(expected, key) not in (value, "any")
     ]
     changes = test["faithfulness"]
-    for sense, verdict in (("picture", expected.looks), ("sound", expected.listens)):
-        named = changes[sense]["named"]
-        if named is None or name == "guesses":  # a guess may depend on anything, and no accuracy is lost
-            continue
-        if (named["high"] > MOST_CHANGES) if verdict == "not_shown" else (named["low"] <= MOST_CHANGES):
-            lines.append(f"{name}: {changes[sense]['says']} Expected {'few' if verdict == 'not_shown' else 'many'}.")
+    used, unused = (changes[sense]["named"] for sense in (expected.uses or ("all", "all")))
+    if expected.uses is not None and used["low"] <= unused["high"]:
+        lines.append(f"{name}: {changes[expected.uses[0]]['says']} {changes[expected.uses[1]]['says']}")
     difference = changes["all"]["difference"]
     if expected.faithful is not None:
         sign = 0 if difference is None else (difference["low"] > 0) - (difference["high"] < 0)

@@ -10,6 +10,7 @@ from lightning_mmrl.config.folders import configs_dir, groups, options
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.data import ABLATIONS
 
 LIST = "must be a list, such as"
 
@@ -545,3 +546,13 @@ def test_a_refusal_names_the_dataset_of_the_stage(overrides, sentence):
     with pytest.raises(ConfigError) as error:
         compose(given)
     assert sentence in str(error.value)
+
+
+def test_all_is_the_short_form_of_every_ablation_and_nothing_else_is():
+    assert compose(["evaluation.ablations=all"]).evaluation.ablations == list(ABLATIONS)
+    report = compose(["experiment=quickstart", "modality=with_conflicts"]).evaluation
+    assert report.ablations == list(ABLATIONS)
+    assert report.sets.keys() == {"test", "ood", "conflict"}
+    assert compose(["experiment=quickstart"]).evaluation.ablations == ["silent", "blank"]
+    with pytest.raises(ConfigError, match=r"evaluation\.ablations is silent; it must be a list of plain values"):
+        compose(["evaluation.ablations=silent"])

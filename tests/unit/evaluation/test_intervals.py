@@ -7,6 +7,7 @@ from scipy import stats
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation import intervals
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.metrics import ratio
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.settings.run import EvaluationSettings
@@ -250,3 +251,24 @@ def test_the_resampled_metrics_are_bit_for_bit_those_of_before_there_were_tasks(
         difference = ClusterBootstrap().paired_difference(candidate, baseline, TASK)
         for interval, values in ((found["war"], weighted), (found["uar"], unweighted), (difference, gained)):
             assert tuple(value.hex() for value in (interval.estimate, interval.low, interval.high)) == values
+
+
+def test_an_interval_of_rows_is_that_of_the_metric_and_undefined_sums_have_none():
+    predictions = drawn(3, 60, speakers=6)
+    rows = TASK.unit_sums(predictions, np.arange(60), 60)
+    assert ClusterBootstrap().of_rows(predictions, rows, TASK.statistic("uar")) == uar_of(predictions)
+    assert ClusterBootstrap().of_rows(predictions, rows, lambda sums: sums.sum(-1) * np.nan) is None
+
+
+def test_a_resample_in_which_a_share_is_undefined_does_not_count():
+    """Only the clips of one of six speakers count, so a third of the resamples have none."""
+    predictions = drawn(3, 60, speakers=6)
+    rows = np.array([[1.0, float(each.speaker == "s0")] for each in predictions]) * (
+        np.array([[each.speaker == "s0"] for each in predictions])
+    )
+    found = ClusterBootstrap().of_rows(predictions, rows, lambda sums: ratio(sums[..., 0], sums[..., 1]))
+    assert (found.estimate, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def uar_of(predictions):
+    return ClusterBootstrap().intervals(predictions, TASK)["uar"]
