@@ -57,14 +57,13 @@ def main() -> None:
             place = watched.page.evaluate(FILTER)
             watched.page.wait_for_selector("#browser .group[open] .answer")
             watched.page.locator("#browser .group[open] img").first.scroll_into_view_if_needed()
-            loaded = "[...document.querySelectorAll('.group[open] img')].every((each) => each.complete)"
-            watched.page.wait_for_function(loaded)
+            watched.until("[...document.querySelectorAll('.group[open] img')].every((each) => each.complete)")
             _picture(watched, f"#browser .group:nth-child({place + 1})", FIGURES / "report_phone.png", PHONE)
 
 
 def _picture(watched: Opened, start: str, path: Path, size: dict[str, int]) -> None:
     """The part of the page that begins at an element."""
-    top = watched.page.locator(start).bounding_box()["y"]
+    top = watched.page.evaluate("(start) => document.querySelector(start).getBoundingClientRect().top + scrollY", start)
     watched.page.screenshot(path=path, full_page=True, clip={"x": 0, "y": max(0, top - 8), **size})
     with Image.open(path) as picture:
         picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
