@@ -47,6 +47,7 @@ UNFOLD = "for (const each of document.querySelectorAll('details')) each.open = t
 ELEMENTS = """
 () => [...document.querySelectorAll("*")].map((each) => [each.tagName, each.getAttributeNames().sort().join(" ")])
 """
+OPENED = "[...document.querySelectorAll('#browser .group')].every((each) => each.childElementCount > 1)"
 CONTROLS = "a[href], button:not(:disabled), input, select, summary, [tabindex='0']"
 WIDE = """
 () => [...document.querySelectorAll("body *")].filter((each) =>
@@ -108,8 +109,8 @@ def main() -> int:
                     verdict, figure = "PASS", check(bench)
                 except CheckError as error:
                     verdict, figure = "FAIL", str(error)
-                except BrowserError as error:  # the page left, or its browser of answers never came
-                    verdict, figure = "FAIL", error.message.splitlines()[0]
+                except (BrowserError, TimeoutError) as error:  # the page left, or its browser of answers never came
+                    verdict, figure = "FAIL", str(error).splitlines()[0]
                 failures += verdict == "FAIL"
                 print(f"{verdict}  {name}: {figure}", flush=True)
     return int(failures > 0)
@@ -225,7 +226,7 @@ def check_size(bench: Bench) -> str:
 def check_numbers(bench: Bench) -> str:
     """What the page shows equals what the files say."""
     with opened(bench.chromium, bench.page_of(bench.runs[0])) as watched:
-        found = list(differences(watched.page, bench.runs[0]))
+        found = list(differences(watched, bench.runs[0]))
     _require([difference for _, difference in found if difference is not None][:5], "differences")
     _require(not found, "nothing was compared")
     return f"{len(found):,} figures, matrices and groups equal the files"
@@ -291,7 +292,7 @@ def _all_elements(watched: Opened) -> tuple[Counter, int]:
     page.evaluate("for (const each of document.querySelectorAll('#browser select')) each.selectedIndex = 0")
     while True:
         page.evaluate(UNFOLD)
-        page.wait_for_function("[...document.querySelectorAll('.group')].every((one) => one.childElementCount > 1)")
+        watched.until(OPENED)
         found.update(map(tuple, page.evaluate(ELEMENTS)))
         answers += page.evaluate("document.querySelectorAll('#browser .answer').length")
         after = page.locator("#browser .pager button").last

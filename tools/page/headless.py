@@ -91,6 +91,18 @@ class Opened:
         metrics = self.session.send("Performance.getMetrics")["metrics"]
         return next(each["value"] for each in metrics if each["name"] == "ProcessTime")
 
+    def until(self, expression: str) -> None:
+        """Waits until a condition holds; from here, since the content policy lets nothing in the page evaluate a text.
+
+        Raises:
+            TimeoutError: It does not hold after 30 s.
+        """
+        for _ in range(600):
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(50)
+        raise TimeoutError(f"the page does not come to {expression}")
+
     def unpacked(self) -> None:
         """Waits until the browser of answers is there."""
         self.page.wait_for_selector("#browser fieldset", timeout=60_000)

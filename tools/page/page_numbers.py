@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from headless import Opened
+
 TABLES = """
 () => Object.fromEntries([...document.querySelectorAll("[role=region][aria-label]")].map((box) => [
   box.getAttribute("aria-label"),
@@ -24,9 +26,9 @@ NUM_GROUPS = 20
 """Groups whose answers are compared, evenly chosen from all tables."""
 
 
-def differences(page: Any, run: Path) -> Iterator[tuple[str, str | None]]:
+def differences(watched: Opened, run: Path) -> Iterator[tuple[str, str | None]]:
     """Yields what was compared, with the difference if there is one."""
-    tables = page.evaluate(TABLES)
+    tables = watched.page.evaluate(TABLES)
     places = _evaluations(run)
     for stage, folder in places.items():
         entries = json.loads((folder / "evaluation.json").read_text())
@@ -35,7 +37,7 @@ def differences(page: Any, run: Path) -> Iterator[tuple[str, str | None]]:
             yield from _matrix(tables, stage, name, folder / f"{name}.jsonl", entry)
     yield from _gains(tables, json.loads((run / "comparison.json").read_text()))
     yield from _curves(tables, run)
-    yield from _answers(page, run, places)
+    yield from _answers(watched, run, places)
 
 
 def _evaluations(run: Path) -> dict[str, Path]:
@@ -117,7 +119,7 @@ def _curves(tables: dict, run: Path) -> Iterator[tuple[str, str | None]]:
                 yield _equal(f"last {row[0]} of {stage}", float(row[5].replace(",", "")), float(f"{value:.4g}"))
 
 
-def _answers(page: Any, run: Path, places: Mapping[str, Path]) -> Iterator[tuple[str, str | None]]:
+def _answers(watched: Opened, run: Path, places: Mapping[str, Path]) -> Iterator[tuple[str, str | None]]:
     lines = [json.loads(line) for each in _tables(run) for line in each.read_text().splitlines()]
     num_sampled = sum(len(line["responses"]) for line in lines)
     num_judged = sum(
@@ -125,23 +127,22 @@ def _answers(page: Any, run: Path, places: Mapping[str, Path]) -> Iterator[tuple
         for folder in places.values()
         for name in json.loads((folder / "evaluation.json").read_text())
     )
-    told = page.inner_text("#browser [aria-live]")
+    told = watched.page.inner_text("#browser [aria-live]")
     yield _equal("answers in the browser", told.split(" of ")[-1], f"{num_sampled + num_judged} answers")
     for line in lines[:: max(1, len(lines) // NUM_GROUPS)]:
-        yield from _group(page, line)
+        yield from _group(watched, line)
 
 
 def _tables(run: Path) -> list[Path]:
     return sorted(run.glob("stages/[0-9][0-9]-*/rollouts/*.jsonl"))
 
 
-def _group(page: Any, line: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+def _group(watched: Opened, line: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Finds a group by its id, opens it and compares its answers and their rewards."""
+    page = watched.page
     page.fill("#browser input[type=search]", line["id"])
     page.evaluate("for (const group of document.querySelectorAll('#browser .group')) group.open = true")
-    page.wait_for_function(
-        "[...document.querySelectorAll('#browser .group')].every((one) => one.childElementCount > 1)"
-    )
+    watched.until("[...document.querySelectorAll('#browser .group')].every((each) => each.childElementCount > 1)")
     groups = page.evaluate(ANSWERS)
     expected = [[each["text"], f"reward {each['reward']:g}" if each["valid"] else None] for each in line["responses"]]
     shown = [

@@ -101,6 +101,8 @@
       for (const group of groups) for (const each of group.responses) seen.add(read(group, each));
       return unique([...seen]);
     };
+    const seen = (group) => (group.media.length
+      ? (group.media.some((each) => each.frames || each.wave) ? "shown" : "not shown") : null);
     const kinds = { sampled: "sampled while training", evaluated: "evaluation" };
     choose("Run", unique(groups.map((group) => group.run)), ofGroup((group) => group.run), (run) => report.runs[run]);
     choose("From", unique(groups.map((group) => group.kind)), ofGroup((group) => group.kind), (kind) => kinds[kind]);
@@ -109,6 +111,7 @@
     choose("True label", unique(groups.map((group) => text(group.label))), ofGroup((group) => text(group.label)));
     choose("Answered label", values((group, each) => each.predicted), ofAnswer((group, each) => each.predicted));
     choose("Right or wrong", values((group, each) => state(each)), ofAnswer((group, each) => state(each)));
+    choose("Media", unique(groups.map(seen)), ofGroup(seen));
     bound("Reward at least", (reward, limit) => reward >= limit);
     bound("Reward at most", (reward, limit) => reward <= limit);
     const words = make("input", { type: "search", autocomplete: "off" });
