@@ -46,6 +46,6 @@ def register(uri: str, experiment: str, name: str, asked: Asked, *, run_id: str)
         version = next((each.version for each in known if each.model_id == model_id), None)
         if version is None:
             tags = {DIGEST_TAG: asked.digest}
-            source = f"models:/{model_id}"
+            source = client.get_logged_model(model_id).artifact_location
             version = client.create_model_version(name, source, run.info.run_id, tags=tags, model_id=model_id).version
         return str(version), model_id
