@@ -4,11 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import handoffs
 import pytest
 from flaky_client import FlakyClient, Outage
 
+from lightning_mmrl.app.predict import answer_question
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.curriculum.lineage import checked_handoff
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 from lightning_mmrl.protocols.plain import DescribedRun
 from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking import connection as connection_module
@@ -55,6 +59,16 @@ def open_tracker(uri, tmp_path, outage):
     outage.release.set()
     for tracker in opened:
         tracker.close()
+
+
+@pytest.fixture
+def chosen(uri, monkeypatch):
+    """Makes the database the store of MLflow's own functions, until the test ends."""
+    import mlflow
+
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
 
 
 def models(client):
@@ -145,9 +159,7 @@ def test_another_handoff_of_the_same_stage_is_another_model(open_tracker, client
     assert len(outputs(client, stage.id)) == 2
 
 
-def test_tables_are_listed_as_mlflow_lists_them_and_loaded_by_its_client(open_tracker, client, uri, tmp_path):
-    import mlflow
-
+def test_tables_are_listed_as_mlflow_lists_them_and_loaded_by_its_client(open_tracker, client, chosen, tmp_path):
     tracker = open_tracker()
     run = tracker.open_run("lab")
     for name in ("scores", "answers", "scores"):
@@ -158,7 +170,6 @@ def test_tables_are_listed_as_mlflow_lists_them_and_loaded_by_its_client(open_tr
     found = client.get_run(run.id)
     listed = json.loads(found.data.tags["mlflow.loggedArtifacts"])
     assert listed == [{"path": f"tables/{name}.json", "type": "table"} for name in ("scores", "answers")]
-    mlflow.set_tracking_uri(uri)
     table = client.load_table(found.info.experiment_id, "tables/scores.json", [run.id])
     assert table["stage"].tolist() == ["reason", "rest"]
     assert table["value"][0] == 0.5
@@ -214,7 +225,7 @@ def test_a_registered_version_holds_the_weights_and_is_made_once(open_tracker, c
     assert register(uri, "curricula", "emotions", asked, run_id=stage.id) == first
     version, model_id = first
     (found,) = client.search_model_versions("name='emotions'")
-    assert (str(found.version), found.model_id, found.run_id) == (version, model_id, stage.id)
+    assert (str(found.version), found.tags["mmrl.model_id"], found.run_id) == (version, model_id, stage.id)
     weights = client.list_logged_model_artifacts(model_id, "artifacts/handoff")
     assert [item.path for item in weights] == ["artifacts/handoff/model.safetensors"]
     with pytest.raises(ConfigError, match="has no run 'feed'"):
@@ -235,3 +246,47 @@ def test_what_cannot_be_registered_is_refused_before_anything_is_copied(tmp_path
     assert main(["export", str(tmp_path / "handoff"), str(tmp_path / "copy"), *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.main_path
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # transformers
+def test_mlflow_alone_asks_a_logged_model_and_a_registered_one(open_tracker, client, uri, chosen, tmp_path):
+    """The registered version still answers when the folder of the run is gone; the logged model says that it is."""
+    import mlflow
+
+    files = handoffs.write_files(tmp_path / "files")
+    handoff = handoffs.write("qwen2_5_omni", tmp_path / "run")
+    digest = checked_handoff(handoff)["digest"]
+    tracker = open_tracker()
+    stage = tracker.open_run("00-reason")
+    stage.log_model(stage.id, "reason", handoff, digest)
+    tracker.close()
+    shutil.copytree(handoff, tmp_path / "copy")
+    asked = Asked(name="reason", handoff=handoff, digest=digest, copied=tmp_path / "copy")
+    register(uri, "curricula", "emotions", asked, run_id=stage.id)
+    (logged,) = [each for each in models(client) if not each.tags["mmrl.model_key"].endswith("/weights")]
+    rows = [
+        {"file": str(files / "clip.mp4")},
+        {"file": str(files / "picture.png"), "question": "Who?"},
+        {"audio": str(files / "sound.wav")},
+        {"question": "What is 1 + 1?"},
+    ]
+    expected = [
+        answer_question(handoff, [files / "clip.mp4"], question=DEFAULT_QUESTION),
+        answer_question(handoff, [files / "picture.png"], question="Who?"),
+        answer_question(handoff, [], question=DEFAULT_QUESTION, sound=files / "sound.wav"),
+        answer_question(handoff, [], question="What is 1 + 1?"),
+    ]
+    texts = [completion.text for completion, _ in expected]
+    assert all(texts)
+    assert len(set(texts)) > 1, "the answers depend on what is asked about"
+    for address in (f"models:/{logged.model_id}", "models:/emotions/1"):
+        loaded = mlflow.pyfunc.load_model(address)
+        assert [loaded.predict([row])[0]["text"] for row in rows] == texts
+    with pytest.raises(ConfigError, match="a row has the texts file, audio, question, at least one of them"):
+        loaded.predict([{"question": ""}])
+    shutil.rmtree(handoff)
+    assert mlflow.pyfunc.load_model("models:/emotions/1").predict(rows[3:])[0]["text"] == texts[3]
+    with pytest.raises(StageError, match=f"{handoff}"):
+        mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
