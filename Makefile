@@ -65,6 +65,7 @@ test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build
 
 mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
 	@mkdir -p runs
+	@echo "the training view: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
 	.venv/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
 
 clean:  ## Remove the environment and all caches; runs/ stays

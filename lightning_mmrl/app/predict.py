@@ -60,7 +60,7 @@ def answer_question(
         MediaError: A file does not exist, cannot be decoded or encoded, or holds media that the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
-    predictor = Predictor(checkpoint, deadline_s=deadline_s, memory_mb=memory_mb)
+    predictor = Predictor(checkpoint, limit_s=deadline_s, memory_mb=memory_mb)
     return predictor.answer(files, question, sound=sound, hear=hear, max_new_tokens=max_new_tokens)
 
 
@@ -68,9 +68,9 @@ class Predictor:
     """Answers questions with a handoff, which is loaded with the first question.
 
     Args:
-        checkpoint: A stage's handoff folder.
+        handoff: A stage's handoff folder.
         digest: The digest that the handoff must have; None takes any.
-        deadline_s: Seconds that decoding one medium may take.
+        limit_s: Seconds that decoding one medium may take.
         memory_mb: MiB that decoding one medium may take.
 
     Raises:
@@ -78,29 +78,29 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoint: Path, *, digest: str | None = None, deadline_s: float = 30.0, memory_mb: int = 1024
+        self, handoff: Path, *, digest: str | None = None, limit_s: float = 30.0, memory_mb: int = 1024
     ) -> None:
         quiet_libraries()
-        facts = checked_handoff(checkpoint)
-        check_facts(facts, checkpoint / SEAL)
+        facts = checked_handoff(handoff)
+        check_facts(facts, handoff / SEAL)
         if digest is not None and facts["digest"] != digest:
             raise StageError(
-                f"{checkpoint} has the digest {facts['digest']}, and the logged one has {digest}; the stage ran again "
+                f"{handoff} has the digest {facts['digest']}, and the logged one has {digest}; the stage ran again "
                 "since: load the model of that run"
             )
-        config = _config(facts, loaded_family(facts["family"], checkpoint / SEAL))
-        config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
-        self._checkpoint = checkpoint
+        config = _config(facts, loaded_family(facts["family"], handoff / SEAL))
+        config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = limit_s, memory_mb
+        self._handoff = handoff
         self._max_new_tokens: int = facts["max_new_tokens"]
         self._parts = Assembly(config=config, console=ConsoleProgress())
 
     @cached_property
     def _encoder(self) -> PromptEncoder:
-        return self._parts.encoder(self._checkpoint)
+        return self._parts.encoder(self._handoff)
 
     @cached_property
     def _policy(self) -> Policy:
-        return self._parts.policy(self._checkpoint, self._encoder, 1.0)
+        return self._parts.policy(self._handoff, self._encoder, 1.0)
 
     def answer(
         self,

@@ -22,6 +22,7 @@ from lightning_mmrl.report.tables import FOLDER, headlines, write_tables
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.types.redaction import redact
 
 PACKAGES = "packages.txt"
 """File in a run folder with the versions of all installed packages."""
@@ -69,7 +70,7 @@ def describe(config: RunSettings, parent: TrackedRun, directory: Path, command: 
         write_whole(directory / PACKAGES, "".join(lines))
         parent.log_artifact(directory / PACKAGES, "config")
     if isinstance(parent, DescribedRun):
-        parent.describe(description(config, directory, command))
+        parent.describe(redact(description(config, directory, command)))
 
 
 def key_parameters(config: RunSettings) -> dict[str, Any]:

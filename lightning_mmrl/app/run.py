@@ -152,7 +152,7 @@ def _lead(
         evaluate=leader.evaluate,
         tracker=lambda: open_tracker(config, origin(command)),
         callbacks=Callbacks(
-            on_start=start, on_made=partial(check_made, config, specs), on_evaluated=page.refresh, on_end=page.refresh
+            on_start=start, on_made=partial(check_made, config, specs), on_evaluated=page.refresh, on_end=page.write
         ),
         say=parts.console.say,
     )

@@ -27,12 +27,16 @@ class RunPage:
     def refresh(self, parent: TrackedRun | None = None) -> None:
         """Compares the stages so far, writes the page, and sends it to the parent run, if one is open."""
         self._tried("report.html is not up to date", self.compare, self._write)
+        self._sent(parent)
+
+    def write(self, parent: TrackedRun | None = None) -> None:
+        """Writes the page with the comparison that is there, and sends it to the parent run, if one is open."""
+        self._tried("report.html is not up to date", self._write)
+        self._sent(parent)
+
+    def _sent(self, parent: TrackedRun | None) -> None:
         if parent is not None:
             self._tried("the tracker has no page and no tables of this run", lambda: self.publish(parent))
-
-    def write(self) -> None:
-        """Writes the page with the comparison that is there."""
-        self._tried("report.html is not up to date", self._write)
 
     def _write(self) -> None:
         write_report([self.directory])

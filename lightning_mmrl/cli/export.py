@@ -120,6 +120,6 @@ def _register(handoff: Path, copied: Path, name: str, made_by: dict[str, Any]) -
 
     uri = absolute_sqlite(made_by["uri"])
     digest = checked_handoff(copied)["digest"]
-    asked = Asked(stage=made_by["stage"], handoff=handoff, digest=digest, copied=copied)
+    asked = Asked(name=made_by["stage"], handoff=handoff, digest=digest, copied=copied)
     version, model_id = register(uri, made_by["experiment"], name, asked, run_id=made_by["run_id"])
     print(printable(f"version {version} of {name} in {redact_addresses(uri)}: models:/{name}/{version}, {model_id}"))

@@ -20,5 +20,6 @@ def log_models(stages: Iterable[FinishedStage], directory: Path, parent: Tracked
         return
     for stage in stages:
         made = stage.result.artifacts.get(HANDOFF)
-        if made is not None:
-            parent.log_model(stage.result.tracking_id, stage.result.name, directory / made.path, made.digest)
+        run_id = stage.result.tracking_id
+        if made is not None and run_id is not None:
+            parent.log_model(run_id, stage.result.name, directory / made.path, made.digest)

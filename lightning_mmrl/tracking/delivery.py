@@ -334,11 +334,11 @@ class MlflowDelivery:
     def _send_model(self, entry: Entry) -> None:
         """Logs a handoff as a model of the run that made it, unless that run is in another store or was deleted."""
         payload = entry.payload
-        asked = Asked(stage=payload["stage"], handoff=Path(payload["handoff"]), digest=payload["digest"])
+        asked = Asked(name=payload["stage"], handoff=Path(payload["handoff"]), digest=payload["digest"])
         run_id = self.resolve(entry.run_id)
         with suppress(WaitingError):
             run = find_run(self._connection, run_id)
-            with self._limited(entry, run_id, f"the model of stage {asked.stage}"):
+            with self._limited(entry, run_id, f"the model of stage {asked.name}"):
                 self._models.send(run, asked)
 
     @contextmanager

@@ -61,9 +61,9 @@ _SETTLING_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A handoff that is asked: its stage, its folder, the digest of its files, and a copy of its weights or None."""
+    """A handoff that is asked: its stage's name, folder and digest, and a copy of its files to upload, or None."""
 
-    stage: str
+    name: str
     handoff: Path
     digest: str
     copied: Path | None = None
@@ -118,15 +118,15 @@ class LoggedModels:
         if key in self._unanswered and settling_s > 0:
             raise NotYetError("the creation of a logged model was not answered; it may still happen", settling_s)
         tags = {KEY_TAG: key, DIGEST_TAG: asked.digest}
-        params = {"handoff": str(asked.handoff), "digest": asked.digest, "stage": asked.stage}
+        params = {"handoff": str(asked.handoff), "digest": asked.digest, "stage": asked.name}
         experiment_id, run_id = run.info.experiment_id, run.info.run_id
         if not self._connection.remote:
             return self._client.create_logged_model(
-                experiment_id, asked.stage, run_id, tags=tags, params=params, model_type=MODEL_TYPE
+                experiment_id, asked.name, run_id, tags=tags, params=params, model_type=MODEL_TYPE
             ).model_id
         body = {
             "experiment_id": experiment_id,
-            "name": asked.stage,
+            "name": asked.name,
             "source_run_id": run_id,
             "model_type": MODEL_TYPE,
             "tags": [{"key": name, "value": value} for name, value in tags.items()],
@@ -171,9 +171,9 @@ class LoggedModels:
 def write_model(folder: Path, asked: Asked, *, model_id: str, run_id: str | None) -> None:
     """Writes the files of a logged model: MLmodel, the code, and the packages that it needs.
 
-    `mlflow.pyfunc.save_model` would write the same, but it starts pip to find the packages and warns about them.
+    `mlflow.pyfunc.save_model` would write the same flavor. It also starts pip to look for packages, and the import of
+    `mlflow.pyfunc` warns on the console (its own `types/responses.py`).
     """
-    from mlflow import pyfunc
     from mlflow.models import Model
 
     requirements = [f"lightning-mmrl=={version('lightning-mmrl')}", *(f"{name}=={version(name)}" for name in _PACKAGES)]
@@ -183,18 +183,17 @@ def write_model(folder: Path, asked: Asked, *, model_id: str, run_id: str | None
     (folder / "python_env.yaml").write_text(
         f'python: "{python}"\nbuild_dependencies: []\ndependencies:\n- -r requirements.txt\n', encoding="utf-8"
     )
-    model = Model(artifact_path=asked.stage, run_id=run_id, model_id=model_id, signature=_signature())
-    more: dict[str, Any] = {}
+    model = Model(artifact_path=asked.name, run_id=run_id, model_id=model_id, signature=_signature())
+    flavor: dict[str, Any] = {
+        "loader_module": "mlflow.pyfunc.loaders.code_model",
+        "python_version": python,
+        "env": {"virtualenv": "python_env.yaml"},
+        "config": {"handoff": str(asked.handoff), "digest": asked.digest},
+        "model_code_path": _CODE_FILE,
+    }
     if asked.copied is not None:
-        more["artifacts"] = {WEIGHTS: {"path": f"artifacts/{WEIGHTS}", "uri": asked.handoff.as_uri()}}
-    pyfunc.add_to_model(
-        model,
-        loader_module="mlflow.pyfunc.loaders.code_model",
-        python_env="python_env.yaml",
-        model_config={"handoff": str(asked.handoff), "digest": asked.digest},
-        model_code_path=_CODE_FILE,
-        **more,
-    )
+        flavor["artifacts"] = {WEIGHTS: {"path": f"artifacts/{WEIGHTS}", "uri": asked.handoff.as_uri()}}
+    model.add_flavor("python_function", **flavor)
     model.save(str(folder / "MLmodel"))
 
 
@@ -203,6 +202,6 @@ def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    asked = [ColSpec("string", name, required=False) for name in ("file", "audio", "question")]
-    answered = [ColSpec("string", name) for name in ("answer", "reasoning", "text")]
-    return ModelSignature(inputs=Schema(asked), outputs=Schema(answered))
+    asked = Schema([ColSpec("string", name, required=False) for name in ("file", "audio", "question")])
+    answered = Schema([ColSpec("string", name) for name in ("answer", "reasoning", "text")])
+    return ModelSignature(inputs=asked, outputs=answered)

@@ -8,6 +8,9 @@ from lightning_mmrl.tracking.delivery import MlflowDelivery
 from lightning_mmrl.tracking.logged_models import DIGEST_TAG, Asked, LoggedModels
 from lightning_mmrl.tracking.refusals import NotYetError
 
+MODEL_TAG = "mmrl.model_id"
+"""Tag of a version with its logged model, because a database does not keep the version's own `model_id`."""
+
 
 def register(uri: str, experiment: str, name: str, asked: Asked, *, run_id: str) -> tuple[str, str]:
     """Uploads a handoff as a logged model with its weights, and makes it a version of the registered model `name`.
@@ -43,9 +46,9 @@ def register(uri: str, experiment: str, name: str, asked: Asked, *, run_id: str)
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         known = client.search_model_versions(f"name='{name}'")
-        version = next((each.version for each in known if each.model_id == model_id), None)
+        version = next((each.version for each in known if each.tags.get(MODEL_TAG) == model_id), None)
         if version is None:
-            tags = {DIGEST_TAG: asked.digest}
-            source = f"models:/{model_id}"
+            tags = {DIGEST_TAG: asked.digest, MODEL_TAG: model_id}
+            source = client.get_logged_model(model_id).artifact_location
             version = client.create_model_version(name, source, run.info.run_id, tags=tags, model_id=model_id).version
         return str(version), model_id

@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+import mlflow
+import mlflow_client
 import pytest
 from mlflow.tracking import MlflowClient
 from small_runs import SMALL
@@ -102,6 +104,47 @@ def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
 
 
 @pytest.mark.main_path
+def test_by_mlflows_client_alone_a_run_is_found_its_tables_load_and_its_model_answers(outcome, workplace, monkeypatch):
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)  # put back after the test
+    mlflow.set_tracking_uri(f"sqlite:///{workplace}/runs/mlflow.db")
+    client = MlflowClient()
+    _, runs = runs_by_name(workplace)
+    parent = runs["quickstart"]
+    headline = {(row.stage, row.name): row.metrics["uar"] for row in outcome.comparison.results}
+    commit = parent.data.tags["mlflow.source.git.commit"]
+    for where, found in {
+        "params.seed = '0'": True,
+        "params.`stages.reason.algorithm.group_size` = '2'": True,
+        "params.`stages.reason.module` = 'GRPOModule'": True,
+        "params.`stages.reason.module` = 'PPOModule'": False,
+        f"tags.mlflow.source.git.commit = '{commit}'": True,
+        f"metrics.`headline/test` >= {headline['reason', 'test'] - 1e-9}": True,
+        f"metrics.`headline/test` > {headline['reason', 'test'] + 1e-9}": False,
+    }.items():
+        names = [each.info.run_name for each in mlflow_client.find(client, "lightning_mmrl", where)]
+        assert names == ["quickstart"] * found, where
+    for stage in ("base", "pretrain", "cold_start", "reason"):
+        assert parent.data.metrics[f"headline/test/{stage}"] == pytest.approx(headline[stage, "test"])
+    points = client.get_metric_history(parent.info.run_id, "headline/test")
+    assert [(point.step, point.value) for point in points] == [
+        (step, pytest.approx(headline[stage, "test"]))
+        for step, stage in enumerate(("base", "pretrain", "cold_start", "reason"))
+    ]
+    tables = mlflow_client.tables(client, parent)
+    assert len(tables["tables/scores.json"]) == len(outcome.comparison.results)
+    matrix = tables["tables/confusion-reason-test.json"]
+    answers = (outcome.directory / "stages" / "02-reason" / "evaluation" / "test.jsonl").read_text().splitlines()
+    assert matrix.drop(columns="truth").to_numpy().sum() == len(answers)
+    assert len(tables["tables/rollouts-reason.json"]) == 2 * 2 * 2, "iterations, prompts, answers of a prompt"
+    page = client.download_artifacts(parent.info.run_id, "report.html", str(workplace))
+    assert "all 3 stages finished" in Path(page).read_text()
+    models = mlflow_client.models(client, parent)
+    assert list(models) == ["pretrain", "cold_start", "reason"]
+    clip = next((workplace / "clips" / "clips" / "test").iterdir())
+    assert set(mlflow_client.ask(models["reason"], str(clip))) == {"answer", "reasoning", "text"}
+
+
+@pytest.mark.main_path
 def test_metrics_and_rollouts_are_on_disk_too(outcome):
     stage = outcome.directory / "stages" / "02-reason"
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
@@ -152,6 +195,12 @@ def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace,
     ]
     parents = [each for each in client.search_runs([experiment]) if each.info.run_name == "killed"]
     assert [each.info.status for each in parents] == ["FINISHED"]
+    models = {each.model_id: each for each in client.search_logged_models([experiment])}
+    assert sorted(each.name for each in models.values()) == ["cold_start", "pretrain", "reason"]
+    assert {str(each.status) for each in models.values()} == {"READY"}
+    assert sorted(each.model_id for each in parents[0].outputs.model_outputs) == sorted(models)
+    points = client.get_metric_history(parents[0].info.run_id, "headline/test")
+    assert [point.step for point in points] == [0, 1, 2, 3]
 
 
 def test_a_run_interrupted_within_a_stage_continues_it_with_the_same_weights_and_points(

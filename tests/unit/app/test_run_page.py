@@ -15,6 +15,20 @@ def test_the_page_is_written_after_the_comparison_or_with_the_one_that_is_there(
     assert written[0] == written[1]
 
 
+def test_a_parent_run_gets_the_page_after_it_is_written(tmp_path):
+    run, sent = whole_run(tmp_path / "run"), []
+    page = RunPage(
+        directory=run.folder,
+        compare=lambda: None,
+        say=sent.append,
+        publish=lambda parent: sent.append((parent, (run.folder / "report.html").is_file())),
+    )
+    for write in (page.refresh, page.write):
+        write("parent")
+        (run.folder / "report.html").unlink()
+    assert sent == [("parent", True)] * 2
+
+
 def test_a_page_that_fails_is_said_and_ends_nothing(tmp_path):
     def fail():
         raise ZeroDivisionError("a fault of the page")
