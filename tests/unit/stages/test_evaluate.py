@@ -1,6 +1,7 @@
 """An evaluation counts what it judged, names what was left out, and gives the headline both ways."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
@@ -230,3 +231,30 @@ def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_th
         assert [each["sample_id"] for each in judging.results[name]["left_out"]] == ["b", "g"]
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["sample_id"] for line in lines] == list("acdef")
+
+
+def test_a_result_says_which_answers_are_right_and_each_line_what_it_needs_for_that(tmp_path):
+    """Of "sad" to everything, 2 of 2 of the level easy and 0 of 1 of the level 3 are right; one names no level."""
+    levels = {"s0": "easy", "s1": "easy", "a0": 3}
+    rows = [
+        replace(each, extras={"level": levels[each.id], "subject": "other"} if each.id in levels else {})
+        for each in (*SAD[:3], ANGRY[0])
+    ]
+    split = AnswerEvaluator(engine=Engine(), task=TASK, subject="level")
+    found = module(tmp_path, replace(evaluated(4), evaluator=split))
+    found.test_step(Prompts(*rows), 0)
+    found.on_test_epoch_end()
+    result = json.loads((tmp_path / "evaluation.json").read_text())["test"]
+    assert result["by_subject"] == {
+        "3": {"num_samples": 1, "accuracy": 0.0},
+        "easy": {"num_samples": 2, "accuracy": 1.0},
+    }
+    assert result["by_length"] == [{"at_least": 2, "below": 4, "num_samples": 4, "accuracy": 0.75}]
+    assert (result["truncated"], result["aha"]["wrong"]) == (0.0, {"num_samples": 1, "rate": 0.0})
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [(each.get("subject"), each["num_tokens"], each["truncated"]) for each in lines] == [
+        ("easy", 3, False),
+        ("easy", 3, False),
+        (None, 3, False),
+        ("3", 3, False),
+    ]
