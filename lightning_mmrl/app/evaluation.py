@@ -81,7 +81,7 @@ class CheckpointEvaluator:
             evaluator = replace(
                 prompted[whole].evaluator(policy, encoder),
                 task=task_of_result(name, parts.tasks),
-                subject=chosen[whole].subject or SUBJECT,
+                subject_column=chosen[whole].subject or SUBJECT,
             )
             evaluated = EvaluatedSet(
                 name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out

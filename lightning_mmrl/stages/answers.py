@@ -25,13 +25,13 @@ class AnswerEvaluator:
     Attributes:
         engine: Generates.
         task: Judges the answers.
-        subject: Column of the samples that names the part of the set that each belongs to.
+        subject_column: Column of the samples that names the part of the set that each belongs to.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
     """
 
     engine: RolloutEngine
     task: Task
-    subject: str = SUBJECT
+    subject_column: str = SUBJECT
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
@@ -52,7 +52,7 @@ class AnswerEvaluator:
         return [self._judged(*pair) for pair in zip(prompts.samples, completions, strict=True)]
 
     def _judged(self, sample: Sample, completion: Completion) -> Judgement:
-        subject = sample.extras.get(self.subject)
+        subject = sample.extras.get(self.subject_column)
         return replace(
             self.task.judge(sample, completion),
             subject=None if subject is None else str(subject),

@@ -240,7 +240,7 @@ def test_a_result_says_which_answers_are_right_and_each_line_what_it_needs_for_t
         replace(each, extras={"level": levels[each.id], "subject": "other"} if each.id in levels else {})
         for each in (*SAD[:3], ANGRY[0])
     ]
-    split = AnswerEvaluator(engine=Engine(), task=TASK, subject="level")
+    split = AnswerEvaluator(engine=Engine(), task=TASK, subject_column="level")
     found = module(tmp_path, replace(evaluated(4), evaluator=split))
     found.test_step(Prompts(*rows), 0)
     found.on_test_epoch_end()
