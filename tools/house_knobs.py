@@ -57,8 +57,11 @@ COINCIDENCES: Mapping[str, str] = {
         ("SharedCache.group_size", "SharedCache.max_tokens", "SharedDecoding.max_tokens"),
         "of the rollout that is decoded, which takes them from the settings",
     ),
+    "Judgement.subject": "the part of a set that one sample belongs to, not the column that names it",
     **dict.fromkeys(("Outline.format", "Tracks.format"), "FFmpeg's name of the container"),
-    **dict.fromkeys(("Completion.truncated", "Sampled.truncated"), "whether one answer was cut off"),
+    **dict.fromkeys(
+        ("Completion.truncated", "Judgement.truncated", "Sampled.truncated"), "whether one answer was cut off"
+    ),
     **dict.fromkeys(
         (
             "Conversion.directory",
@@ -135,7 +138,7 @@ COINCIDENCES: Mapping[str, str] = {
         "parameters of a task's own node, which by default get the dataset's",
     ),
     **dict.fromkeys(
-        ("GuardedJudge.deadline_s", "Mathematics.deadline_s"),
+        ("GuardedJudge.deadline_s", "Mathematics.deadline_s", "MMEEmotion.deadline_s"),
         "deadline of a task's verifier, in the task's own node",
     ),
     **dict.fromkeys(

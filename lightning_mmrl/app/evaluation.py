@@ -315,7 +315,7 @@ class CheckpointEvaluator:
         if not isinstance(asked.task, SampledAnswers):
             thoughtless = asked.variant == NO_THINK
             subject = self._assembly.config.evaluation.sets[asked.whole].subject or SUBJECT
-            return replace(usual, task=asked.task, subject=subject, thoughtless=thoughtless)
+            return replace(usual, task=asked.task, subject_column=subject, thoughtless=thoughtless)
         return SampledEvaluator(
             engine=asked.parts.engine(loaded.policy, loaded.encoder, settings.max_new_tokens, settings.top_p),
             task=asked.task,

@@ -28,7 +28,7 @@ class AnswerEvaluator:
     Attributes:
         engine: Generates.
         task: Judges the answers.
-        subject: Column of the samples that names the part of the set that each belongs to.
+        subject_column: Column of the samples that names the part of the set that each belongs to.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
         template: Completes the answers of an engine that leaves out their opening, because it is part of the prompt.
         thoughtless: Whether the prompt holds an empty thought; the format of an answer is then judged as if the thought
@@ -37,7 +37,7 @@ class AnswerEvaluator:
 
     engine: RolloutEngine
     task: Task
-    subject: str = SUBJECT
+    subject_column: str = SUBJECT
     rank_local: RankLocal = nullcontext
     template: PromptTemplate | None = None
     thoughtless: bool = False
@@ -59,7 +59,7 @@ class AnswerEvaluator:
         return [self._judged(*each) for each in zip(prompts.samples, completions, strict=True)]
 
     def _judged(self, sample: Sample, completion: Completion) -> Judgement:
-        judged, subject = self.task.judge(sample, completion), sample.extras.get(self.subject)
+        judged, subject = self.task.judge(sample, completion), sample.extras.get(self.subject_column)
         if self.thoughtless:
             formed = replace(completion, text=with_placeholder(completion.text))
             judged = replace(judged, valid_format=self.task.judge(sample, formed).valid_format)

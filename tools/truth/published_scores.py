@@ -2,7 +2,7 @@
 
     ENV/bin/python tools/truth/published_scores.py tests/oracles/published_scores.json
 
-ENV is an environment with lmms-eval 0.7.3 (tools/published/lmms_eval.py makes one); nothing of this package is used.
+ENV is an environment with lmms-eval 0.7.3 (tools/truth/lmms_eval_scores.py makes one); nothing of this package is used.
 No language model is asked: MathVista's normal form and comparison, MATH-Vision's evaluation, MMMU's open answers, and
 We-Math's four-dimensional metrics are rules. MATH-Vision's own evaluate.py has the names of `math` when it evaluates an
 expression, and lmms-eval's copy has not; they are added here.

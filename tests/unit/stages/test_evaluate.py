@@ -342,3 +342,30 @@ def test_a_batch_that_is_expected_after_the_kept_ones_may_turn_out_to_be_none(tm
     run_test(judging, [loader], tmp_path)
     assert judging.results["x"]["num_samples"] == 2
     assert [each["sample_id"] for each in judging.results["x"]["left_out"]] == ["c"]
+
+
+def test_a_result_says_which_answers_are_right_and_each_line_what_it_needs_for_that(tmp_path):
+    """Of "sad" to everything, 2 of 2 of the level easy and 0 of 1 of the level 3 are right; one names no level."""
+    levels = {"s0": "easy", "s1": "easy", "a0": 3}
+    rows = [
+        replace(each, extras={"level": levels[each.id], "subject": "other"} if each.id in levels else {})
+        for each in (*SAD[:3], ANGRY[0])
+    ]
+    split = AnswerEvaluator(engine=Engine(), task=TASK, subject_column="level")
+    found = module(tmp_path, replace(evaluated(4), evaluator=split))
+    found.test_step(Prompts(*rows), 0)
+    found.on_test_epoch_end()
+    result = json.loads((tmp_path / "evaluation.json").read_text())["test"]
+    assert result["by_subject"] == {
+        "3": {"num_samples": 1, "accuracy": 0.0},
+        "easy": {"num_samples": 2, "accuracy": 1.0},
+    }
+    assert result["by_length"] == [{"at_least": 2, "below": 4, "num_samples": 4, "accuracy": 0.75}]
+    assert (result["truncated"], result["aha"]["wrong"]) == (0.0, {"num_samples": 1, "rate": 0.0})
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [(each.get("subject"), each["num_tokens"], each["truncated"]) for each in lines] == [
+        ("easy", 3, False),
+        ("easy", 3, False),
+        (None, 3, False),
+        ("3", 3, False),
+    ]

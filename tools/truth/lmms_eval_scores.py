@@ -1,7 +1,7 @@
 r"""Scores a handoff with lmms-eval on a manifest, and compares its answers with those of `mmrl evaluate`.
 
-    python tools/published/lmms_eval.py --env lmms-env --work lmms                      # a tiny handoff of its own
-    python tools/published/lmms_eval.py --env lmms-env --work lmms --handoff runs/NAME/stages/00-cold_start/handoff \
+    python tools/truth/lmms_eval_scores.py --env lmms-env --work lmms        a tiny handoff of its own
+    python tools/truth/lmms_eval_scores.py --env lmms-env --work lmms --handoff runs/NAME/stages/00-cold_start/handoff \
         --manifest data/counting/test.jsonl --predictions runs/NAME/stages/00-cold_start/evaluation/test.jsonl
 
 Makes an environment with lmms-eval (with uv, from the package registry; none of it goes into this project's), trains a
