@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_mmrl.models.captured import CapturedStep
 from lightning_mmrl.models.decode_cache import Bucket, PromptKeys, room_for
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.prefill import prefill
 from lightning_mmrl.models.shared_prefix import layout_arguments
-from lightning_mmrl.ops.captured import CapturedStep
 from lightning_mmrl.ops.decode_attention import attend_in_parts, attend_padded, is_half
 from lightning_mmrl.ops.tiled_attention import PartialAttention, merge
 from lightning_mmrl.types.batches import PromptBatch

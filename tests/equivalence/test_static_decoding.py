@@ -16,12 +16,11 @@ from device_stand_in import DEVICE, Log, on_device
 from replays import Recording, recorded
 
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.models import decode_cache, static_decoding
+from lightning_mmrl.models import captured, decode_cache, static_decoding
+from lightning_mmrl.models.captured import CapturedStep
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.static_decoding import StaticCache, StaticDecoding
-from lightning_mmrl.ops import captured
-from lightning_mmrl.ops.captured import CapturedStep
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.settings.algorithm import SamplingSettings

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_mmrl.ops import captured
+from lightning_mmrl.models import captured
 
 
 class Recording(TorchDispatchMode):

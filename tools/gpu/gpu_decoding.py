@@ -14,8 +14,8 @@ from gpu_worlds import PAD, policy_of, spread, text_prompts
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from lightning_mmrl.models import captured
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.ops import captured
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
