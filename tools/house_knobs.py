@@ -54,7 +54,13 @@ COINCIDENCES: Mapping[str, str] = {
         ("ConstantLength.max_tokens", "SamplingRequest.max_tokens", "SoftOverlong.max_tokens"), "a length of its own"
     ),
     **dict.fromkeys(
-        ("SharedCache.group_size", "SharedCache.max_tokens", "SharedDecoding.max_tokens"),
+        (
+            "SharedCache.group_size",
+            "SharedCache.max_tokens",
+            "SharedDecoding.max_tokens",
+            "StaticCache.max_tokens",
+            "StaticDecoding.max_tokens",
+        ),
         "of the rollout that is decoded, which takes them from the settings",
     ),
     "Judgement.subject": "the part of a set that one sample belongs to, not the column that names it",
@@ -99,7 +105,12 @@ COINCIDENCES: Mapping[str, str] = {
         "a dimension of this batch, whatever the setting is by then",
     ),
     **dict.fromkeys(
-        ("SharedDecoding.group_size", "StockDecoding.group_size", "_SharedCache.group_size"),
+        (
+            "SharedDecoding.group_size",
+            "StaticDecoding.group_size",
+            "StockDecoding.group_size",
+            "_SharedCache.group_size",
+        ),
         "completions in this call, which may be fewer than a group",
     ),
     **dict.fromkeys(

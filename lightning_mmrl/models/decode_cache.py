@@ -96,13 +96,16 @@ class Bucket:
 class PromptKeys:
     """Keys and values of all prompts, for rows that each have one of them.
 
+    Args:
+        buckets: The prompts.
+        owner: The prompt of each row.
+
     Attributes:
         buckets: Prompts of similar length.
     """
 
-    def __init__(self, buckets: list[Bucket], num_prompts: int, group_size: int) -> None:
-        self.buckets = buckets
-        self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
+    def __init__(self, buckets: list[Bucket], owner: Sequence[int]) -> None:
+        self.buckets, self._owner = buckets, list(owner)
         self._plan: _Plan | None = None
         self._planned: list[int] = []
 
@@ -152,7 +155,7 @@ class SharedCache:
         self, buckets: list[Bucket], num_prompts: int, group_size: int, *, drafts: bool, max_tokens: int | None
     ) -> None:
         self._max_tokens = max_tokens
-        self._prompts = PromptKeys(buckets, num_prompts, group_size)
+        self._prompts = PromptKeys(buckets, [prompt for prompt in range(num_prompts) for _ in range(group_size)])
         self._alone = group_size == 1 and not drafts and not any(bucket.divided for bucket in buckets)
         self._own: list[Tensor] = []  # by layer, the rows' own keys and values [2, R, K, C, d]
         self._lengths = [0] * num_prompts * group_size

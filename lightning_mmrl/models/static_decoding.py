@@ -38,7 +38,9 @@ class StaticDecoding:
     def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int, *, max_tokens: int | None = None) -> None:
         self._policy = policy
         states, buckets = prefill(policy, prompts)
-        self._cache = StaticCache(buckets, len(states), group_size, max_tokens=max_tokens)
+        self._cache = StaticCache(
+            buckets, [prompt for prompt in range(len(states)) for _ in range(group_size)], max_tokens=max_tokens
+        )
         self._position = prompts.next_position.repeat_interleave(group_size)
         self._tokens = torch.zeros_like(self._position)
         self.states = states.repeat_interleave(group_size, dim=0)
@@ -92,14 +94,18 @@ class StaticDecoding:
 class StaticCache:
     """Keys and values of prompts and of rows' own tokens; the device counts the own tokens.
 
+    Args:
+        buckets: The prompts.
+        owner: The prompt of each row.
+        max_tokens: Own tokens that a row gets at most, if it is known.
+
     Attributes:
         num_own: Own tokens of each row, as the host counts them.
     """
 
-    def __init__(self, buckets: list[Bucket], num_prompts: int, group_size: int, *, max_tokens: int | None) -> None:
+    def __init__(self, buckets: list[Bucket], owner: Sequence[int], *, max_tokens: int | None) -> None:
         self._max_tokens, self.num_own = max_tokens, 0
-        self._prompts = PromptKeys(buckets, num_prompts, group_size)
-        self._num_rows = num_prompts * group_size
+        self._prompts, self._num_rows = PromptKeys(buckets, owner), len(owner)
         like = buckets[0].layers[0]
         shape = 2, self._num_rows, like.shape[2], room_for(1, max_tokens), like.shape[4]
         self._own = [like.new_zeros(shape) for _ in buckets[0].layers]  # [2, R, K, C, d] by layer
