@@ -38,7 +38,7 @@ class Shuffle:
 
     def __call__(self, usable: Sequence[int]) -> dict[int, int]:
         """Maps each sample that has a partner to it."""
-        alike: defaultdict[tuple[MediaKind, ...], list[int]] = defaultdict(list)
+        alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         truths = {}
         for index in usable:
             sample = self._samples[index]
