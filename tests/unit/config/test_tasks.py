@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from omegaconf import OmegaConf
 
+from lightning_mmrl.app.asked import check_thoughts
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.config.specs import stage_specs
@@ -148,3 +149,28 @@ def test_names_of_metrics_need_no_verifier_and_no_torch():
         "sys.exit(', '.join({'torch', 'math_verify', 'sympy'} & sys.modules.keys()) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_further_pass_is_another_evaluation_of_the_last_stage_alone_and_the_default_has_none():
+    usual = evaluations()
+    assert usual == evaluations("evaluation.temperature=0.5", "evaluation.top_p=0.9", "seed=3")
+    for override in ("evaluation.no_think=true", "evaluation.samples=4"):
+        changed = evaluations(override)
+        assert changed[:-1] == usual[:-1]
+        assert changed[-1] != usual[-1]
+        everywhere = evaluations(override, "evaluation.ablation_stages=all")
+        assert all(one != other for one, other in zip(everywhere, usual, strict=True))
+    sampled = ("evaluation.samples=4",)
+    for override in ("evaluation.temperature=0.5", "evaluation.top_p=0.9", "seed=3", "evaluation.samples=8"):
+        assert evaluations(*sampled, override)[-1] != evaluations(*sampled)[-1]
+
+
+@pytest.mark.parametrize("prompt", ["plain", "r1_omni", "r1_omni_labels"])
+def test_answers_without_a_thought_are_refused_before_anything_trains_if_the_prompt_has_none(prompt):
+    config = compose([f"prompt={prompt}", "evaluation.no_think=true"])
+    stage = next(iter(config.trained.values()))
+    if prompt == "r1_omni_labels":
+        with pytest.raises(ConfigError, match="evaluation of set test: no_think is true, and the prompt asks for no"):
+            check_thoughts(config, built_tasks(config), stage)
+    else:
+        check_thoughts(config, built_tasks(config), stage)
