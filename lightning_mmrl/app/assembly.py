@@ -177,11 +177,21 @@ class Assembly:
         """Returns the parts with another prompt, such as the prompt of an evaluation set."""
         return replace(self, config=replace(self.config, prompt=prompt))
 
-    def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
-        """Returns the evaluator that judges greedy answers by the dataset's task."""
-        engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
-        rank_local = self.group.interruption.rank_local
-        return AnswerEvaluator(engine=engine, task=self.tasks[VALIDATION], rank_local=rank_local)
+    def evaluator(self, policy: Policy, encoder: PromptEncoder, engine: RolloutEngine | None = None) -> AnswerEvaluator:
+        """Returns the evaluator that judges greedy answers by the dataset's task.
+
+        Args:
+            policy: The policy.
+            encoder: Its encoder.
+            engine: An engine that completes no prefill; None for the policy itself, which does.
+        """
+        own = engine is None
+        return AnswerEvaluator(
+            engine=self.engine(policy, encoder, self.config.evaluation.max_new_tokens) if engine is None else engine,
+            task=self.tasks[VALIDATION],
+            rank_local=self.group.interruption.rank_local,
+            prefill="" if own else self.config.prompt.prefill,
+        )
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """Returns the engine of evaluations: the policy itself generates the answers, with the drafts of `rollout`."""

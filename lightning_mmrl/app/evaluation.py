@@ -1,43 +1,77 @@
 """Evaluates a checkpoint on the sets of a configuration."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.kept_answers import KeptAnswers, bound_of, bound_set, kept_answers
 from lightning_mmrl.config.specs import first_trained
-from lightning_mmrl.curriculum.lineage import facts_if_sealed
+from lightning_mmrl.curriculum.checkpoints import Checkpoint, located
 from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.in_order import eval_loader
 from lightning_mmrl.data.manifest import Indexing
+from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.schema import LoadedManifest
 from lightning_mmrl.data.sources import load_source
 from lightning_mmrl.data.stream import StreamedSets, StreamLoader
-from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_whole
+from lightning_mmrl.models.folder import found_file
+from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
-from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.registry.tasks import task_of_result
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.data import PromptSettings
+from lightning_mmrl.settings.rollout import engine_node
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
-from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
+from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule, Keeping
+from lightning_mmrl.stages.judged import PROGRESS, Batches, JudgedBatches
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
 from lightning_mmrl.training.memory import free_memory
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
 
+POLICY_ITSELF = "lightning_mmrl.rollout.hf.HFEngine.of"
+"""Target of an engine that is the policy itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A model, and the samples that it is asked about: of each set, and of each result (`test`, `test-silent`)."""
+
+    policy: Policy
+    encoder: PromptEncoder
+    pipeline: MediaPipeline
+    samples: Mapping[str, StreamedSets]
+    sets: Mapping[str, str]
+    variants: Mapping[str, str]
+    bound: Mapping[str, Any]
+    kept: KeptAnswers
+
+    def results(self) -> Iterator[tuple[str, StreamedSets]]:
+        """The samples of each result."""
+        return ((name, self.samples[each]) for name, each in self.sets.items())
+
 
 class CheckpointEvaluator:
     """Implements `Evaluator`: evaluates every configured set, and its ablations where they are asked for.
 
+    Judged batches are kept on disk, so that an evaluation which was interrupted continues.
+
     Args:
         assembly: The parts of the run.
         last_stage: The stage whose ablations are evaluated if `ablation_stages` is `last`.
-        afresh: True for an evaluation outside of a run; such an evaluation itself decides which samples it leaves out.
+        afresh: True for an evaluation outside of a run; such an evaluation itself decides which samples it leaves out,
+            and the engine of `rollout` gives the answers. Within a run the policy itself does.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
@@ -47,53 +81,50 @@ class CheckpointEvaluator:
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
+        return self.evaluate(located(checkpoint, found_file), directory, stage, run)
+
+    def evaluate(
+        self, checkpoint: Checkpoint, directory: Path, stage: str, run: TrackedRun | None
+    ) -> Mapping[str, float]:
+        """Evaluates a checkpoint whose files are found and checked."""
         free_memory()
-        settings, of_stage = self._assembly.config.evaluation, self._stage(stage)
+        of_stage = self._stage(stage)
         parts = self._assembly if of_stage is None else self._assembly.of_stage(of_stage)
         chosen = self._assembly.config.sets(None if of_stage is None else of_stage.evaluation_sets)
         prompted = {
             name: parts.with_prompt(self._assembly.config.prompt_of(each, of_stage)) for name, each in chosen.items()
         }
-        facts = facts_if_sealed(checkpoint)
-        if facts is None and checkpoint.is_absolute() and not checkpoint.exists():
-            raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
-        if self._afresh and facts is not None and facts.get("prompt") != asdict(parts.config.prompt):
-            trained = ", ".join(f"{key} {value!r}" for key, value in facts.get("prompt", {}).items() if value)
-            parts.console.say(
-                "warning: the handoff was trained with another prompt than the configuration has "
-                f"({trained or 'without texts'}); set prompt.* or evaluation.sets.NAME.prompt to evaluate it so"
-            )
+        if self._afresh:
+            self._warn_of_prompt(checkpoint)
         if not chosen:
             if parts.group.leads:
                 write_whole(directory / SUMMARY, "{}\n")
             return {}
         prepare_process(parts.config.trainer, parts.config.seed)
         with parts.group.first():
-            encoder = parts.encoder(checkpoint)
-            policy = parts.policy(checkpoint, encoder, 1.0)
-            ablate = settings.ablation_stages == "all" or stage == self._last_stage
-            variants = ["full", *(settings.ablations if ablate else [])]
-            loaders = self._loaders(encoder, chosen, prompted, variants, self._exclusions(directory))
-        sets = []
-        for name, (samples, _) in loaders.items():
-            whole = name if name in chosen else name.rpartition("-")[0]
-            evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
-            evaluated = EvaluatedSet(
-                name=name, num_samples=len(samples), evaluator=evaluator, left_out=samples.left_out
-            )
-            sets.append(evaluated)
-        module = EvaluationModule(
-            policy,
-            sets=sets,
-            directory=directory,
-            bootstrap=ClusterBootstrap(settings=settings),
-            ranks=ranks_of(parts.config.trainer),
-            sharding=sharding_of(parts.config.trainer),
-        )
-        progress = EvaluationProgress(parts.console, f"evaluating {stage}")
-        trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
-        with raising_interrupts():
-            trainer.test(module, dataloaders=[loader for _, loader in loaders.values()], verbose=False)
+            loaded = self._loaded(checkpoint, directory, stage, parts, prompted)
+        kept = parts.group.broadcast(self._fitting(loaded, stage, directory))  # the other ranks looked for none
+        loaders = self._loaders(loaded, kept)
+        with self._engine(parts, loaded) as engine:
+            evaluators = {
+                name: replace(
+                    prompted[each].evaluator(loaded.policy, loaded.encoder, engine),
+                    task=task_of_result(name, parts.tasks),
+                )
+                for name, each in loaded.sets.items()
+            }
+            sets = [
+                EvaluatedSet(
+                    name=name,
+                    num_samples=len(samples),
+                    evaluator=evaluators[name],
+                    left_out=samples.left_out,
+                    kept=kept.get(name, ()),
+                    has_loader=name in loaders,
+                )
+                for name, samples in loaded.results()
+            ]
+            module = self._judged(loaded, directory, sets, list(loaders.values()), stage)
         if run is not None:
             run.log_artifact(directory, "evaluation")
         return {
@@ -102,6 +133,108 @@ class CheckpointEvaluator:
             for key, value in result["metrics"].items()
         }
 
+    def _loaded(
+        self,
+        checkpoint: Checkpoint,
+        directory: Path,
+        stage: str,
+        parts: Assembly,
+        prompted: Mapping[str, Assembly],
+    ) -> _Loaded:
+        """Loads the model, opens the manifests, and on rank 0 looks for answers of an earlier evaluation."""
+        config, chosen = self._assembly.config, self._assembly.config.sets(prompted)
+        encoder = parts.encoder(checkpoint.model)
+        policy = parts.policy(checkpoint.model, encoder, 1.0)
+        if checkpoint.adapter is not None:
+            policy.merge(checkpoint.adapter, encoder.engine_prefix)
+        ablate = config.evaluation.ablation_stages == "all" or stage == self._last_stage
+        variants = ["full", *(config.evaluation.ablations if ablate else [])]
+        names = {
+            each if variant == "full" else f"{each}-{variant}": (each, variant)
+            for each in chosen
+            for variant in variants
+        }
+        pipeline = self._assembly.pipeline(encoder)
+        indexing = Indexing(folder=pipeline.cache.directory)
+        sources = {
+            name: load_source(each.path, each.media_folder, each.format, indexing) for name, each in chosen.items()
+        }
+        bound, kept = {}, KeptAnswers(batches={})
+        if parts.group.leads:
+            of_sets = {
+                name: bound_set(config, each, prompted[name].config.prompt, sources[name].digest)
+                for name, each in chosen.items()
+            }
+            of_results = {name: {**of_sets[each], "variant": variant} for name, (each, variant) in names.items()}
+            bound = bound_of(config, checkpoint, self._engine_node(), of_results)
+            kept = kept_answers(directory, bound, lambda line: parts.console.say(f"evaluating {stage}: {line}"))
+        exclusions = self._exclusions(directory, anew=not kept.goes_on)
+        return _Loaded(
+            policy=policy,
+            encoder=encoder,
+            pipeline=pipeline,
+            samples=self._samples(chosen, prompted, sources, pipeline, exclusions),
+            sets={name: each for name, (each, _) in names.items()},
+            variants={name: variant for name, (_, variant) in names.items()},
+            bound=bound,
+            kept=kept,
+        )
+
+    def _fitting(self, loaded: _Loaded, stage: str, directory: Path) -> Batches:
+        """The kept batches that are of the samples which they would be of now; tells the user about them."""
+        found = loaded.kept.fitting(dict(loaded.results()), self._assembly.config.evaluation.batch_size)
+        number = sum(len(batches) for batches in found.values())
+        if number and loaded.kept.goes_on:
+            self._assembly.console.say(f"evaluating {stage}: goes on after {number} batches, which are judged already")
+        elif number:
+            self._assembly.console.say(
+                f"evaluating {stage}: the answers on {', '.join(found)} are those of an earlier evaluation with the "
+                f"same checkpoint, settings, data and code; remove {directory} to ask again"
+            )
+        return found
+
+    def _judged(
+        self, loaded: _Loaded, directory: Path, sets: list[EvaluatedSet], loaders: list[StreamLoader], stage: str
+    ) -> EvaluationModule:
+        """Has the trainer pass through all batches that are not judged yet, and returns the module with the results."""
+        parts = self._assembly
+        keeping = Keeping(batches=JudgedBatches(directory / PROGRESS), bound=loaded.bound)
+        if parts.group.leads:
+            keeping.batches.begin(loaded.bound, {each.name: each.kept for each in sets})
+        module = EvaluationModule(
+            loaded.policy,
+            sets=sets,
+            directory=directory,
+            bootstrap=ClusterBootstrap(settings=parts.config.evaluation),
+            ranks=ranks_of(parts.config.trainer),
+            sharding=sharding_of(parts.config.trainer),
+            keeping=keeping,
+        )
+        if not loaders:
+            module.on_test_epoch_end()  # Lightning passes over a test without a batch
+            return module
+        progress = EvaluationProgress(parts.console, f"evaluating {stage}")
+        trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
+        with raising_interrupts():
+            trainer.test(module, dataloaders=loaders, verbose=False)
+        return module
+
+    def _engine_node(self) -> dict[str, Any]:
+        """The node of the engine that answers; empty for the policy itself."""
+        node = engine_node(self._assembly.config.rollout)
+        return node if self._afresh and node["_target_"] != POLICY_ITSELF else {}
+
+    @contextmanager
+    def _engine(self, parts: Assembly, loaded: _Loaded) -> Iterator[RolloutEngine | None]:
+        """One engine for all sets; None for the policy itself. It is closed at the end."""
+        if not self._engine_node():
+            yield None
+            return
+        sampling = SamplingSettings(max_new_tokens=parts.config.evaluation.max_new_tokens)
+        plain = parts.with_prompt(PromptSettings())  # each set's evaluator adds its own prefill
+        with closing(plain.rollout_engine(loaded.policy, loaded.encoder, sampling)) as engine:
+            yield engine
+
     def _stage(self, name: str) -> StageSettings | None:
         """Returns the stage that made the checkpoint, or `first_trained` for the base model; None outside of a run."""
         config = self._assembly.config
@@ -109,31 +242,38 @@ class CheckpointEvaluator:
             return None
         return replace(first_trained(config), evaluation_sets=None) if name == BASE else config.trained[name]
 
-    def _exclusions(self, directory: Path) -> Exclusions:
+    def _warn_of_prompt(self, checkpoint: Checkpoint) -> None:
+        parts, facts = self._assembly, checkpoint.facts
+        if facts is None or facts.get("prompt") == asdict(parts.config.prompt):
+            return
+        trained = ", ".join(f"{key} {value!r}" for key, value in facts.get("prompt", {}).items() if value)
+        parts.console.say(
+            "warning: the handoff was trained with another prompt than the configuration has "
+            f"({trained or 'without texts'}); set prompt.* or evaluation.sets.NAME.prompt to evaluate it so"
+        )
+
+    def _exclusions(self, directory: Path, *, anew: bool) -> Exclusions:
         parts = self._assembly
         if not self._afresh:
             return parts.exclusions
         path = directory / EXCLUSIONS
-        if parts.group.leads:
+        if parts.group.leads and anew:
             path.unlink(missing_ok=True)
         return Exclusions(path, decides=parts.group.leads)
 
-    def _loaders(
+    def _samples(
         self,
-        encoder: PromptEncoder,
         sets: Mapping[str, EvaluationSetSettings],
         prompted: Mapping[str, Assembly],
-        variants: list[str],
+        sources: Mapping[str, LoadedManifest],
+        pipeline: MediaPipeline,
         exclusions: Exclusions,
-    ) -> dict[str, tuple[StreamedSets, StreamLoader]]:
-        """Samples and loader of each set and each of its variants."""
-        parts, settings = self._assembly, self._assembly.config.evaluation
-        pipeline = parts.pipeline(encoder)
-        indexing = Indexing(folder=pipeline.cache.directory)
-        loaders = {}
+    ) -> dict[str, StreamedSets]:
+        """The samples of each set."""
+        found = {}
         for name, each in sets.items():
             prepared = PreparedSet(
-                load_source(each.path, each.media_folder, each.format, indexing).samples[: settings.limit],
+                sources[name].samples[: self._assembly.config.evaluation.limit],
                 media_root=each.media_folder,
                 pipeline=pipeline,
                 template=prompted[name].template,
@@ -141,16 +281,21 @@ class CheckpointEvaluator:
                 exclusions=exclusions,
             )
             prepared.check(each.manifest)
-            samples = StreamedSets([(each.manifest, prepared)], parts.monitor)
-            for variant in variants:
-                loader = eval_loader(
-                    samples,
-                    partial(collate_prompts, pad_token_id=encoder.pad_token_id),
-                    batch_size=settings.batch_size,
-                    ranks=parts.group.ranks,
-                    decoder=pipeline.decoder,
-                    settings=parts.config.data.media,
-                    variant=variant,  # type: ignore[arg-type]
-                )
-                loaders[name if variant == "full" else f"{name}-{variant}"] = samples, loader
-        return loaders
+            found[name] = StreamedSets([(each.manifest, prepared)], self._assembly.monitor)
+        return found
+
+    def _loaders(self, loaded: _Loaded, kept: Batches) -> dict[str, StreamLoader]:
+        """The loader of each result that has batches which are not judged yet."""
+        parts, found = self._assembly, {}
+        for name, samples in loaded.results():
+            found[name] = eval_loader(
+                samples,
+                partial(collate_prompts, pad_token_id=loaded.encoder.pad_token_id),
+                batch_size=parts.config.evaluation.batch_size,
+                ranks=parts.group.ranks,
+                decoder=loaded.pipeline.decoder,
+                settings=parts.config.data.media,
+                variant=loaded.variants[name],  # type: ignore[arg-type]
+                first=len(kept.get(name, ())),
+            )
+        return {name: loader for name, loader in found.items() if len(loader)}

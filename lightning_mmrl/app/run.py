@@ -138,7 +138,7 @@ def _lead(
         say=parts.console.say,
     )
     ended_by_gate = None
-    with told_what_is_safe(directory, specs), _locked(directory):
+    with told_what_is_safe(directory, specs), locked(directory / ".lock"):
         try:
             results = orchestrator.run(selection)
         except GateError as error:
@@ -165,19 +165,19 @@ def _last_trained(specs: Sequence[StageSpec]) -> str:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     """Keeps a second process out of a run folder, where it would delete the stages that the first process trains.
 
     Raises:
         ConfigError: Another process works in it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout as error:
         raise ConfigError(
-            f"run folder {directory} is in use by another process; wait for it, or set another run_name"
+            f"run folder {lock.parent} is in use by another process; wait for it, or set another run_name"
         ) from error
 
 

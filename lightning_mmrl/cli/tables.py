@@ -83,11 +83,10 @@ def results_table(results: Sequence[SetResult]) -> Table:
     return table
 
 
-def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
-    """Returns each stage's gain over the stage it started from, in a task's headline metric on the same samples."""
+def gains_table(task: Task, gains: Sequence[Gain], over: str = "the stage it started from") -> Table:
+    """Returns each stage's gain over another one, in a task's headline metric on the same samples."""
     title = task.headline_title
-    over = "the stage it started from, paired, in points, with 95 % intervals"
-    table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")
+    table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}, paired, in points, with 95 % intervals")
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
     for gain in gains:

@@ -65,7 +65,7 @@ def forebears(artifact: Path) -> list[Forebear]:
         StageError: The artifact is none, or not the one that its run recorded; or a manifest is damaged.
     """
     facts = sealed(artifact)
-    run = _run_of(artifact)
+    run = run_of(artifact)
     if run is None:
         return []
     recorded = _recorded(artifact)
@@ -109,7 +109,7 @@ def _forebear(run: Path, stage: FinishedStage, made: Mapping[str, str | None]) -
     )
 
 
-def _run_of(artifact: Path) -> Path | None:
+def run_of(artifact: Path) -> Path | None:
     """The folder of the run that an artifact lies in; None if it lies in none."""
     return next((folder for folder in artifact.resolve().parents if (folder / FILE).is_file()), None)
 
@@ -195,7 +195,7 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
 
 def _recorded(handoff: Path) -> tuple[str, Artifact] | None:
     """The stage of a handoff and its record in the run directory that contains it; None if there is no record."""
-    place, run = handoff.resolve(), _run_of(handoff)
+    place, run = handoff.resolve(), run_of(handoff)
     if run is None:
         return None
     results = (stage.result for stage in Manifest.read(run).stages.values())

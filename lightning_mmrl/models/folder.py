@@ -76,11 +76,11 @@ def check_settings(checkpoint: str | Path) -> None:
         StageError: The settings name code, another model, another adapter or a class of the wrong kind.
     """
     for name in SETTINGS:
-        path = _found(checkpoint, name)
+        path = found_file(checkpoint, name)
         if path is not None:
             for key, value in _entries(read_json(path, _RESTORE)):
                 _check_entry(key, value, path)
-    if (path := _found(checkpoint, ADAPTER)) is not None:
+    if (path := found_file(checkpoint, ADAPTER)) is not None:
         raise StageError(
             f"{path} would put an adapter on the model of this folder; move it into a folder of its own, or merge it"
         )
@@ -112,7 +112,7 @@ def check_weights(checkpoint: str | Path) -> None:
             raise StageError(f"{folder / INDEX} names {str(name)[:80]!r}, which is no *.safetensors of this folder")
 
 
-def _found(checkpoint: str | Path, name: str) -> Path | None:
+def found_file(checkpoint: str | Path, name: str) -> Path | None:
     """A file of a folder or hub id; None if it is missing, or if the hub is unreachable, which the loader reports."""
     if Path(checkpoint).is_dir():
         path = Path(checkpoint) / name

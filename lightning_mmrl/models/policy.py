@@ -8,6 +8,7 @@ forward; tests compare the packed row with that path.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import mul
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -20,6 +21,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models import tower_attention
 from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, chosen_layers
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
+from lightning_mmrl.models.merging import merge_adapter
 from lightning_mmrl.models.shared_prefix import ATTENTION, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
 from lightning_mmrl.ops.transfer import placed, true_places
@@ -299,6 +301,18 @@ class Policy(nn.Module):
         self.adapter = add_adapter(cast(PreTrainedModel, self.model), names, settings)
         self.sharing_refusal = self.sharing_refusal or sharing_refusal(self._backbone.text_model)
         return sum(parameter.numel() for parameter in self.adapter.parameters())
+
+    def merge(self, files: Mapping[str, Path], prefix: str = "") -> None:
+        """Adds an adapter of a file to the weights; the policy is then a plain model with other weights.
+
+        Args:
+            files: As for `merge_adapter`.
+            prefix: Beginning of weight names in the released model of the family, see `PromptEncoder.engine_prefix`.
+
+        Raises:
+            StageError: The adapter is none of this model, or no LoRA adapter.
+        """
+        merge_adapter(cast(PreTrainedModel, self.model), files, prefix)
 
     def keep_masters(self) -> None:
         """Keeps weights that train in float32 at least, where small updates are not lost in rounding.

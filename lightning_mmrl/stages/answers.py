@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from lightning_mmrl.errors import RolloutError, StageError
@@ -22,11 +22,13 @@ class AnswerEvaluator:
         engine: Generates.
         task: Judges the answers.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
+        prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
     """
 
     engine: RolloutEngine
     task: Task
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
+    prefill: str = ""
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
         """One judgement per prompt; a collective.
@@ -43,9 +45,8 @@ class AnswerEvaluator:
         problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
         if problems:
             raise problem or RolloutError(problems[0])
-        return [
-            self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, completions, strict=True)
-        ]
+        whole = [replace(each, text=self.prefill + each.text) for each in completions]
+        return [self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, whole, strict=True)]
 
     def new_metrics(self) -> TaskMetrics:
         """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""

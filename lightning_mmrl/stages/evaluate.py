@@ -1,8 +1,8 @@
 """Evaluation of a checkpoint: greedy answers on named sets, metrics with intervals, predictions and figures on disk."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ import lightning
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
 from lightning_mmrl.evaluation.tasks.task import Task
-from lightning_mmrl.files import write_whole, writing
+from lightning_mmrl.files import write_json, write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.stages.answers import AnswerEvaluator, all_predictions, require_all
 from lightning_mmrl.stages.context import place
+from lightning_mmrl.stages.judged import JudgedBatches
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Sample
 
 SUMMARY = "evaluation.json"
+BOUND = "evaluated.json"
+"""Says what the results beside it are results of: checkpoint, settings, data and code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +35,24 @@ class EvaluatedSet:
         num_samples: Number of samples, also of samples that are left out.
         evaluator: Answers the prompts and judges the answers.
         left_out: Gives the samples that are left out, with their reasons; asked when the loader was read to its end.
+        kept: The judgements of the first batches, which the loader leaves out.
+        has_loader: False if all batches are kept, so that there is no loader.
     """
 
     name: str
     num_samples: int
     evaluator: AnswerEvaluator
     left_out: Callable[[], Sequence[tuple[Sample, str]]] = tuple
+    kept: Sequence[Sequence[Judgement]] = ()
+    has_loader: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Where judged batches are kept until the results are written, and what they are judgements of."""
+
+    batches: JudgedBatches
+    bound: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EvaluationModule(lightning.LightningModule):
@@ -46,15 +61,16 @@ class EvaluationModule(lightning.LightningModule):
     For each set: `<set>.jsonl` with one prediction per line, and `<set>.png` if its task draws a figure.
     `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
     left out. If there are any, the metrics of a validation come twice: without these samples, and with each counted as
-    wrong.
+    wrong. With `keeping`, each judged batch is kept at once, and `evaluated.json` says what was evaluated.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
-        sets: The sets of the test loaders, in their order; each has its own evaluator.
+        sets: The sets, in the order of their test loaders; each has its own evaluator.
         directory: Folder of the results.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
         sharding: How weights are spread over the ranks; None if each rank has all of them.
+        keeping: Where judged batches are kept; None keeps none.
     """
 
     def __init__(
@@ -66,16 +82,19 @@ class EvaluationModule(lightning.LightningModule):
         bootstrap: ClusterBootstrap,
         ranks: Ranks = ALONE,
         sharding: Sharding | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.results: dict[str, dict[str, Any]] = {}
         self._sets = list(sets)
+        self._loaded = [each for each in sets if each.has_loader]
         self._directory = directory
         self._bootstrap = bootstrap
         self._ranks = ranks
         self._sharding = sharding
-        self._predictions: list[list[list[Judgement]]] = [[] for _ in self._sets]
+        self._keeping = keeping
+        self._judged = {each.name: [*each.kept] for each in sets}
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""
@@ -83,30 +102,32 @@ class EvaluationModule(lightning.LightningModule):
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluates one batch of one set."""
-        evaluator = self._sets[dataloader_idx].evaluator
-        self._predictions[dataloader_idx].append(evaluator.evaluate(batch, self._ranks))
+        evaluated = self._loaded[dataloader_idx]
+        judged = all_predictions([evaluated.evaluator.evaluate(batch, self._ranks)], self._ranks)
+        self._judged[evaluated.name].append(judged)
+        if self._keeping is not None and self._ranks.rank == 0:
+            self._keeping.batches.keep(evaluated.name, judged)
 
     def on_test_epoch_end(self) -> None:
-        """Computes and writes the results of all sets.
+        """Computes and writes the results of all sets, also of sets whose batches are all kept.
 
         Raises:
             StageError: Fewer samples were judged than a set holds.
         """
-        found = {
-            each.name: all_predictions(judged, self._ranks)
-            for each, judged in zip(self._sets, self._predictions, strict=True)
-        }
+        found = {name: [one for batch in batches for one in batch] for name, batches in self._judged.items()}
         for each in self._sets:
             num_usable = each.num_samples - len(each.left_out())
             require_all(f"the evaluation on {each.name}", found[each.name], num_usable)
-        writes = self._ranks.rank == 0
-        for each in self._sets:
-            self.results[each.name] = self._summarize(each, found[each.name])
-            if writes:
-                self._write(each, found[each.name])
-        if not writes:
+        self.results = {each.name: self._summarize(each, found[each.name]) for each in self._sets}
+        if self._ranks.rank != 0:
             return
+        (self._directory / BOUND).unlink(missing_ok=True)  # it speaks for the results that are now replaced
+        for each in self._sets:
+            self._write(each, found[each.name])
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
+        if self._keeping is not None:
+            write_json(self._directory / BOUND, self._keeping.bound)
+            self._keeping.batches.end()
 
     def _summarize(self, evaluated: EvaluatedSet, predictions: list[Judgement]) -> dict[str, Any]:
         task, left_out = evaluated.evaluator.task, evaluated.left_out()

@@ -25,19 +25,21 @@ def is_vllm(engine: Mapping[str, Any]) -> bool:
     return str(engine["_target_"]).startswith(f"{PACKAGE}.")
 
 
-def require_engine(config: RunSettings, *, connect: bool = True) -> None:
+def require_engine(config: RunSettings, *, connect: bool = True, evaluates: bool = False) -> None:
     """Refuses a run whose engine this machine cannot use.
 
     Args:
         config: The configuration of the run.
         connect: Also ask for the run's server, if it has one and a stage samples.
+        evaluates: True for an evaluation, which needs the run's engine alone.
 
     Raises:
         ConfigError: The engine is vLLM's, and vllm is not installed, there is no key for its server, or the server does
             not answer.
         RolloutError: The server asks for another key, or for no key.
     """
-    for key, engine in engines(config).items():
+    needed = {"rollout": config.rollout} if evaluates else engines(config)
+    for key, engine in needed.items():
         if not is_vllm(engine):
             continue
         if find_spec("vllm") is None:
@@ -46,7 +48,7 @@ def require_engine(config: RunSettings, *, connect: bool = True) -> None:
                 "ROLLOUT=vllm has an environment of its own for it), or take rollout=hf"
             )
         server = _server(engine)
-        if connect and server and any(config.stages[name].sampling for name in config.order):
+        if connect and server and (evaluates or any(config.stages[name].sampling for name in config.order)):
             _require_server(key, server)
 
 
