@@ -108,6 +108,10 @@ def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = None, base: Path | None = None) -> None:
     """Evaluates one checkpoint and prints its results and its gains over a baseline."""
+    if not config.evaluation.sets:
+        raise ConfigError(
+            "evaluation.sets is empty; name a set to evaluate on, such as evaluation.sets.NAME=test.jsonl"
+        )
     require_engine(config, evaluates=True)
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries

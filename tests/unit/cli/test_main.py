@@ -40,6 +40,8 @@ def test_a_folder_of_a_model_is_no_override(tmp_path, monkeypatch):
     (tmp_path / arguments[1]).mkdir(parents=True)
     (tmp_path / arguments[1] / "config.json").write_text("{}")
     assert take_checkpoint(arguments)[0].as_posix() == arguments[1]
+    (tmp_path / arguments[1] / "config.json").rename(tmp_path / arguments[1] / "adapter_config.json")
+    assert take_checkpoint(arguments)[0].as_posix() == arguments[1]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config-dir", "mine"], ["seed=1"], ["--multirun", "seed=1,2"]])

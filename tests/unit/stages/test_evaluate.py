@@ -21,7 +21,8 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
-from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
+from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule, Keeping
+from lightning_mmrl.stages.judged import PROGRESS, JudgedBatches
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
 
@@ -61,12 +62,13 @@ def evaluated(num_usable, left_out=(), name="test", task=TASK):
     return EvaluatedSet(name=name, num_samples=num, evaluator=evaluator(task), left_out=lambda: left_out)
 
 
-def module(directory, *sets):
+def module(directory, *sets, **how):
     return EvaluationModule(
         nn.Linear(1, 1),  # type: ignore[arg-type]
         sets=sets,
         directory=directory,
         bootstrap=ClusterBootstrap(settings=EvaluationSettings(num_resamples=20)),
+        **how,
     )
 
 
@@ -230,3 +232,97 @@ def test_a_sample_that_is_found_damaged_while_lightning_tests_is_left_out_and_th
         assert [each["sample_id"] for each in judging.results[name]["left_out"]] == ["b", "g"]
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["sample_id"] for line in lines] == list("acdef")
+
+
+BOUND = {"common": {"seed": 0}, "sets": {"test": {}, "quiz": {}}}
+
+
+def keeping(folder):
+    found = Keeping(batches=JudgedBatches(folder / PROGRESS), bound=BOUND)
+    found.batches.begin(BOUND, found.batches.read()[1])
+    return found
+
+
+def pair(num, kept, task, folder):
+    """Two sets, of which the first one's batches are all judged after two."""
+    test = evaluated(num)
+    quiz = evaluated(num, name="quiz", task=task)
+    sets = [
+        EvaluatedSet(
+            name=each.name,
+            num_samples=num,
+            evaluator=each.evaluator,
+            kept=kept.get(each.name, ()),
+            has_loader=len(kept.get(each.name, ())) < 2,
+        )
+        for each in (test, quiz)
+    ]
+    return module(folder, *sets, keeping=keeping(folder))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("done", range(5))
+def test_what_was_judged_before_an_interruption_counts_as_if_there_had_been_none(tmp_path, done):
+    """Killed after so many of the two batches of each set; also after all, before the results were written."""
+    steps = [(SAD[:4], 0), (SAD[4:] + ANGRY, 0), (SAD[:4], 1), (SAD[4:] + ANGRY, 1)]
+    whole, cut = (pair(9, {}, TASK, tmp_path / name) for name in ("whole", "cut"))
+    for batch, number in steps:
+        whole.test_step(Prompts(*batch), 0, number)
+    whole.on_test_epoch_end()
+    for batch, number in steps[:done]:
+        cut.test_step(Prompts(*batch), 0, number)
+    bound, kept = JudgedBatches(tmp_path / "cut" / PROGRESS).read()
+    assert bound == BOUND
+    assert sum(len(batches) for batches in kept.values()) == done
+    again = pair(9, kept, TASK, tmp_path / "cut")
+    for batch, number in steps[done:]:
+        again.test_step(Prompts(*batch), 0, number - (done >= 2))  # a set without a loader has no number
+    again.on_test_epoch_end()
+    assert again.results == whole.results
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "cut" / "evaluated.json").read_text()) == BOUND
+    assert not (tmp_path / "cut" / PROGRESS).exists()
+
+
+def test_results_that_are_half_replaced_say_no_longer_what_they_are_of(tmp_path, monkeypatch):
+    pair(6, {"test": [[]] * 2, "quiz": [[]] * 2}, TASK, tmp_path)
+    (tmp_path / "evaluated.json").write_text("{}")
+    judging = module(tmp_path, evaluated(6), keeping=keeping(tmp_path))
+    judging.test_step(Prompts(*SAD), 0)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TASK.__class__, "save_figure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        judging.on_test_epoch_end()
+    assert {path.name for path in tmp_path.iterdir()} == {"test.jsonl", PROGRESS}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_batch_that_is_expected_after_the_kept_ones_may_turn_out_to_be_none(tmp_path, monkeypatch):
+    """The samples after the last kept batch are all unusable, which an interrupted evaluation had not found yet."""
+    monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
+    root, parts = write_media(tmp_path / "set"), pipeline(tmp_path)
+    samples = read_manifest(write(root, *[row(name, text=f"Which {name}?") for name in "abc"]), root)
+    prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
+    original = parts.encoder.encode_prompt
+
+    def refusing(messages, *arguments):
+        if messages[-1].content == "Which c?":
+            raise StopIteration
+        return original(messages, *arguments)
+
+    monkeypatch.setattr(parts.encoder, "encode_prompt", refusing)
+    sets = StreamedSets([("train.jsonl", prepared)], Monitor())
+    loader = in_order(sets, batch_size=2, first=1)
+    assert len(loader) == 1
+    kept = [[evaluator().evaluate(Prompts(sample("a", "sad"), sample("b", "sad")))[n] for n in (0, 1)]]
+    only = EvaluatedSet(name="x", num_samples=3, evaluator=evaluator(), left_out=sets.left_out, kept=kept)
+    judging = module(tmp_path / "out", only)
+    run_test(judging, [loader], tmp_path)
+    assert judging.results["x"]["num_samples"] == 2
+    assert [each["sample_id"] for each in judging.results["x"]["left_out"]] == ["c"]
