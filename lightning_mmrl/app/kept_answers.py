@@ -14,7 +14,7 @@ from lightning_mmrl.data.row_index import code_digest
 from lightning_mmrl.data.stream import StreamedSets
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.files import read_json
+from lightning_mmrl.files import file_digest, read_json
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.stages.evaluate import BOUND, SUMMARY
 from lightning_mmrl.stages.judged import PROGRESS, Batches, JudgedBatches
@@ -70,6 +70,7 @@ def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, dig
         digest: Hash of its manifest.
     """
     data = config.dataset(each.dataset)
+    lexicon = None if data.cue_lexicon is None else Path(data.root) / data.cue_lexicon
     return {
         "manifest": each.manifest,
         "manifest_digest": digest,
@@ -78,7 +79,7 @@ def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, dig
         "prompt": asdict(prompt),
         "task": each.task or data.task,
         "labels": list(data.labels),
-        "cue_lexicon": data.cue_lexicon,
+        "cue_lexicon": None if lexicon is None else file_digest(lexicon),
     }
 
 
