@@ -185,12 +185,11 @@ class Assembly:
             encoder: Its encoder.
             engine: An engine that completes no prefill; None for the policy itself, which does.
         """
-        own = engine is None
         return AnswerEvaluator(
             engine=self.engine(policy, encoder, self.config.evaluation.max_new_tokens) if engine is None else engine,
             task=self.tasks[VALIDATION],
             rank_local=self.group.interruption.rank_local,
-            prefill="" if own else self.config.prompt.prefill,
+            template=None if engine is None else self.template,
         )
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:

@@ -143,8 +143,8 @@ class CheckpointEvaluator:
     ) -> _Loaded:
         """Loads the model, opens the manifests, and on rank 0 looks for answers of an earlier evaluation."""
         config, chosen = self._assembly.config, self._assembly.config.sets(prompted)
-        encoder = parts.encoder(checkpoint.model)
-        policy = parts.policy(checkpoint.model, encoder, 1.0)
+        encoder = parts.encoder(checkpoint.place)
+        policy = parts.policy(checkpoint.place, encoder, 1.0)
         if checkpoint.adapter is not None:
             policy.merge(checkpoint.adapter, encoder.engine_prefix)
         ablate = config.evaluation.ablation_stages == "all" or stage == self._last_stage

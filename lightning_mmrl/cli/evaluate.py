@@ -50,7 +50,7 @@ KEY=VALUE       overrides, as for mmrl train; the ones that matter most here:
   experiment=NAME or data=NAME model=NAME   the sets, their task, the prompt and the model family
   rollout=vllm                              vLLM answers instead of the model itself (rollout=hf); it must be installed
   trainer.devices=2                         two processes share the sets; or start the processes by torchrun or srun
-  evaluation.sets.NAME=FILE, evaluation.limit=N, evaluation.max_new_tokens=N, evaluation.batch_size=N
+  +evaluation.sets.NAME=FILE, evaluation.limit=N, evaluation.max_new_tokens=N, evaluation.batch_size=N
 
 Results go to ${output_dir}/${run_name}/evaluations/NAME and are printed: evaluation.json, one jsonl of judged answers
 for each set, gains.json. Judged batches are kept as they come: the same command continues an evaluation that was
@@ -108,10 +108,6 @@ def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = None, base: Path | None = None) -> None:
     """Evaluates one checkpoint and prints its results and its gains over a baseline."""
-    if not config.evaluation.sets:
-        raise ConfigError(
-            "evaluation.sets is empty; name a set to evaluate on, such as evaluation.sets.NAME=test.jsonl"
-        )
     require_engine(config, evaluates=True)
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
@@ -135,8 +131,8 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
             found = located(checkpoint, found_file, base)
-            if not found.model.is_dir():
-                parts.encoder(found.model)  # an id that the hub lacks is refused before a dataset is generated
+            if not found.place.is_dir():
+                parts.encoder(found.place)  # an id that the hub lacks is refused before a dataset is generated
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
             over = _comparable(parts, checkpoint, found, baseline) if group.leads else None

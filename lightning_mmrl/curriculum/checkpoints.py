@@ -22,13 +22,13 @@ class Checkpoint:
     """A model to load, and the adapter to merge into its weights.
 
     Attributes:
-        model: A Hugging Face folder or a hub id.
+        place: A Hugging Face folder or a hub id.
         facts: The facts in the seal of a handoff; None for any other model.
         adapter: Files of an adapter in peft's format, by name; None for a model without one.
         commit: The commit of a hub id, if it is known.
     """
 
-    model: Path
+    place: Path
     facts: Mapping[str, Any] | None = None
     adapter: Mapping[str, Path] | None = None
     commit: str | None = None
@@ -38,7 +38,7 @@ class Checkpoint:
         if self.facts is not None:
             model = self.facts["digest"]
         else:
-            model = folder_digest(self.model) if self.model.is_dir() else f"{self.model}@{self.commit}"
+            model = folder_digest(self.place) if self.place.is_dir() else f"{self.place}@{self.commit}"
         found = {name: file_digest(path) for name, path in (self.adapter or {}).items() if name == ADAPTER_WEIGHTS}
         if self.adapter is not None:
             config = read_json(self.adapter[ADAPTER_CONFIG], "restore it")
@@ -90,7 +90,7 @@ def located(checkpoint: Path, fetch: Fetch, base: Path | None = None) -> Checkpo
         if base is not None:
             raise StageError(f"--base is {base}, and checkpoint {checkpoint} is no adapter; leave --base out")
         facts = facts_if_sealed(checkpoint) if is_folder else None
-        return Checkpoint(model=checkpoint, facts=facts, commit=_commit(config))
+        return Checkpoint(place=checkpoint, facts=facts, commit=_commit(config))
     weights = found(ADAPTER_WEIGHTS)
     if weights is None:
         raise StageError(f"adapter {checkpoint} has no {ADAPTER_WEIGHTS}; restore it, or save it as safetensors")
@@ -102,7 +102,7 @@ def located(checkpoint: Path, fetch: Fetch, base: Path | None = None) -> Checkpo
         )
     whole = located(model, fetch)
     return Checkpoint(
-        model=model,
+        place=model,
         facts=whole.facts,
         commit=whole.commit,
         adapter={ADAPTER_CONFIG: adapter, ADAPTER_WEIGHTS: weights},

@@ -9,6 +9,7 @@ from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.task_metrics import TaskMetrics
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch
@@ -22,13 +23,13 @@ class AnswerEvaluator:
         engine: Generates.
         task: Judges the answers.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
-        prefill: Opening of the answers that the engine leaves out, because it is part of the prompt.
+        template: Completes the answers of an engine that leaves out their opening, because it is part of the prompt.
     """
 
     engine: RolloutEngine
     task: Task
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
-    prefill: str = ""
+    template: PromptTemplate | None = None
 
     def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
         """One judgement per prompt; a collective.
@@ -45,8 +46,11 @@ class AnswerEvaluator:
         problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
         if problems:
             raise problem or RolloutError(problems[0])
-        whole = [replace(each, text=self.prefill + each.text) for each in completions]
-        return [self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, whole, strict=True)]
+        if self.template is not None:
+            completions = [replace(each, text=self.template.complete(each.text)) for each in completions]
+        return [
+            self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, completions, strict=True)
+        ]
 
     def new_metrics(self) -> TaskMetrics:
         """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""

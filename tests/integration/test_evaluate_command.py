@@ -47,6 +47,7 @@ JudgedBatches.keep = killing
 if __name__ == "__main__":
     sys.exit(main(sys.argv[2:]))
 """
+OTHER_SETS = ("~evaluation.sets.test", "+evaluation.sets.other=test.jsonl")
 RESULTS = ("evaluated.json", "evaluation.json", "test.jsonl")
 
 
@@ -151,11 +152,11 @@ def test_other_settings_start_afresh_and_say_so(here, capsys, workplace):
         (["--baseline", "runs/none"], "--baseline runs/none is no run folder and holds no evaluation; give a run"),
         (["--baseline", "runs/whole:reason"], "has no evaluation of reason: evaluated are base, cold_start"),
         (["--base", "models"], "--base is models, and checkpoint"),
-        (["~evaluation.sets.test", "evaluation.sets.other=test.jsonl", "--baseline", "runs/whole"], "was evaluated on"),
-        (["~evaluation.sets.test"], "evaluation.sets is empty; name a set, such as"),
+        ([*OTHER_SETS, "--baseline", "runs/whole"], "was evaluated on test, and this evaluation has other; evaluate"),
+        (["~evaluation.sets.test"], "evaluation.sets is {}; it must be at least one set"),
         (["evaluation.sets.test=train.jsonl", "--baseline", "runs/whole"], "was evaluated on another manifest of test"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_baseline_is_refused_before_anything_is_asked(here, capsys, workplace, arguments, sentence):
     handoff = "runs/whole/stages/00-cold_start/handoff"
     assert main(["evaluate", handoff, *SETTINGS, "run_name=refused", *arguments]) == 2

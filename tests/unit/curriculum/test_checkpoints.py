@@ -32,8 +32,8 @@ def test_a_folder_and_an_adapter_over_it_have_their_own_identities(tmp_path):
     base, other = model(tmp_path / "base"), model(tmp_path / "other", '{"a": 1}')
     over = adapter(tmp_path / "a", str(base))
     plain, found = located(base, fetch), located(over, fetch)
-    assert (plain.model, plain.adapter) == (base, None)
-    assert found.model == base
+    assert (plain.place, plain.adapter) == (base, None)
+    assert found.place == base
     assert set(found.adapter) == {"adapter_config.json", "adapter_model.safetensors"}
     again = adapter(tmp_path / "b", str(base))
     changed = adapter(tmp_path / "c", str(base), b"v")
@@ -56,7 +56,7 @@ def test_a_hub_id_is_known_by_its_commit(tmp_path):
         return over / name if checkpoint == "org/lora" else cached(checkpoint, name)
 
     found = located(Path("org/lora"), both)
-    assert (str(found.model), found.commit, found.identity()["model"]) == ("org/name", "abc", "org/name@abc")
+    assert (str(found.place), found.commit, found.identity()["model"]) == ("org/name", "abc", "org/name@abc")
 
 
 @pytest.mark.parametrize("name", ["none/handoff", "/none", "a/b/c", "none"])
@@ -80,7 +80,7 @@ def test_an_adapter_without_its_base_or_its_weights_is_refused(tmp_path):
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     with pytest.raises(StageError, match=r"adapter_config.json is damaged .*; restore it"):
         located(gone, fetch)
-    assert located(adapter(tmp_path / "d", "gone"), fetch, base).model == base
+    assert located(adapter(tmp_path / "d", "gone"), fetch, base).place == base
 
 
 def test_a_base_for_what_is_no_adapter_is_refused(tmp_path):
