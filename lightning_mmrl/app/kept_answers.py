@@ -123,11 +123,12 @@ def kept_answers(directory: Path, bound: Mapping[str, Any], say: Callable[[str],
     if before is not None:
         fits = _fitting_sets(before, bound)
         found = {name: judged for name, judged in batches.items() if name in fits}
-        if found or not batches:
-            return KeptAnswers(batches=found, goes_on=bool(found))
-        changes = changed_keys(flattened(before), flattened(bound))
-        shown = [*changes[:MOST_SHOWN], *(["..."] if len(changes) > MOST_SHOWN else [])]
-        say(f"an unfinished evaluation in {directory} is not continued, which had {'; '.join(shown)}")
+        if found:
+            return KeptAnswers(batches=found, goes_on=True)
+        if batches:
+            changes = changed_keys(flattened(before), flattened(bound))
+            shown = [*changes[:MOST_SHOWN], *(["..."] if len(changes) > MOST_SHOWN else [])]
+            say(f"an unfinished evaluation in {directory} is not continued, which had {'; '.join(shown)}")
     return KeptAnswers(batches=_finished_answers(directory, bound))
 
 

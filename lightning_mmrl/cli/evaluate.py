@@ -21,7 +21,7 @@ from lightning_mmrl.curriculum.baseline import (
     refuse_other_questions,
     unpaired,
 )
-from lightning_mmrl.curriculum.checkpoints import Checkpoint, require_checkpoint
+from lightning_mmrl.curriculum.checkpoints import Checkpoint, located, require_checkpoint
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.files import write_json
 from lightning_mmrl.protocols.plain import TrackedRun
@@ -113,7 +113,6 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, locked, writable
-    from lightning_mmrl.curriculum.checkpoints import located
     from lightning_mmrl.models.folder import found_file
     from lightning_mmrl.training.console import ConsoleProgress
     from lightning_mmrl.training.group import joined

@@ -40,6 +40,14 @@ def test_another_setting_starts_afresh_and_is_named(tmp_path):
     assert said == [f"an unfinished evaluation in {tmp_path} is not continued, which had common.seed: 0 -> 7"]
 
 
+def test_an_evaluation_that_was_killed_before_its_first_batch_hides_no_finished_one(tmp_path):
+    finished(tmp_path)
+    JudgedBatches(tmp_path / PROGRESS).begin(bound(seed=3), {})
+    said = []
+    assert found(tmp_path, bound(), said) == KeptAnswers(batches={"test": BATCHES})
+    assert said == []
+
+
 def test_sets_that_are_asked_the_same_continue_and_others_do_not(tmp_path):
     before = bound(test={"limit": 5}, ood={"limit": 5})
     JudgedBatches(tmp_path / PROGRESS).begin(before, {"test": BATCHES[:2], "ood": BATCHES[:1]})
