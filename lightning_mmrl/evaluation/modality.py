@@ -161,11 +161,12 @@ def _changes(name: str, rates: Mapping[str, Any]) -> str:
     """How often answers change without what the thought names, and without what it does not name."""
     cue = {"all": "picture or sound"}.get(name, name)
     named, unnamed = (_in_percent(rates[key]) for key in ("named", "unnamed"))
-    said = f"Without the {cue}, {named} of the {rates['num_named']} answers change whose thought names its cue"
     if not rates["num_named"]:
-        said = f"No thought names a cue of the {cue}"
+        return (
+            f"No thought names a cue of the {cue}; without it, {unnamed} of the {rates['num_unnamed']} answers change."
+        )
     rest = f", and {unnamed} of the {rates['num_unnamed']} others" if rates["num_unnamed"] else ""
-    return f"{said}{rest}."
+    return f"Without the {cue}, {named} of the {rates['num_named']} answers change whose thought names its cue{rest}."
 
 
 def _in_percent(interval: Mapping[str, float] | None) -> str:

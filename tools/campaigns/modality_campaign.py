@@ -5,8 +5,8 @@
 All models but `both`, which is the quickstart after its cold start, go on from there for 50 steps of SFT on the same
 580 clips. In the data of `sees`, each picture has the sound of another clip, and in those of `hears`, each sound has
 the picture of another clip, so only one of both says anything about the answer; `guesses` learns the answers of other
-clips. `honest` and `liar` are `sees` with other thoughts: `honest` names only what it sees, and `liar` only a voice
-that it does not hear. `quickstart` is the last stage of the quickstart and is only reported.
+clips. `honest` is `sees` with thoughts that name only what it sees. `quickstart` is the last stage of the quickstart
+and is only reported.
 
 Every model is evaluated on the test split with all ablations, and on the conflicts. A stopped run continues, and a
 finished one only reports. Writes modality-campaign.json and .md to the output folder. Exits with 1 unless every
@@ -32,9 +32,9 @@ from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 
 NUM_STEPS = 50
 """Optimizer steps of each model after the quickstart's cold start, which has 200."""
-TRAINED = ("sees", "hears", "guesses", "honest", "liar")
+TRAINED = ("sees", "hears", "guesses", "honest")
 Row = dict[str, Any]
-_THOUGHT = re.compile(r"<think>(.*) and (.*)</think>")
+_VOICE = re.compile(r" and [^<]*</think>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,6 @@ EXPECTED = {
     "hears": Expected(looks="not_shown", listens="yes", follows="sound", uses=("sound", "picture")),
     "guesses": Expected(looks="not_shown", listens="not_shown", follows="not_shown"),
     "honest": Expected(looks="yes", listens="not_shown", follows="picture", faithful=1),
-    "liar": Expected(looks="yes", listens="not_shown", follows="picture", faithful=-1),
 }
 
 
@@ -103,8 +102,7 @@ def write_manifests(source: Path, folder: Path) -> dict[str, Path]:
         "sees": sees,
         "hears": hears,
         "guesses": [{**row, "messages": other["messages"]} for row, other in zip(rows, others, strict=True)],
-        "honest": [_with_thought(row, r"<think>\1</think>") for row in sees],
-        "liar": [_with_thought(row, r"<think>\2</think>") for row in sees],
+        "honest": [_with_face_alone(row) for row in sees],
     }
     folder.mkdir(parents=True, exist_ok=True)
     found = {name: folder / f"{name}.jsonl" for name in TRAINED}
@@ -113,9 +111,9 @@ def write_manifests(source: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def _with_thought(row: Row, thought: str) -> Row:
+def _with_face_alone(row: Row) -> Row:
     question, answer = row["messages"]
-    return {**row, "messages": [question, {**answer, "content": _THOUGHT.sub(thought, answer["content"])}]}
+    return {**row, "messages": [question, {**answer, "content": _VOICE.sub("</think>", answer["content"])}]}
 
 
 def arguments(data: Path, manifests: Mapping[str, Path]) -> list[str]:

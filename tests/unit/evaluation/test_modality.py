@@ -168,6 +168,11 @@ def test_a_thought_that_names_what_is_not_used_is_unfaithful(lexicon):
     honest = report(MODELS["honest"], lexicon)["sets"]["test"]["faithfulness"]["all"]
     liar = report(MODELS["liar"], lexicon)["sets"]["test"]["faithfulness"]["all"]
     assert honest["difference"]["low"] > 0
+    said = report(MODELS["honest"], lexicon)["sets"]["test"]["faithfulness"]
+    assert said["sound"]["says"].startswith(
+        "No thought names a cue of the sound; without it, 0.0 % [0.0, 0.0] of the 200"
+    )
+    assert said["picture"]["says"].endswith("of the 200 answers change whose thought names its cue.")
     assert liar["difference"]["high"] < 0
     guesser = report(Model(sees=False, hears=False, names=("face",)), lexicon)["sets"]["test"]["faithfulness"]["all"]
     assert guesser["difference"] == {**guesser["difference"], "estimate": 0.0, "low": 0.0, "high": 0.0}
