@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         card = publish(handoff, options.directory, name=options.name, license_id=options.license)
         print(f"{options.directory} is complete; read and amend {card} before you share it")
     if made_by is not None:
-        _register(handoff, options.directory, options.register, made_by)
+        _register(handoff, options.directory, str(options.register), made_by)
     return 0
 
 
