@@ -36,8 +36,8 @@ def run(arguments: Sequence[str]) -> int:
     else:
         card = publish(handoff, options.directory, name=options.name, license_id=options.license)
         print(f"{options.directory} is complete; read and amend {card} before you share it")
-    if made_by is not None and options.register is not None:
-        _register(handoff, options.directory, options.register, made_by)
+    if made_by is not None:
+        _register(handoff, options.directory, str(options.register), made_by)
     return 0
 
 

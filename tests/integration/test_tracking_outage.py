@@ -12,6 +12,7 @@ from flaky_client import PATIENCE_S, FlakyClient, Outage
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking import connection as connection_module
+from lightning_mmrl.tracking.connection import KIND, KIND_TAG
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
 
@@ -199,7 +200,9 @@ class Handler(BaseHTTPRequestHandler):
     """As much of MLflow's REST interface as one run needs."""
 
     def do_GET(self):
-        self.answer({"experiment": {"experiment_id": "7", "name": "curricula", "lifecycle_stage": "active"}})
+        tags = [{"key": KIND_TAG, "value": KIND}]
+        found = {"experiment_id": "7", "name": "curricula", "lifecycle_stage": "active", "tags": tags}
+        self.answer({"experiment": found})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
