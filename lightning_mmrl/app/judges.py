@@ -37,8 +37,10 @@ def check_judge(path: str, judge: LlmJudge) -> None:
     if judge.asked is not None:
         check_expert(path, *judge.asked)
         key_of(judge.asked[1])
-    elif not (Path(str(judge.checkpoint)) / "config.json").is_file():
-        raise ConfigError(f"{path}.checkpoint is {judge.checkpoint}, which is no Hugging Face folder; correct it")
+    elif not (Path(str(judge.local_checkpoint)) / "config.json").is_file():
+        raise ConfigError(
+            f"{path}.local_checkpoint is {judge.local_checkpoint}, which is no Hugging Face folder; correct it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Judges:
         check_judge(path, judge)
         own = self.folder / (f"{name}.jsonl" if self.rank == 0 else f"{name}.rank{self.rank}.jsonl")
         siblings = [file for file in sorted(self.folder.glob(f"{name}*.jsonl")) if file != own]
-        who = judge.asked or (ExpertSettings(model=str(judge.checkpoint)), EndpointSettings(base_url="local"))
+        who = judge.asked or (ExpertSettings(model=str(judge.local_checkpoint)), EndpointSettings(base_url="local"))
         shared = None if who[1].answers is None else Path(who[1].answers) / own.name
         ledger = resources.enter_context(Ledger.opened(own, shared, asker(who[0], judge.sampling), siblings))
         if self.rank == 0:
@@ -93,7 +95,7 @@ class Judges:
         if judge.asked is None:
             from lightning_mmrl.app.local_chat import LocalChat
 
-            chat = LocalChat(Path(str(judge.checkpoint)), judge.max_new_tokens, self.poll)
+            chat = LocalChat(Path(str(judge.local_checkpoint)), judge.max_reply_tokens, self.poll)
             return KeptChat(chat=chat, ledger=ledger, bodies=bodies, on_progress=self.on_progress)
         return ChatEndpoint(
             expert=who[0],

@@ -29,11 +29,11 @@ VERDICTS = "verdicts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which answers are judged: stages and sets by name, empty for all; and at most `limit` of each, from the start."""
+    """Which answers are judged: stages and sets by name, empty for all; and the `first` ones of each, None for all."""
 
     stages: Sequence[str] = ()
     sets: Sequence[str] = ()
-    limit: int | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def judge_run(
         expert = opener.opened(f"answers-{mark}", judge, "judge", resources)
         for stage, name, file in found:
             where = f"{stage} on {name}"
-            lines = file.read_text(encoding="utf-8").splitlines()[: chosen.limit]
+            lines = file.read_text(encoding="utf-8").splitlines()[: chosen.first]
             answers = [Judgement.from_json(line) for line in lines]
             if name not in samples:
                 samples[name] = _samples(config, name)

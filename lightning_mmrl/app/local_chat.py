@@ -30,15 +30,15 @@ class LocalChat:
     """A checkpoint that is asked questions about text.
 
     Args:
-        checkpoint: A handoff, or a Hugging Face folder of a family of this package.
-        max_new_tokens: Tokens of the longest reply.
+        folder: A handoff, or a Hugging Face folder of a family of this package.
+        most_tokens: Tokens of the longest reply.
         poll: Called while it generates; raises to end that.
     """
 
-    def __init__(self, checkpoint: Path, max_new_tokens: int, poll: Callable[[], None]) -> None:
-        self.name = str(checkpoint)
-        self._checkpoint = checkpoint
-        self._limit = max_new_tokens
+    def __init__(self, folder: Path, most_tokens: int, poll: Callable[[], None]) -> None:
+        self.name = str(folder)
+        self._checkpoint = folder
+        self._limit = most_tokens
         self._poll = poll
 
     def replies(

@@ -12,7 +12,7 @@ examples:
   mmrl judge runs/quickstart expert.model=qwen3-32b endpoint.base_url=http://127.0.0.1:8000/v1
   mmrl judge runs/quickstart expert.model=gpt-5 endpoint.base_url=https://api.example.com/v1 \\
     endpoint.key_variable=MMRL_EXPERT_KEY endpoint.max_requests=500 --set test --stage reason
-  mmrl judge runs/quickstart checkpoint=models/Qwen3-4B --limit 100
+  mmrl judge runs/quickstart local_checkpoint=models/Qwen3-4B --limit 100
 """
 
 
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
         description="Have a language model judge the answers that a run's evaluations kept. It reads the question, the "
         "right answer and the answer. Its verdicts are kept in RUN/judges: the same command goes on where it was "
         "stopped, and asks nothing twice. Keys are those of lightning_mmrl.rewards.llm_judge.LlmJudge: expert.model "
-        "and endpoint.base_url of an OpenAI-compatible endpoint, or checkpoint of a local folder.",
+        "and endpoint.base_url of an OpenAI-compatible endpoint, or local_checkpoint.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
     judge = _judge(options.keys, options.instructions)
     config = saved_config(options.run, [])
-    chosen = Selection(stages=options.stage, sets=options.set, limit=options.limit)
+    chosen = Selection(stages=options.stage, sets=options.set, first=options.limit)
     num_missing, folder, done = 0, None, []
     with ConsoleProgress() as progress:
         for each in judge_run(options.run, config, judge, chosen, progress):

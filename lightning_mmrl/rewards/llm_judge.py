@@ -29,11 +29,11 @@ class LlmJudge:
     Attributes:
         expert: The judge at an endpoint: `model`, and further keys of `ExpertSettings`.
         endpoint: Where it is: `base_url`, and further keys of `EndpointSettings`, such as `max_requests`.
-        checkpoint: In place of both, a Hugging Face folder of a family of this package, loaded beside the policy.
+        local_checkpoint: In place of both, a Hugging Face folder of a family of this package, loaded beside the policy.
         instructions: See `JudgePrompt`.
         grades: See `JudgePrompt`.
         max_characters: See `JudgePrompt`.
-        max_new_tokens: Tokens of the longest reply.
+        max_reply_tokens: Tokens of the longest reply.
 
     Raises:
         ConfigError: There is no judge or there are two, or a value is out of range.
@@ -44,23 +44,23 @@ class LlmJudge:
 
     expert: Mapping[str, Any] | None = None
     endpoint: Mapping[str, Any] | None = None
-    checkpoint: str | None = None
+    local_checkpoint: str | None = None
     instructions: str | None = None
     grades: int | None = None
     max_characters: int = 6000
-    max_new_tokens: int = 256
+    max_reply_tokens: int = 256
     prompt: JudgePrompt = field(init=False, repr=False, compare=False)
     asked: tuple[ExpertSettings, EndpointSettings] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         prompt = JudgePrompt(instructions=self.instructions, grades=self.grades, max_characters=self.max_characters)
         object.__setattr__(self, "prompt", prompt)
-        if (self.checkpoint is None) != (self.expert is not None and self.endpoint is not None):
+        if (self.local_checkpoint is None) != (self.expert is not None and self.endpoint is not None):
             raise ConfigError(
-                "a judge is either expert.model at endpoint.base_url, or checkpoint; give both of the first or the last"
+                "a judge is either expert.model at endpoint.base_url, or local_checkpoint; give both of the first or the last"
             )
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if self.max_reply_tokens < 1:
+            raise ConfigError(f"max_reply_tokens is {self.max_reply_tokens}; it must be at least 1")
         asked = None
         if self.expert is not None and self.endpoint is not None:
             asked = _filled(ExpertSettings, self.expert, "expert"), _filled(EndpointSettings, self.endpoint, "endpoint")
@@ -69,12 +69,12 @@ class LlmJudge:
     @property
     def name(self) -> str:
         """The name of the model."""
-        return self.checkpoint if self.asked is None else self.asked[0].model  # type: ignore[return-value]
+        return self.local_checkpoint if self.asked is None else self.asked[0].model  # type: ignore[return-value]
 
     @property
     def sampling(self) -> SamplingSettings:
         """How the judge is sampled: greedily."""
-        return SamplingSettings(temperature=0.0, max_new_tokens=self.max_new_tokens)
+        return SamplingSettings(temperature=0.0, max_new_tokens=self.max_reply_tokens)
 
     def described(self) -> dict[str, Any]:
         """What decides a verdict, as plain values for the record of a run."""
@@ -86,7 +86,7 @@ class LlmJudge:
             "prompt_version": self.prompt.version,
             "grades": self.grades,
             "max_characters": self.max_characters,
-            "max_new_tokens": self.max_new_tokens,
+            "max_reply_tokens": self.max_reply_tokens,
         }
 
     def request(self, sample: Sample, text: str) -> ExpertRequest:
@@ -98,7 +98,7 @@ class LlmJudge:
         if sample.solution is None and self.prompt.needs_truth:
             raise RewardError(f"sample {sample.id!r} has no solution for the judge to compare with; add one")
         turns = self.prompt.turns(question_of(sample), sample.solution or "", text)
-        return ExpertRequest(key=sample.id, turns=turns, most_tokens=self.max_new_tokens)
+        return ExpertRequest(key=sample.id, turns=turns, most_tokens=self.max_reply_tokens)
 
     def value(self, answer: ExpertAnswer) -> float:
         """The value of a verdict, in [0, 1].

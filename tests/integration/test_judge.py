@@ -137,7 +137,16 @@ def test_a_local_checkpoint_judges(judged, capsys):
     """A tiny model says nothing that is a verdict, which is counted and told, and its replies are kept."""
     run, _ = judged
     handoff = run / "stages" / "00-reason" / "handoff"
-    command = ["judge", str(run), f"checkpoint={handoff}", "max_new_tokens=4", "--limit", "3", "--stage", "reason"]
+    command = [
+        "judge",
+        str(run),
+        f"local_checkpoint={handoff}",
+        "max_reply_tokens=4",
+        "--limit",
+        "3",
+        "--stage",
+        "reason",
+    ]
     assert main(command) == 1
     assert "no verdict for" in capsys.readouterr().out
     found = json.loads((run / "judges" / "verdicts" / "reason" / "test.json").read_text())
@@ -158,7 +167,7 @@ def _told(path):
         (["expert.model=m"], "endpoint.base_url"),
         (["expert.model=m", "endpoint.base_url=ftp://h", "endpoint.key_variable=null"], "base_url"),
         (["expert.model=m", "endpoint.base_url=http://h/v1", "endpoint.key_variable=PATH"], "key_variable"),
-        (["checkpoint=/no/such/folder"], "no Hugging Face folder"),
+        (["local_checkpoint=/no/such/folder"], "no Hugging Face folder"),
         (["model"], "KEY=VALUE"),
         (["expert.name=m", "endpoint.base_url=http://h/v1"], "expert.name"),
         (["expert.model=m", "endpoint.base_url=http://127.0.0.1:9/v1", "--set", "tset"], "test"),

@@ -107,8 +107,8 @@ def test_a_sample_without_a_solution_is_not_compared():
     [
         {},
         {"expert": {"model": "m"}},
-        {"expert": {"model": "m"}, "endpoint": {"base_url": "http://h/v1"}, "checkpoint": "c"},
-        {"checkpoint": "c", "max_new_tokens": 0},
+        {"expert": {"model": "m"}, "endpoint": {"base_url": "http://h/v1"}, "local_checkpoint": "c"},
+        {"local_checkpoint": "c", "max_reply_tokens": 0},
         {"expert": {"model": "m"}, "endpoint": {"base_url": "http://h/v1", "concurrency": 0}},
     ],
 )
