@@ -116,7 +116,7 @@ def _lead(
     directory: Path,
     leader: Leader,
     selection: Selection | None,
-    command: Sequence[str],
+    command: Sequence[str] = (),
 ) -> FinishedRun:
     """Runs the curriculum on rank 0, the only rank that decides, writes and tracks."""
     config = parts.config

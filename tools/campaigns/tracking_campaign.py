@@ -278,7 +278,7 @@ def count(database: Path, name: str, num_steps: int) -> dict[str, Any]:
         rows = connection.execute(
             "SELECT m.key, m.step, count(*), min(m.value), max(m.value) "
             "FROM metrics m JOIN runs r ON r.run_uuid = m.run_uuid "
-            "WHERE r.name = ? GROUP BY m.key, m.step",
+            "WHERE r.name = ? AND m.key NOT LIKE 'system/%' GROUP BY m.key, m.step",
             (name,),
         ).fetchall()
     finally:
