@@ -42,7 +42,7 @@ class Shuffle:
         truths = {}
         for index in usable:
             sample = self._samples[index]
-            exchanged: tuple[MediaKind, ...] = tuple(ref.kind for ref in sample.media if ref.kind in self._kinds)
+            exchanged: tuple[str, ...] = tuple(ref.kind for ref in sample.media if ref.kind in self._kinds)
             alike[exchanged].append(index)
             truths[index] = self._truth_of(sample)
         found: dict[int, int] = {}

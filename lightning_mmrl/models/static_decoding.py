@@ -143,8 +143,7 @@ class StaticCache:
             common, rest = own.tensor_split([self._num_common], dim=3)
             part = attend_in_parts(blocks, common, rest, self._bias[..., self._num_common :], scale)
         else:
-            own_keys, own_values = own
-            part = attend_padded(blocks, own_keys, own_values, self._bias, scale)
+            part = attend_padded(blocks, own[0], own[1], self._bias, scale)
         to_own = PartialAttention(part.output.squeeze(2), part.logsumexp.squeeze(2))
         return merge(to_own, self._prompts.attend(layer, query, scale)).output.to(query.dtype)
 
