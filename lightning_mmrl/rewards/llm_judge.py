@@ -57,7 +57,7 @@ class LlmJudge:
         object.__setattr__(self, "prompt", prompt)
         if (self.local_checkpoint is None) != (self.expert is not None and self.endpoint is not None):
             raise ConfigError(
-                "a judge is either expert.model at endpoint.base_url, or local_checkpoint; give the first two or the last"
+                "a judge is either expert.model at endpoint.base_url, or local_checkpoint; give two or one"
             )
         if self.max_reply_tokens < 1:
             raise ConfigError(f"max_reply_tokens is {self.max_reply_tokens}; it must be at least 1")
