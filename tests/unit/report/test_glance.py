@@ -28,7 +28,8 @@ def test_score_gains_weakest_label_typical_answer_inputs_and_cost_stand_at_the_t
         "reason on test: uar 50.0 %",
         "reason on test: helped, uar +50.0 points [+10.0, +90.0] over cold_start",
         "happy: 25.0 % right on test; most often answered sad (3 of 4)",
-        "3 of 4 wrong answers on test take happy for sad; 2 of them read:",
+        "3 of 4 wrong answers on test take happy for sad; 2 of these 3 read:",
+        "1 of 1 right answers to happy read:",
         "<think>tears</think>",
         "reason on test: with everything 50.0 %, without sound 50.0 % (+0.0 points)",
         "2 min 7 s in 2 finished stages",
@@ -43,6 +44,21 @@ def test_score_gains_weakest_label_typical_answer_inputs_and_cost_stand_at_the_t
 def test_a_gain_is_clear_if_its_interval_leaves_out_zero(run, low, high, word):
     run.compare("reason", "cold_start", low, high)
     assert f"reason on test: {word}" in glance(parsed(run.folder))
+
+
+def test_labels_that_the_last_stage_moved_far_are_told_since_its_gain_hides_them(run):
+    run.evaluate("cold_start", [*[("happy", "happy")] * 4, *[("sad", "happy")] * 4])
+    run.compare("reason", "cold_start", -0.1, 0.1)
+    text = glance(parsed(run.folder))
+    moved = "happy 100.0 to 25.0 % (-75.0), sad 0.0 to 75.0 % (+75.0)"
+    assert f"right answers by reason on test, against cold_start: {moved}" in text
+
+
+def test_a_stage_that_gives_one_answer_alone_is_told_as_such(run):
+    run.evaluate("reason", [*[("happy", "sad")] * 4, *[("sad", "sad")] * 4])
+    text = glance(parsed(run.folder))
+    assert "over cold_start; it answers sad to everything" in text
+    assert "a guess among 2 labels is right in 50.0 %" in text
 
 
 def test_a_run_without_scores_tells_its_cost_alone(tmp_path):
