@@ -89,6 +89,8 @@ def all_asked(assembly: Assembly, prompted: Mapping[str, Assembly], *, further: 
             found[f"{whole}-{variant}"] = Asked(whole=whole, variant=variant, task=task, parts=parts)
     for whole, parts in prompted.items() if further else ():
         task = task_of_result(whole, assembly.tasks)
+        if not task.has_truth:
+            continue
         if settings.no_think:
             denied = parts.with_prompt(denied_prompt(whole, task, parts.config.prompt))
             found[f"{whole}-{NO_THINK}"] = Asked(whole=whole, variant=NO_THINK, task=task, parts=denied)
@@ -123,4 +125,5 @@ def check_thoughts(config: RunSettings, tasks: Mapping[str, Task], stage: StageS
         ConfigError: Naming the set.
     """
     for name, each in config.sets(None if stage is None else stage.evaluation_sets).items():
-        denied_prompt(name, task_of_result(name, tasks), config.prompt_of(each, stage))
+        if (task := task_of_result(name, tasks)).has_truth:
+            denied_prompt(name, task, config.prompt_of(each, stage))

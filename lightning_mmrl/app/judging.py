@@ -1,7 +1,7 @@
 """Has a language model judge the answers of a run's evaluations, and compares it with the rules of their tasks."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -15,7 +15,9 @@ from lightning_mmrl.errors import ConfigError, DataError, RewardError
 from lightning_mmrl.evaluation.agreement import Agreement, AskedJudge, agreement, judged
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import write_json, write_whole
+from lightning_mmrl.registry.tasks import task_of_result, task_outlines
 from lightning_mmrl.rewards.llm_judge import LlmJudge
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import BASE
@@ -69,7 +71,8 @@ def judge_run(
         DataError: There are no answers, or a manifest is not the one of the run.
         StageError: The endpoint is down; what it said is kept.
     """
-    found = _files(run, config, chosen)
+    tasks = task_outlines(config)
+    found = _files(run, config, chosen, tasks)
     mark = sha256(json.dumps(judge.described(), sort_keys=True).encode()).hexdigest()[:8]
     samples: dict[str, dict[str, Sample]] = {}
     with ExitStack() as resources:
@@ -86,11 +89,12 @@ def judge_run(
             if name not in samples:
                 samples[name] = _samples(config, name)
             values, replies = _asked(judge, expert, answers, samples[name], file)
-            yield _written(run / FOLDER / VERDICTS / stage, stage, name, judge, answers, values, replies)
+            rules = [task_of_result(name, tasks).is_right(each) for each in answers]
+            yield _written(run / FOLDER / VERDICTS / stage, stage, name, judge, answers, rules, values, replies)
 
 
-def _files(run: Path, config: RunSettings, chosen: Selection) -> list[tuple[str, str, Path]]:
-    """Stage, set and file of judged answers, in the order of the run."""
+def _files(run: Path, config: RunSettings, chosen: Selection, tasks: Mapping[str, Task]) -> list[tuple[str, str, Path]]:
+    """Stage, set and file of judged answers, in the order of the run; sets without right answers only if named."""
     known = [BASE, *config.trained]
     for flag, names, right in (("--stage", chosen.stages, known), ("--set", chosen.sets, list(config.sets()))):
         for name in names:
@@ -99,7 +103,7 @@ def _files(run: Path, config: RunSettings, chosen: Selection) -> list[tuple[str,
     found = []
     for stage in [each for each in known if not chosen.stages or each in chosen.stages]:
         pattern = stage if stage == BASE else f"stages/[0-9]*-{stage}"
-        for name in chosen.sets or config.sets():
+        for name in chosen.sets or [each for each in config.sets() if task_of_result(each, tasks).has_truth]:
             found += [(stage, name, file) for file in sorted(run.glob(f"{pattern}/evaluation/{name}.jsonl"))]
     if not found:
         raise DataError(f"{run} has no evaluated answers of the stages and sets asked for; nothing to judge")
@@ -143,12 +147,13 @@ def _written(
     name: str,
     judge: LlmJudge,
     answers: Sequence[Judgement],
+    rules: Sequence[bool],
     values: Sequence[float | str],
     replies: Sequence[str | None],
 ) -> JudgedSet:
-    pairs = list(zip(answers, values, strict=True))
-    done = [judged(answer, value) for answer, value in pairs if not isinstance(value, str)]
-    problems = {answer.sample_id: value for answer, value in pairs if isinstance(value, str)}
+    pairs = list(zip(answers, values, rules, strict=True))
+    done = [judged(answer, value, rule=rule) for answer, value, rule in pairs if not isinstance(value, str)]
+    problems = {answer.sample_id: value for answer, value, _ in pairs if isinstance(value, str)}
     intervals = ClusterBootstrap().intervals(done, AskedJudge()) if done else {}
     counts = agreement(done)
     lines = []

@@ -60,6 +60,12 @@ def _version(package: str) -> str:
     return version(packages_distributions()[package][0])
 
 
+def _files_of(task: Any) -> list[str]:
+    """The files that a node of a task names, such as cue phrases or a wheel."""
+    values = flattened(task).values() if isinstance(task, Mapping) else ()
+    return [value for value in values if isinstance(value, str) and Path(value).is_file()]
+
+
 def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, digest: str) -> dict[str, Any]:
     """Returns all that decides the prompts and the judgements of one set.
 
@@ -78,6 +84,7 @@ def bound_set(config: RunSettings, each: EvaluationSetSettings, prompt: Any, dig
         "limit": config.evaluation.limit,
         "prompt": asdict(prompt),
         "task": each.task or data.task,
+        "task_files": [file_digest(Path(value)) for value in _files_of(each.task or data.task)],
         "labels": list(data.labels),
         "cue_lexicon": None if lexicon is None else file_digest(lexicon),
         "subject": each.subject,

@@ -166,12 +166,14 @@ def _comparable(parts: "Assembly", checkpoint: Path, found: Checkpoint, baseline
         StageError: The baseline that the user names has none.
     """
     from lightning_mmrl.data.sources import source_digest
+    from lightning_mmrl.evaluation.thinking import NO_THINK
     from lightning_mmrl.registry.tasks import task_of_result
 
     config = parts.config
     kept, asked = Path(config.data.media.cache_dir), {}
     for name, each in config.sets().items():
-        for variant in ("", *(f"-{ablation}" for ablation in config.evaluation.ablations)):
+        denied = [NO_THINK] if config.evaluation.no_think else []
+        for variant in ("", *(f"-{one}" for one in (*config.evaluation.ablations, *denied))):
             digest = source_digest(each.path, each.format, kept) or ""
             asked[f"{name}{variant}"] = AskedSet(task=task_of_result(name, parts.tasks), digest=digest)
     over = baseline or (base_of_run(checkpoint) if found.facts is not None else None)
@@ -227,6 +229,7 @@ def _compared(parts: "Assembly", name: str, directory: Path, over: Baseline | No
     """The results, with those of the baseline on the same sets and the gains; and why there are no gains."""
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+    from lightning_mmrl.evaluation.sampled import SAMPLED
     from lightning_mmrl.registry.tasks import task_of_result
 
     bootstrap, task_of = ClusterBootstrap(settings=parts.config.evaluation), partial(task_of_result, tasks=parts.tasks)
@@ -238,6 +241,8 @@ def _compared(parts: "Assembly", name: str, directory: Path, over: Baseline | No
         both = compare_stages(folders, {name: over.name}, task_of, bootstrap)
     except DataError as error:
         return own, str(error)
+    # Samples of two evaluations are comparable only if both were drawn alike, which nobody has checked.
+    both = replace(both, gains=[gain for gain in both.gains if not gain.name.endswith(f"-{SAMPLED}")])
     if not both.gains:
         return own, "it judged none of these samples"
     sets = {each.name for each in own.results}

@@ -48,13 +48,15 @@ def run(arguments: Sequence[str]) -> int:
     config = saved_config(options.run, [])
     chosen = Selection(stages=options.stage, sets=options.set, first=options.limit)
     num_missing, folder, done = 0, None, []
-    with ConsoleProgress() as progress:
-        for each in judge_run(options.run, config, judge, chosen, progress):
-            num_missing, folder = num_missing + len(each.problems), each.folder.parent
-            done.append(each)
     console = report_console()
-    for line in judged_lines(done, judge.name):
-        console.print(line, soft_wrap=True)
+    try:
+        with ConsoleProgress() as progress:
+            for each in judge_run(options.run, config, judge, chosen, progress):
+                num_missing, folder = num_missing + len(each.problems), each.folder.parent
+                done.append(each)
+    finally:
+        for line in judged_lines(done, judge.name) if done else ():
+            console.print(line, soft_wrap=True)
     console.print(f"verdicts in {folder}", soft_wrap=True)
     return 1 if num_missing else 0
 

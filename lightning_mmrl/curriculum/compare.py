@@ -117,7 +117,7 @@ def compare_stages(
         if over is None or over not in folders:
             continue
         for name in summaries[stage]:
-            if name in summaries[over]:
+            if name in summaries[over] and task_of(name).has_truth:
                 files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
                 lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
                 own, before = ([Judgement.from_json(line) for line in each] for each in lines)

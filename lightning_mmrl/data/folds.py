@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_mmrl.data.formats.lines import json_object
 from lightning_mmrl.data.formats.splits import assign_splits
+from lightning_mmrl.data.synthetic.conflicts import CONFLICTS
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.files import file_digest, folder_beside, read_json, write_json, write_whole
 
@@ -60,8 +61,8 @@ def make_folds(directory: Path, out: Path, *, media_root: Path | None, settings:
     The clips of the pool are dealt to the folds by speaker, with the labels spread as evenly as the speakers allow
     (`assign_splits`). `test.jsonl` of a fold has its clips, and `train.jsonl` all other clips of the pool. Any other
     manifest of the folder is copied to each fold without the speakers and ids that this fold tests, so that nothing
-    that a stage or a validation reads is of a tested speaker. Folds that were made of the same files with the same
-    settings are kept.
+    that a stage or a validation reads is of a tested speaker; of `CONFLICTS`, which is only tested, these alone are
+    copied. Folds that were made of the same files with the same settings are kept.
 
     Args:
         directory: Folder of the dataset: its manifests, and `labels.json` if it has one.
@@ -107,7 +108,10 @@ def make_folds(directory: Path, out: Path, *, media_root: Path | None, settings:
         for name in sorted(set(folds)):
             tested = [line for line, fold in zip(pool, folds, strict=True) if fold == name]
             trained = [line for line, fold in zip(pool, folds, strict=True) if fold != name]
-            kept = {other: _without(each, tested, settings) for other, each in others.items()}
+            kept = {
+                other: _of_tested(each, tested) if other == CONFLICTS else _without(each, tested, settings)
+                for other, each in others.items()
+            }
             for manifest, each in {TRAIN: trained, TEST: tested, **kept}.items():
                 write_whole(partial / name / manifest, "".join(f"{line.text}\n" for line in each))
             if (directory / LABELS).is_file():
@@ -165,6 +169,12 @@ def _without(lines: Sequence[Line], tested: Sequence[Line], settings: FoldSettin
     ids = {line.id for line in tested}
     speakers = set() if settings.ignore_speakers else {line.speaker for line in tested}
     return [line for line in lines if line.id not in ids and line.speaker not in speakers]
+
+
+def _of_tested(lines: Sequence[Line], tested: Sequence[Line]) -> list[Line]:
+    """The lines of another manifest that are of a tested speaker."""
+    speakers = {line.speaker for line in tested}
+    return [line for line in lines if line.speaker in speakers]
 
 
 def _counts(lines: Sequence[Line]) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from lightning_mmrl.types.records import Completion, Sample
 
 RIGHT = 0.5
 """The least grade that counts as right where it is compared with the verdict of a rule."""
-_RULES = ("accuracy", "f1")
-"""Scores by which a task that is no closed label set says whether an answer is right: it is at 1."""
 
 
 class AskedJudge(Task):
@@ -72,26 +70,8 @@ class Agreement:
         return (observed - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
-def rule_verdict(judgement: Judgement) -> bool:
-    """Whether a task's own rule says that an answer is right.
-
-    Raises:
-        DataError: The task has a measure that says so of no single answer.
-    """
-    if not judgement.scores:
-        return judgement.predicted is not None and judgement.predicted == judgement.truth
-    for name in _RULES:
-        if name in judgement.scores:
-            return judgement.scores[name] >= 1.0
-    raise DataError(
-        f"prediction {judgement.sample_id!r} has the scores {', '.join(judgement.scores)}, of which none says whether "
-        f"the answer is right; a judge is compared with {' or '.join(_RULES)}, or with a label"
-    )
-
-
-def judged(judgement: Judgement, value: float) -> Judgement:
-    """A judgement with the verdict of a judge beside that of the rule, for `AskedJudge`."""
-    rule = rule_verdict(judgement)
+def judged(judgement: Judgement, value: float, *, rule: bool) -> Judgement:
+    """A judgement with the verdict of a judge beside that of the task's rule, for `AskedJudge`."""
     return Judgement(
         sample_id=judgement.sample_id,
         speaker=judgement.speaker,

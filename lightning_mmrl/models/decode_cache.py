@@ -56,7 +56,7 @@ class Bucket:
             layer = layer[:, :, :, : self._num_common].clone()
         self.layers.append(layer)
 
-    def makeroom_for(self, num_own: int, max_tokens: int | None) -> None:
+    def make_room(self, num_own: int, max_tokens: int | None) -> None:
         """Makes `num_own` tokens after each prompt visible; `extend` writes them."""
         length = self._index.shape[1]
         self._end = length + num_own
@@ -172,7 +172,7 @@ class SharedCache:
         if self._alone:
             assert even, "start the decoding with drafts"
             for bucket in self._prompts.buckets:
-                bucket.makeroom_for(self._room, self._max_tokens)
+                bucket.make_room(self._room, self._max_tokens)
 
     def retain(self, counts: Sequence[int], *, finite: bool = True) -> None:
         """Counts the first new tokens of each row as the row's own.

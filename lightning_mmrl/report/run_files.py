@@ -329,6 +329,7 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
         intervals={
             str(key): {part: float(value[part]) for part in ("estimate", "low", "high", "level")}
             | {"unit": str(value.get("unit", "sample")), "reliable": value.get("reliable") is not False}
+            | {"num_units": value.get("num_units")}
             for key, value in entry["intervals"].items()
         },
         folder=place,

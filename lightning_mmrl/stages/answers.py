@@ -9,7 +9,9 @@ from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.task_metrics import TaskMetrics
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.prompts.answers import question_of
 from lightning_mmrl.prompts.no_think import with_placeholder
+from lightning_mmrl.prompts.reading import find_answer
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
@@ -62,7 +64,8 @@ class AnswerEvaluator:
         judged, subject = self.task.judge(sample, completion), sample.extras.get(self.subject_column)
         if self.thoughtless:
             formed = replace(completion, text=with_placeholder(completion.text))
-            judged = replace(judged, valid_format=self.task.judge(sample, formed).valid_format)
+            found = find_answer(formed, self.task.answer_reading, question_of(sample))
+            judged = replace(judged, valid_format=found.valid)
         return replace(
             judged,
             subject=None if subject is None else str(subject),

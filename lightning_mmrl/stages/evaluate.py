@@ -174,7 +174,8 @@ class EvaluationModule(lightning.LightningModule):
             more, wider = self._measured(task, [*predictions, *wrong])
             values |= {f"{key}{COUNTED_WRONG}": more[key] for key in task.validated_names() if key in more}
             intervals |= {f"{key}{COUNTED_WRONG}": interval for key, interval in wider.items()}
-        spread = speaker_spread(predictions, task) if predictions else None
+        spread = speaker_spread(predictions, task) if predictions and task.names_speakers else None
+        parts = breakdown(predictions, [task.is_right(each) for each in predictions]) if task.has_truth else {}
         return {
             **task.described(),
             "num_samples": len(predictions),
@@ -183,7 +184,7 @@ class EvaluationModule(lightning.LightningModule):
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
             **({} if spread is None else {"speakers": spread.plain()}),
             **({"shuffled": dict(shuffled)} if (shuffled := evaluated.shuffled()) else {}),
-            **breakdown(predictions, [task.is_right(each) for each in predictions]),
+            **parts,
         }
 
     def _measured(self, task: Task, predictions: list[Judgement]) -> tuple[dict[str, float], dict[str, Interval]]:

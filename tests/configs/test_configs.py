@@ -52,7 +52,9 @@ def overrides(path):
     if group == "algorithm":
         return [f"algorithm@stages.reason={option}"]
     if group == "reward":
-        return [f"+reward@stages.reason.rewards={option}"]
+        judge = "stages.reason.rewards.components.judge"
+        whom = [f"{judge}.expert.model=m", f"{judge}.endpoint.base_url=http://127.0.0.1:9/v1"]
+        return [f"+reward@stages.reason.rewards={option}", *(whom if option == "llm_judge" else [])]
     if group == "reflection":
         return [f"+reflection@stages.reason={option}"]
     needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []

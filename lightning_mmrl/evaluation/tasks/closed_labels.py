@@ -113,11 +113,6 @@ class ClosedLabels(Task):
         think = scan(judgement.text).think
         return frozenset() if think is None else self.lexicon.named_senses(think)
 
-    @property
-    def answer_reading(self) -> str:
-        """The reading."""
-        return self.reading
-
     def rightness(self, judgement: Judgement) -> float:
         """1 if the answer names the sample's label, else 0."""
         return float(judgement.predicted == judgement.truth)

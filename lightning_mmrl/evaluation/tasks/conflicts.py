@@ -58,6 +58,7 @@ class Conflicts(Task):
         Measure(name="names_both", title="names both", on_card=False),
     )
     ablated: ClassVar[bool] = False
+    has_truth: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_reading(self.reading)

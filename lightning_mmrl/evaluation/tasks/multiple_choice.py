@@ -43,11 +43,6 @@ class MultipleChoice(Task):
         Measure(name="unparseable", title="no choice", validated=False, on_card=False),
     )
 
-    @property
-    def answer_reading(self) -> str:
-        """The reading of the reader."""
-        return self.reader.reading
-
     def truth(self, sample: Sample) -> str:
         """The right letter.
 

@@ -73,11 +73,6 @@ class OpenVocabulary(Task):
         """The wheel."""
         return Wheel.built_in() if self.wheel is None else Wheel.read(self.wheel)
 
-    @property
-    def answer_reading(self) -> str:
-        """The reading."""
-        return self.reading
-
     def truth(self, sample: Sample) -> frozenset[str]:
         """The groups of the solution's words; words that are not on the wheel are ignored.
 

@@ -33,6 +33,7 @@ class SAT(Task):
 
     reader: ChoiceReader
 
+    names_speakers: ClassVar[bool] = False
     kind: ClassVar[str] = "sat"
     title: ClassVar[str] = "SAT by stage"
     headline: ClassVar[str] = "accuracy"

@@ -87,6 +87,10 @@ class Task(ABC):
     """The metrics in the order of display; in this class, each is the mean of the score with the metric's name."""
     ablated: ClassVar[bool] = True
     """Whether its sets are also evaluated without sound or picture, where a run asks for that."""
+    has_truth: ClassVar[bool] = True
+    """Whether an answer is right or wrong; if not, a change of the headline is no gain."""
+    names_speakers: ClassVar[bool] = True
+    """Whether the speaker of a sample is one; if not, it only joins samples that belong together."""
 
     @abstractmethod
     def truth(self, sample: Sample) -> Any:
@@ -106,8 +110,9 @@ class Task(ABC):
 
     @property
     def answer_reading(self) -> str:
-        """Where the task reads an answer: the name of a reading of `prompts.reading`."""
-        return "tag"
+        """Where the task reads an answer, by a name of `prompts.reading`: its own reading, or that of its reader."""
+        own = getattr(self, "reading", None)
+        return own or getattr(getattr(self, "reader", None), "reading", "tag")
 
     def rightness(self, judgement: Judgement) -> float:
         """How right one answer is, from 0 to 1; in this class, its score of the headline metric."""

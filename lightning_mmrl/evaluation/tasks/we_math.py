@@ -63,6 +63,7 @@ class WeMath(Task):
 
     reading: str = READING
 
+    names_speakers: ClassVar[bool] = False
     kind: ClassVar[str] = "we-math"
     title: ClassVar[str] = "We-Math by stage"
     headline: ClassVar[str] = "accuracy"

@@ -83,6 +83,15 @@ def test_every_clip_is_tested_once_and_no_tested_speaker_is_in_another_manifest_
     }
 
 
+def test_conflicts_are_those_of_tested_speakers_alone(tmp_path):
+    directory = dataset(tmp_path)
+    write(directory, conflict=[row(f"x{number}", f"s{number:02d}", None) for number in range(12)])
+    record = make_folds(directory, tmp_path / "folds", media_root=None, settings=FoldSettings(num_folds=3))
+    for name in record["folds"]:
+        tested = {each["speaker"] for each in read(tmp_path / "folds" / name, "test")}
+        assert {each["speaker"] for each in read(tmp_path / "folds" / name, "conflict")} == tested
+
+
 def test_the_same_seed_gives_the_same_folds_and_another_one_others(tmp_path):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         made(tmp_path, out, seed=seed)

@@ -22,7 +22,7 @@ LABELS |= {("lowered brows", "shaky tone"): "sad", ("smile", "shaky tone"): "fea
 CUES = {"face": {each: [each] for each in FACES}, "voice": {each: [each] for each in VOICES}}
 VARIANTS = ("full", "silent", "blank", "text_only", "shuffled_sound", "shuffled_picture")
 BOOTSTRAP = ClusterBootstrap(settings=EvaluationSettings(num_resamples=500))
-UNITS = Units(kind="speaker", index=np.arange(20), number=20, reliable=True)
+UNITS = Units(unit="speaker", index=np.arange(20), number=20, reliable=True)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def test_scores_matrices_and_answers_are_those_of_the_page(tmp_path):
     assert len(scores) == len(run.evaluated) > 1
     for each in run.evaluated:
         table = found[f"confusion-{each.stage}-{each.name}.json"]
-        answers = read_answers(each, [])
+        answers = read_answers(each, run)
         assert sum(number for row in table["data"] for number in row[1:]) == len(answers)
         right = {row[0]: row[table["columns"].index(row[0])] for row in table["data"]}
         for label, count in right.items():

@@ -235,9 +235,9 @@ def test_samples_that_only_one_of_both_could_use_are_left_out_of_the_difference(
     assert thinking["mean_tokens_no_think"] == 1.0
 
 
-def test_without_these_passes_a_line_of_predictions_has_no_new_key(tmp_path):
+def test_without_these_passes_a_line_of_predictions_has_no_key_of_theirs(tmp_path):
     evaluator = AnswerEvaluator(engine=Says({sample.id: "sad" for sample in SAMPLES}), task=TASK)
     lines = [each.to_json() for each in evaluator.evaluate(Prompts(SAMPLES))]
     assert {tuple(json.loads(line)) for line in lines} == {
-        ("sample_id", "speaker", "truth", "predicted", "valid_format", "consistent", "text")
+        ("sample_id", "speaker", "truth", "predicted", "valid_format", "consistent", "text", "num_tokens", "truncated")
     }

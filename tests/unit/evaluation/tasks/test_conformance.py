@@ -106,6 +106,8 @@ def test_its_names_agree_and_need_no_verifier(tasks, option):
     assert (headline.interval, headline.validated, headline.in_table, headline.on_card) == (True,) * 4
     assert task.headline_title == headline.title
     assert set(task.metrics(judged(task, MIXED))) <= set(task.metric_names())
+    own = getattr(task, "reading", None) or getattr(getattr(task, "reader", None), "reading", None)
+    assert own is None or task.answer_reading == own
 
 
 @each_task
