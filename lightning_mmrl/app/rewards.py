@@ -37,8 +37,8 @@ def reward_pool(settings: RewardSettings, path: str) -> RewardPool:
         RewardError: A process cannot start.
     """
     reward = build_reward(settings, path)
-    for name, judge in reward.components.items():
-        if isinstance(judge, LlmJudge):
+    for name in settings.components:
+        if name in reward.components and isinstance(reward.components[name], LlmJudge):
             raise ConfigError(
                 f"{path}.components.{name} asks a model; leave it out by {path}.components.{name}=null, or judge the "
                 "answers of the run by `mmrl judge`"

@@ -166,7 +166,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
         if "rollout" in stage:
             stage["rollout"] = _without_drafts(stage["rollout"] or config.rollout)
     for node in ((stage.get("rewards") or {}).get("components") or {}).values():
-        node.pop("endpoint", None)  # where a judge is asked decides no verdict
+        if isinstance(node, dict):  # another value stays for its check
+            node.pop("endpoint", None)  # where a judge is asked decides no verdict
     if isinstance(own, StageSettings) and own.algorithm is not None and lag_of(config.rollout):
         stage["lag"] = lag_of(config.rollout)
     _record_weights(stage["data"]["sources"], own)

@@ -21,6 +21,8 @@ class UnpicklableError(Exception):
 class Obedient:
     """Sleeps, dies, raises or scores, on demand."""
 
+    components = ()
+
     def score(self, sample: Sample, completion: Completion) -> Score:
         verb, _, argument = completion.text.partition(" ")
         return getattr(self, verb)(argument)
