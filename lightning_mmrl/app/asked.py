@@ -1,4 +1,4 @@
-"""What an evaluation asks a checkpoint: every set, and the variants of it."""
+"""What an evaluation asks a checkpoint: each set, and each variant of a set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -12,9 +12,9 @@ from lightning_mmrl.evaluation.tasks.published import (
     READING,
     UNREAD,
     Answer,
+    letter_or_answer,
     lettered,
     published_judgement,
-    refused,
 )
 from lightning_mmrl.evaluation.tasks.task import Measure, Task
 from lightning_mmrl.prompts.reading import check_reading
@@ -67,12 +67,7 @@ class MMMU(Task):
         Raises:
             DataError: The solution is no letter of an option, or has neither letter nor digit.
         """
-        options, solution = lettered(sample), sample.solution or ""
-        if options and solution not in options:
-            raise refused(sample, f"letter of one of the {len(options)} options")
-        if not any(map(str.isalnum, solution)):
-            raise refused(sample, "answer with a letter or a digit")
-        return solution
+        return letter_or_answer(sample)
 
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges the answer."""

@@ -67,6 +67,20 @@ def lettered(sample: Sample) -> Mapping[str, str]:
     return {chr(ord("A") + place): str(text) for place, text in enumerate(texts)}
 
 
+def letter_or_answer(sample: Sample) -> str:
+    """The solution: the letter of an option, or without options an answer.
+
+    Raises:
+        DataError: The solution is no letter of an option, or has neither letter nor digit.
+    """
+    options, solution = lettered(sample), sample.solution or ""
+    if options and solution not in options:
+        raise refused(sample, f"letter of one of the {len(options)} options")
+    if not any(map(str.isalnum, solution)):
+        raise refused(sample, "answer with a letter or a digit")
+    return solution
+
+
 def refused(sample: Sample, wanted: str) -> DataError:
     """The error of a solution that a scorer cannot read."""
     return DataError(
