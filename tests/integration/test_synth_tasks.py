@@ -154,3 +154,35 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_generating_needs_no_torch() -> None:
     program = "import sys, lightning_mmrl.data.synthetic.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "relations"])
+def test_a_share_of_the_training_solutions_is_wrong_and_nothing_else_changes(
+    sets: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """The share is exact, wrong solutions are those of other problems of the kind, and a column tells them."""
+    noisy = TASKS[name](tmp_path / name, scale=SCALE, workers=1, wrong_golds=0.2)
+    for split in SPLITS:
+        right, found = (read_rows(root / f"{split}.jsonl") for root in (sets[name], noisy))
+        if split != "train":
+            assert found == right
+            continue
+        differs = [a["solution"] != b["solution"] for a, b in zip(right, found, strict=True)]
+        assert sum(differs) == round(0.2 * len(right))
+        assert [row["gold"] == "wrong" for row in found] == differs
+        assert {row["solution"] for row in found} <= {row["solution"] for row in right}
+    again = TASKS[name](tmp_path / "again", scale=SCALE, workers=1, wrong_golds=0.2)
+    assert hashes(again) == hashes(noisy)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_wrong_solutions_out_of_range_is_refused(tmp_path: Path, share: float) -> None:
+    """In one sentence with key, value and fix, and nothing is written."""
+    with pytest.raises(DataError, match=r"wrong_golds is .*; it must be within 0\.\.1"):
+        TASKS["arithmetic"](tmp_path / "set", workers=1, wrong_golds=share)
+    assert not (tmp_path / "set").exists()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a manifest."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -21,6 +21,7 @@ from lightning_mmrl.data.synthetic.folder import (
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE
+from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import file_digest, write_json
 
 SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
@@ -30,6 +31,9 @@ SPLITS = tuple(SPLIT_SIZES)
 
 KIND = "question_type"
 """Column of a manifest with the kind of question, in a task that asks several."""
+
+WRONG_GOLDS = "wrong_golds"
+"""The setting that says how many solutions are wrong."""
 
 HELD_OUT: Mapping[str, tuple[int, ...]] = {"validation": (0,), "test": (1, 2)}
 """Problems of the held-out splits, by the remainder of their checksum divided by ten; all others are for training."""
@@ -109,22 +113,25 @@ class Task:
         *,
         seed: int = 0,
         scale: float = 1.0,
+        wrong_golds: float = 0.0,
         workers: int = 2,
         overwrite: bool = False,
         on_progress: Progress | None = None,
     ) -> Path:
         """Write cold_start, train, validation and test into `directory`, which appears when all files are complete.
 
-        A complete set with the same seed and scale is kept. With more than one worker, samples are drawn in spawned
-        processes, so a calling script needs the `if __name__ == "__main__"` guard.
+        A complete set with the same settings is kept. With more than one worker, samples are drawn in spawned
+        processes, so a calling script needs the `if __name__ == "__main__"` guard. `wrong_golds` is the share of the
+        samples in train whose solution is replaced by the right one of another problem; a column `gold` tells them.
 
         Raises:
             DataError: A number is out of range, or the directory holds other files or cannot be written.
         """
         check_numbers(f"generated task {self.name}", seed=seed, scale=scale, workers=workers)
-        recipe = Recipe(
-            name=self.name, settings={"seed": seed, "scale": scale}, generator_version=self.generator_version
-        )
+        if not 0 <= wrong_golds <= 1:
+            raise DataError(f"generated task {self.name}: wrong_golds is {wrong_golds}; it must be within 0..1")
+        settings = {"seed": seed, "scale": scale} | ({WRONG_GOLDS: wrong_golds} if wrong_golds else {})
+        recipe = Recipe(name=self.name, settings=settings, generator_version=self.generator_version)
         plans = {split: self.plan(split, seed=seed, scale=scale) for split in SPLITS}
         write = partial(_write_task, task=self, recipe=recipe, plans=plans, workers=workers, on_progress=on_progress)
         return make_folder(directory, recipe, write, overwrite=overwrite)
@@ -178,7 +185,7 @@ def _write_task(
             (root / "media" / split).mkdir(parents=True)
     everything = [plan for split in SPLITS for plan in plans[split]]
     jobs = run_in_processes(partial(_write_samples, root, task), everything, workers=workers, on_progress=on_progress)
-    rows = [row for job in jobs for row in job]
+    rows = _with_wrong_golds([row for job in jobs for row in job], task.name, recipe.settings)
     manifests = {f"{split}.jsonl": [row for row in rows if row["split"] == split] for split in SPLITS}
     for split, kind in product(SPLITS, task.kinds):
         manifests[f"{split}_{kind}.jsonl"] = [row for row in manifests[f"{split}.jsonl"] if row[KIND] == kind]
@@ -196,6 +203,26 @@ def _write_task(
             "manifests": {name: file_digest(root / name) for name in manifests},
         },
     )
+
+
+def _with_wrong_golds(rows: list[dict[str, Any]], task: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows; of those to train on, a share drawn at random has the solution of another problem of its kind."""
+    if WRONG_GOLDS not in settings:
+        return rows
+    random = random_stream(task, settings["seed"], len(SPLITS))
+    train = [row for row in rows if row["split"] == "train"]
+    drawn = {row["id"] for row in random.permutation(train)[: round(settings[WRONG_GOLDS] * len(train))]}
+    solutions: dict[str | None, set[str]] = {}
+    for row in train:
+        solutions.setdefault(row.get(KIND), set()).add(row["solution"])
+
+    def golds(row: dict[str, Any]) -> dict[str, str]:
+        if row["id"] not in drawn:
+            return {"gold": "right"}
+        others = sorted(solutions[row.get(KIND)] - {row["solution"]})
+        return {"solution": str(random.choice(others)), "gold": "wrong"}
+
+    return [row | golds(row) if row["split"] == "train" else row for row in rows]
 
 
 def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[str, Any]]:
