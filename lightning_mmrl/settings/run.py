@@ -137,7 +137,7 @@ class RunSettings:
     """Everything `mmrl train` needs."""
 
     run_name: str = REQUIRED
-    """The run's folder below output_dir."""
+    """The run's folder below output_dir; `mine/first` is a folder in a folder."""
     trial: str | None = None
     """Prefix of a debug run's `run_name`; a debug run drops gate and stop_when. Null once the name has the prefix."""
     output_dir: str = setting("runs", texts=False)

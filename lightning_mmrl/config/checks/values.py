@@ -40,7 +40,8 @@ def check_values(config: RunSettings) -> None:
     Raises:
         ConfigError: Naming the first such key, its value and what it must be.
     """
-    check_name("run_name", config.run_name)
+    for part in str(config.run_name).split("/"):  # a run may lie in a folder of runs
+        check_name("run_name", part, config.run_name)
     refuse_half_weights("trainer", config.trainer)
     check_rules(config, leave_out=("stages",))
     uri = config.tracking.uri
@@ -101,15 +102,20 @@ def _check_dataset_names(config: RunSettings) -> None:
             one_of(name, key, config.datasets)
 
 
-def check_name(key: str, name: object) -> None:
+def check_name(key: str, name: object, whole: object = None) -> None:
     """Refuses names that could not be names of a folder.
+
+    Args:
+        key: The key that holds the name, or the group that the name is in.
+        name: The name.
+        whole: The value of the key of which the name is a part; None if the name stands alone.
 
     Raises:
         ConfigError: Naming the rule.
     """
     rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
     valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
-    require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
+    require(valid, key if whole is not None else f"a name in {key}", name if whole is None else whole, rule)
 
 
 def _check_family(family: object) -> None:
