@@ -2,6 +2,7 @@
 
 from run_folders import whole_run
 
+from lightning_mmrl.app import trackers
 from lightning_mmrl.app.published import describe, description, key_parameters, publish
 from lightning_mmrl.app.trackers import origin
 from lightning_mmrl.config.compose import compose
