@@ -152,9 +152,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def power(difference: float, num_seeds: int, num_comparisons: int = 1, *, level: float = LEVEL) -> float:
     """The chance that the paired t test over n seeds finds a true difference with its right sign.
 
-    The difference is in standard deviations of paired differences. The statistic has the noncentral t distribution with n - 1 degrees of freedom and noncentrality difference sqrt(n).
-    The test is two-sided at (1 - `level`) / m, the first step of Holm's correction. So it is a lower bound: a later
-    step has a wider level.
+    The difference is in standard deviations of paired differences. The statistic has the noncentral t distribution
+    with n - 1 degrees of freedom and noncentrality difference sqrt(n). The test is two-sided at (1 - `level`) / m, the
+    first step of Holm's correction. So the chance after the correction is at least this: later steps ask less.
 
     >>> round(power(1.0, 10), 3)
     0.803
