@@ -29,7 +29,10 @@ def print_comparison(summary: Summary, console: PlainConsole) -> None:
 def _table(grid: Grid) -> Table:
     table = Table(title=grid.title)
     for place, name in enumerate(grid.head):
-        table.add_column(name, justify="left" if place < grid.texts else "right", overflow="fold")
+        if place < grid.texts:
+            table.add_column(name, overflow="fold")
+        else:  # a long head wraps, and a number does not
+            table.add_column(name, justify="right", min_width=max((len(row[place]) for row in grid.rows), default=0))
     for row in grid.rows:
         table.add_row(*row)
     return table

@@ -20,6 +20,7 @@ AT = ("value", "base", "best")
 """Where a run was measured: after the last trained stage, before the first one that counts, at the best validation."""
 
 _FAILED = "failed with exit code"
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ class Summary:
     def is_equal(self, arm: str) -> bool | None:
         """Whether each run of an arm spent the budget within the tolerance; None if unknown."""
         shares = self.shares(arm)
-        return all(abs(share - 1) <= self.plan.tolerance for share in shares) if shares else None
+        return all(abs(share - 1) <= self.plan.tolerance + _ROUNDING for share in shares) if shares else None
 
     @property
     def is_complete(self) -> bool:
@@ -239,6 +240,8 @@ def _ended(run: PlannedRun) -> str | None:
 
 def _unfinished(files: RunFiles, order: Sequence[str]) -> str | None:
     """The reason for which a run that ended is not whole."""
+    if not files.is_known:
+        return f"cannot be read: {files.missing[0].rstrip('.')}"
     stages = {stage.name: stage for stage in files.stages}
     lacking = [name for name in order if name not in stages or stages[name].result is None]
     if lacking:

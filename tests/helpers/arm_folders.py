@@ -1,6 +1,8 @@
 """A folder of a comparison as `mmrl compare` leaves it, made in a test without a model."""
 
+import copy
 import json
+import shutil
 
 from run_folders import RunFolder
 
@@ -28,6 +30,7 @@ class ArmsFolder:
     def __init__(self, folder, results, *, operations=None, best=None, folds=None, **keys):
         self.folder, self.folds = folder, folds or [None]
         self.runs = []
+        folder.mkdir()
         for arm, seeds in results.items():
             for seed, value in seeds.items():
                 for fold in self.folds:
@@ -51,34 +54,48 @@ class ArmsFolder:
         } | keys
         self.save()
 
+    def copied(self, folder):
+        """The same in another folder."""
+        shutil.copytree(self.folder, folder)
+        other = copy.copy(self)
+        other.folder, other.content = folder, copy.deepcopy(self.content)
+        return other
+
     def save(self):
         (self.folder / "compare.json").write_text(json.dumps(self.content))
 
     def _run(self, arm, seed, fold, value, operations, best):
-        place = f"runs/{arm}-seed{seed}{'' if fold is None else f'-{fold}'}"
-        run = RunFolder(self.folder / place, order=("pretrain", "cold_start", "reason"))
-        entry = {"arm": arm, "seed": seed, "fold": fold, "folder": place, "shared": ["pretrain"], "best": None}
-        weights = run.finish("pretrain", costs=spent(500))[HANDOFF]
-        run.evaluate("pretrain", FOUR)
-        reads = {WEIGHTS: weights}
-        weights = run.finish("cold_start", reads=reads, costs=spent(operations // 5), start="pretrain")[HANDOFF]
-        run.evaluate("cold_start", FOUR)
+        name = f"{arm}-seed{seed}{'' if fold is None else f'-{fold}'}"
+        entry = {"arm": arm, "seed": seed, "fold": fold, "folder": f"runs/{name}", "shared": ["pretrain"], "best": None}
+        place = self.folder / "runs" / name
+        shutil.copytree(self._made(operations, value is None), place)
         if value is None:
             return {**entry, "exit_code": 1}
-        rest = operations - operations // 5
-        run.finish("reason", kind="rl", reads={WEIGHTS: weights}, costs=spent(rest), start="cold_start")
-        run.evaluate("reason", FOUR)
-        set_uar(run.place("reason") / "evaluation", value)
-        (run.folder / "report.html").write_text("the page of the run")
+        evaluation = place / "stages" / "02-reason" / "evaluation"
+        set_uar(evaluation, value)
+        (place / "report.html").write_text("the page of the run")
         if best is not None:
-            entry["best"] = f"best/{arm}-seed{seed}{'' if fold is None else f'-{fold}'}"
-            other = RunFolder(self.folder / "made" / place, order=("pretrain", "cold_start", "reason"))
-            other.evaluate("reason", FOUR)
-            target = self.folder / entry["best"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (other.place("reason") / "evaluation").rename(target)
-            set_uar(target, value + best)
+            entry["best"] = f"best/{name}"
+            shutil.copytree(evaluation, self.folder / "best" / name)
+            set_uar(self.folder / "best" / name, value + best)
         return {**entry, "exit_code": 0}
+
+    def _made(self, operations, fails):
+        """A run to copy, which is made once."""
+        place = self.folder / "made" / f"{operations}-{fails}"
+        if place.is_dir():
+            return place
+        run = RunFolder(place, order=("pretrain", "cold_start", "reason"))
+        weights = run.finish("pretrain", costs=spent(500))[HANDOFF]
+        run.evaluate("pretrain", FOUR)
+        reads, first = {WEIGHTS: weights}, operations // 5
+        weights = run.finish("cold_start", reads=reads, costs=spent(first), start="pretrain")[HANDOFF]
+        run.evaluate("cold_start", FOUR)
+        if not fails:
+            reads, rest = {WEIGHTS: weights}, operations - first
+            run.finish("reason", kind="rl", reads=reads, costs=spent(rest), start="cold_start")
+            run.evaluate("reason", FOUR)
+        return place
 
 
 def set_uar(evaluation, value):
