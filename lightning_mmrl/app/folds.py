@@ -1,16 +1,14 @@
 """Trains and evaluates an experiment on each fold, in a process of its own, and sums up what the folds found."""
 
 import json
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.processes import exit_code, forwarding, mmrl
 from lightning_mmrl.data.folds import RECORD, FoldSettings, make_folds
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.folds import Spread, over_folds, pooled
@@ -22,7 +20,7 @@ from lightning_mmrl.registry.tasks import built_tasks, task_of_result
 from lightning_mmrl.report.run_files import Evaluated, read_run
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.training.interruption import SIGNALS, Interrupted
+from lightning_mmrl.training.interruption import Interrupted
 
 SHARED = "-folds"
 """Suffix of the folder that the folds of a run share."""
@@ -160,28 +158,18 @@ def train_fold(fold: Fold) -> int:
     Raises:
         Interrupted: A signal came; the process has ended.
     """
-    command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", *fold.arguments]
-    received: list[int] = []
     started: list[subprocess.Popen[bytes]] = []
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        for process in started:
+    with (
+        forwarding(started) as received,
+        subprocess.Popen(mmrl(["train", *fold.arguments]), start_new_session=True) as process,
+    ):
+        started.append(process)
+        for signum in tuple(received):  # those that came before there was a process
             process.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (*SIGNALS, signal.SIGHUP)}
-    try:
-        with subprocess.Popen(command, start_new_session=True) as process:
-            started.append(process)
-            for signum in tuple(received):  # those that came before there was a process
-                process.send_signal(signum)
-            code = process.wait()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        code = process.wait()
     if received:
         raise Interrupted(received[0])
-    return code if code >= 0 else 128 - code
+    return exit_code(code)
 
 
 def summed_up(folds: Sequence[Fold]) -> list[FoldedSet]:

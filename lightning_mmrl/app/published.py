@@ -1,6 +1,5 @@
 """What a tracked run says of itself: origin, key parameters, how to reproduce it; its scores, page and tables."""
 
-import getpass
 import os
 import platform
 import shlex
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_mmrl.app.starts import CHECKOUT, branch_of, commit_of, versions
+from lightning_mmrl.app.starts import CHECKOUT, commit_of, versions
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.protocols.plain import DescribedRun, TrackedRun
@@ -35,30 +34,7 @@ KEYS = (
 )
 """Keys of a stage that are parameters of the parent run; a node is shown by the last name of its `_target_`."""
 
-_OF_TRAIN = ("--from-stage", "--only-stage", "--allow-changes")
-
-
-def origin(command: Sequence[str]) -> dict[str, str]:
-    """Tags, named as MLflow names them, of who makes a run, by which command, at which commit of this package.
-
-    Args:
-        command: The arguments of `mmrl`; empty if a program calls this package.
-    """
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may have no name for the user's number
-        user = str(os.getuid())
-    tags = {
-        "mlflow.user": user,
-        "mlflow.source.name": " ".join(["mmrl", *command[:1]]),
-        "mlflow.source.type": "LOCAL",
-    }
-    commit, changed, _ = (commit_of(CHECKOUT) or "").partition("+")
-    if commit:
-        tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changed)).lower()}
-        branch = branch_of(CHECKOUT)
-        tags |= {"mlflow.source.git.branch": branch} if branch else {}
-    return tags
+_OF_TRAIN = ("--from-stage", "--only-stage", "--until-stage", "--allow-changes")
 
 
 def describe(config: RunSettings, parent: TrackedRun, directory: Path, command: Sequence[str]) -> None:
@@ -181,7 +157,7 @@ def _without_own_flags(command: Sequence[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         if not skip and name not in _OF_TRAIN:
             kept.append(argument)
-        skip = not skip and name in _OF_TRAIN[:2] and not equals
+        skip = not skip and name in _OF_TRAIN[:3] and not equals
     return kept
 
 

@@ -1,26 +1,26 @@
 """One run of a curriculum: its folder, its tracker, its orchestrator and its report."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+from lightning_mmrl.app.budget import check_sizes
 from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
-from lightning_mmrl.app.published import describe, origin, publish
+from lightning_mmrl.app.published import describe, publish
+from lightning_mmrl.app.run_folder import LOCK, locked, writable
 from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.app.starts import note_start
+from lightning_mmrl.app.trackers import open_tracker, origin
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.callbacks import Callbacks
@@ -30,10 +30,10 @@ from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.safety import told_what_is_safe
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.data.sources import num_rows, source_digest
-from lightning_mmrl.errors import ConfigError, GateError
+from lightning_mmrl.errors import GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_json, write_whole
-from lightning_mmrl.protocols.plain import TrackedRun, Tracker
+from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
 from lightning_mmrl.registry.tasks import built_tasks, task_of_result
@@ -42,15 +42,10 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
-from lightning_mmrl.tracking.null import NullTracker
-from lightning_mmrl.tracking.store import absolute_sqlite, spool_folder
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import WEIGHTS, StageResult, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
-
-OWN_TRACKING = "tracking"
-"""Folder in output_dir where a tracker of the user's own may keep files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +87,7 @@ def run_curriculum(
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name
         parts.ensure_data()
+        check_sizes(config)
     for name in config.trained:
         check_schedules(f"stages.{name}", with_steps(config, name, say=parts.console.say))
     with parts.group.first():  # the other ranks find the indexes of large manifests
@@ -157,7 +153,7 @@ def _lead(
         say=parts.console.say,
     )
     ended_by_gate = None
-    with told_what_is_safe(directory, specs), locked(directory / ".lock"):
+    with told_what_is_safe(directory, specs), locked(directory / LOCK):
         try:
             results = orchestrator.run(selection)
         except GateError as error:
@@ -181,23 +177,6 @@ def _lead(
 def _last_trained(specs: Sequence[StageSpec]) -> str:
     """Returns the name of the last stage that makes weights; empty if none does."""
     return next((spec.name for spec in reversed(specs) if spec.trains), "")
-
-
-@contextmanager
-def locked(lock: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder, where it would delete the stages that the first process trains.
-
-    Raises:
-        ConfigError: Another process works in it.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(lock, timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(
-            f"run folder {lock.parent} is in use by another process; wait for it, or set another run_name"
-        ) from error
 
 
 def _compare(
@@ -235,34 +214,6 @@ def check_all_targets(config: RunSettings) -> None:
     targets.check_targets(asdict(config.tracking), "tracking")
     targets.check_targets(asdict(config.evaluation), "evaluation")
     preflight(config)
-
-
-def writable(directory: Path) -> Path:
-    """Creates the folder, checks that it can be written to, and returns it.
-
-    Raises:
-        ConfigError: The folder cannot be created or written to.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir {directory} cannot be written ({os.strerror(error.errno or 0)}); choose another output_dir"
-        ) from error
-    return directory
-
-
-def open_tracker(config: RunSettings, made_by: Mapping[str, str] | None = None) -> Tracker:
-    """The configured tracker; `made_by` are tags of the runs that it creates in MLflow, see `published.origin`."""
-    uri, node = config.tracking.uri, config.tracking.tracker
-    if node is not None:
-        folder = Path(config.output_dir).absolute() / OWN_TRACKING
-        return targets.build(node, "tracking.tracker", folder=folder)
-    if uri is None:
-        return NullTracker()
-    return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri), made_by)
 
 
 def note_report(config: RunSettings, directory: Path) -> None:

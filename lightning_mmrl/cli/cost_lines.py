@@ -10,6 +10,7 @@ from lightning_mmrl.planning.costs import ON_CPU, ON_GPU, cpu_peak, disk, free_b
 from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.types.text import duration
 
 
 def show_costs(console: Console, config: RunSettings, known: tuple[ModelShape, Lengths] | None) -> None:
@@ -31,7 +32,7 @@ def cost_lines(config: RunSettings, shape: ModelShape, lengths: Lengths) -> Iter
         if peak is not None and stage.num_steps is not None:
             seconds = each.seconds(peak, shares)
             yield (
-                f"{name:<12} takes about {_time(stage.num_steps * seconds)}, {seconds:.2g} s a step: "
+                f"{name:<12} takes about {duration(stage.num_steps * seconds)}, {seconds:.2g} s a step: "
                 f"{_trillions(each.training + each.sampling)} operations"
             )
         handoff = f"a handoff of {_size(written.handoff)}"
@@ -52,13 +53,6 @@ def cost_lines(config: RunSettings, shape: ModelShape, lengths: Lengths) -> Iter
         f"disk         at most {_size(needed)}{extra} at a time, besides prepared media in "
         f"{config.data.media.cache_dir}; {_size(free_bytes(Path(config.output_dir)))} are free at {config.output_dir}"
     )
-
-
-def _time(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _trillions(number: float) -> str:

@@ -112,7 +112,8 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
-    from lightning_mmrl.app.run import check_all_targets, locked, writable
+    from lightning_mmrl.app.run import check_all_targets
+    from lightning_mmrl.app.run_folder import locked, writable
     from lightning_mmrl.models.folder import found_file
     from lightning_mmrl.training.console import ConsoleProgress
     from lightning_mmrl.training.group import joined
@@ -252,7 +253,7 @@ def _compared(parts: "Assembly", name: str, directory: Path, over: Baseline | No
 @contextmanager
 def _run_of_mlflow(config: RunSettings, name: str) -> Iterator[TrackedRun | None]:
     """Yields the run that `mlflow run` opened for this process, if any; metrics and predictions are logged to it."""
-    from lightning_mmrl.app.run import open_tracker
+    from lightning_mmrl.app.trackers import open_tracker
     from lightning_mmrl.tracking.status import status_of
 
     if config.tracking.uri is None or not os.environ.get("MLFLOW_RUN_ID"):

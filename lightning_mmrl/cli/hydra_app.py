@@ -14,7 +14,7 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
-from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.folders import COMPARE, configs_dir
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
@@ -111,7 +111,7 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
     """Returns the composed configurations to run; none if a flag, such as `--cfg`, only shows something."""
     if flags.help:
         template = composer.compose([], "train").hydra.help.template
-        groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] != "hydra")
+        groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] not in ("hydra", COMPARE))
         print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
         return []
     if flags.cfg is not None:

@@ -19,6 +19,7 @@ from lightning_mmrl.types.text import printable
 COMMANDS = {
     "train": "run a curriculum, or continue or report one",
     "folds": "run a curriculum on every fold of a set, and report the mean over folds",
+    "compare": "train arms over one experiment, at an equal budget, and compare them over seeds",
     "serve": "start a vLLM server for a run with rollout=vllm_server",
     "profile": "train a few steps of each stage, and show where their time goes",
     "plan": "show the stages, batches and memory of a run without training",

@@ -8,6 +8,7 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.config.epochs import with_steps
+from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import GateError, OutOfMemoryError
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
@@ -17,25 +18,20 @@ from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    values, rest = take_flags(arguments, valued=("--from-stage", "--only-stage"), switches=("--allow-changes",))
-    task = partial(
-        train,
+    selecting = ("--from-stage", "--only-stage", "--until-stage")
+    values, rest = take_flags(arguments, valued=selecting, switches=("--allow-changes",))
+    selection = Selection(
         from_stage=values.get("--from-stage"),
         only_stage=values.get("--only-stage"),
+        until_stage=values.get("--until-stage"),
         allow_changes="--allow-changes" in values,
-        command=("train", *arguments),
     )
+    task = partial(train, selection=selection, command=("train", *arguments))
     codes = run_with_config(lambda config: on_all_ranks(task, config, "train", arguments), "mmrl train", rest)
     return max(codes, default=0)  # empty if a flag only shows the configuration
 
 
-def train(
-    config: RunSettings,
-    from_stage: str | None = None,
-    only_stage: str | None = None,
-    allow_changes: bool = False,
-    command: Sequence[str] = (),
-) -> None:
+def train(config: RunSettings, selection: Selection, command: Sequence[str] = ()) -> None:
     """Trains the unfinished or selected stages, then shows the results and gain of every stage.
 
     `command` holds the arguments of `mmrl`, which the tracker shows.
@@ -49,12 +45,10 @@ def train(
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.run import run_curriculum
     from lightning_mmrl.cli.tables import print_comparison
-    from lightning_mmrl.curriculum.selection import Selection
     from lightning_mmrl.training.console import ConsoleProgress
     from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption
 
-    selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
     settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
         require_memory(config, print if group.leads else lambda line: None)

@@ -5,6 +5,8 @@ from pathlib import Path
 from lightning_mmrl.errors import ConfigError
 
 CONFIGS = "configs"
+COMPARE = "compare"
+"""Folder of comparisons beside the groups: its files are no options, since `mmrl compare` alone reads them."""
 
 
 def configs_dir() -> Path:
@@ -22,7 +24,8 @@ def configs_dir() -> Path:
 
 def groups(own: Path | None = None) -> list[str]:
     """Names of the groups that an option can be chosen from."""
-    return sorted({folder.name for root in _roots(own) for folder in root.iterdir() if folder.is_dir()})
+    found = {folder.name for root in _roots(own) for folder in root.iterdir() if folder.is_dir()}
+    return sorted(found - {COMPARE})
 
 
 def options(group: str, own: Path | None = None) -> list[str]:

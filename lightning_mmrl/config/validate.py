@@ -1,8 +1,8 @@
 """Refuses a configuration that cannot work, before torch is imported; every message names key, value and fix."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
@@ -12,6 +12,7 @@ from lightning_mmrl.config.checks.values import check_name, check_values
 from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
+from lightning_mmrl.config.forms import check_form, entries, in_words
 from lightning_mmrl.config.label_file import with_labels
 from lightning_mmrl.config.specs import cap_samples, cap_steps
 from lightning_mmrl.config.stage_schemas import key_type, run_schema, stage_settings
@@ -24,11 +25,10 @@ from lightning_mmrl.settings.filter import FilterSettings
 from lightning_mmrl.settings.model import BUILD
 from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.route import RouteSettings
-from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
-from lightning_mmrl.suggestions import WORDS, dataclass_of, did_you_mean, first_line, shown
+from lightning_mmrl.suggestions import did_you_mean, first_line, shown
 
 RESOLVING = " raised while resolving interpolation: "
 """Text between the name of an error's class and its message, if a `${...}` raised it."""
@@ -61,6 +61,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         config.model.checkpoint = config.model.checkpoint.replace(BUILD, config.model.build_digest)
     is_trial = config.trial is not None
     if is_trial:
+        check_name("trial", config.trial, config.trial)
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
         config.stages.update({name: _limited(stage, config.data.limit) for name, stage in config.stages.items()})
     check_values(config)
@@ -77,7 +78,16 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         if is_short:
             said = say if name in config.order else (lambda line: None)
             config.stages[name] = _for_debugging(config.stages[name], f"stages.{name}", said)
+    _drop_budget(config, is_trial, say)
     return config
+
+
+def _drop_budget(config: RunSettings, is_trial: bool, say: Callable[[str], object]) -> None:
+    """Drops the budget of a debug run, whose stages are as short as it says."""
+    is_short = is_trial or any(stage.trainer.max_steps is not None for stage in config.trained.values())
+    if config.budget is not None and is_short:
+        config.budget = None
+        say("budget is dropped, since this is a debug run")
 
 
 def _limited(stage: NodeSettings, most: int | None) -> NodeSettings:
@@ -174,13 +184,13 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
     _check_stage_names(tree.get("stages"))
     _check_dataset_names(tree.get("datasets"))
     schema = run_schema(tree)
-    for key, annotation, value in _schema_items(tree, schema, ""):
+    for key, annotation, value in entries(tree, schema, ""):
         if annotation is None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
             raise ConfigError(f"{key}: unknown key{key_hint(key, tree, schema, extra)}")
-        _check_form(value, annotation, key)
+        check_form(value, annotation, key)
 
 
 def _check_stage_names(stages: Any) -> None:
@@ -210,57 +220,6 @@ def _check_dataset_names(datasets: Any) -> None:
             )
 
 
-def _schema_items(tree: Mapping[Any, Any], schema: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yields key, annotation and value of every entry of the tree; the annotation of an unknown key is None."""
-    types = get_type_hints(schema)
-    for name, value in tree.items():
-        annotation = types.get(name)
-        yield f"{prefix}{name}", annotation, value
-        if not isinstance(value, Mapping):
-            continue
-        inner = dataclass_of(annotation)
-        if get_origin(annotation) is not dict:
-            yield from _schema_items(value, inner, f"{prefix}{name}.") if inner is not None else ()
-            continue
-        for each, entry in value.items():
-            yield f"{prefix}{name}.{each}", get_args(annotation)[1], entry
-            if inner is not None and isinstance(entry, Mapping):
-                yield from _schema_items(entry, inner, f"{prefix}{name}.{each}.")
-
-
-def _check_form(value: Any, annotation: Any, key: str) -> None:
-    """Refuses a plain value where keys or a list belong, and keys or a list where a plain value belongs."""
-    if annotation is Any or value == MISSING:
-        return
-    if value is None:
-        if type(None) not in get_args(annotation):
-            raise ConfigError(f"{key} is null; it must be {_words(annotation, key)}")
-    elif dataclass_of(annotation) is not None or get_origin(annotation) is dict:
-        require(isinstance(value, Mapping), key, value, _words(annotation, key))
-    elif get_origin(_without_null(annotation)) is list:
-        fits = isinstance(value, list) and not any(isinstance(each, Mapping | list) for each in value)
-        require(fits, key, value, _words(annotation, key))
-    else:
-        require(not isinstance(value, Mapping | list), key, value, _words(annotation, key))
-
-
-def _without_null(annotation: Any) -> Any:
-    """Returns X for the annotation `X | None`, and any other annotation as it is."""
-    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return kinds[0] if type(None) in get_args(annotation) and len(kinds) == 1 else annotation
-
-
-def _words(annotation: Any, key: str) -> str:
-    """Says in words which values a key with this annotation takes."""
-    if get_origin(_without_null(annotation)) is list:
-        return f"a list of plain values, such as {key}=[...]" + ("" if get_origin(annotation) is list else ", or null")
-    if dataclass_of(annotation) is not None or get_origin(annotation) is dict:
-        return f"a group of keys, such as {key}.NAME=..."
-    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-    null = " or null" if type(None) in get_args(annotation) else ""
-    return " or ".join(WORDS.get(kind, "a value") for kind in kinds) + null
-
-
 def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> ConfigError:
     """Turns OmegaConf's error about a value into one sentence."""
     key = str(error.full_key)
@@ -270,7 +229,7 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
         return ConfigError(f"{key}: {shown(first_line(error))}; correct this value")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{key}: has no value; set it, for example {key}=...")
-    return ConfigError(f"{key} is {shown(value)}; it must be {_words(annotation, key)}")
+    return ConfigError(f"{key} is {shown(value)}; it must be {in_words(annotation, key)}")
 
 
 def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:

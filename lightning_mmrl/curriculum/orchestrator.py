@@ -113,8 +113,7 @@ class StageOrchestrator:
                 shutil.rmtree(stage_folder(self._directory, spec) / STATES, ignore_errors=True)
                 if spec.name in read:
                     self._show_data(spec)
-        everything = selection.only_stage is None and selection.from_stage is None
-        gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
+        gated = {spec.name for spec in self._stages} if selection.everything else with_ancestors(due, self._stages)
         if due or self._manifest.running_id is not None or self._base_to_evaluate() is not None:
             self._run_due(due, gated)
             for spec in self._stages:

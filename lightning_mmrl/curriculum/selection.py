@@ -9,6 +9,7 @@ from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_descendants
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Edge, StageSpec
 
 Action = Literal["run", "evaluate"]
@@ -22,12 +23,19 @@ class Selection:
         from_stage: Run this stage and all stages that build on it, even if they are finished, and later stages that
             are unfinished.
         only_stage: Run only this stage, even if it is finished; the stages that it reads from must be finished.
+        until_stage: Run what is unfinished up to and including this stage; `base` evaluates the base model alone.
         allow_changes: Keep finished stages whose configuration has changed, instead of refusing the run.
     """
 
     from_stage: str | None = None
     only_stage: str | None = None
+    until_stage: str | None = None
     allow_changes: bool = False
+
+    @property
+    def everything(self) -> bool:
+        """Whether all that is unfinished runs."""
+        return self.from_stage is None and self.only_stage is None and self.until_stage is None
 
 
 def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Selection) -> dict[str, Action]:
@@ -37,11 +45,20 @@ def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Sele
         ConfigError: The selection names an unknown stage, contradicts itself, or lacks a stage to start from.
     """
     names = [spec.name for spec in stages]
-    for flag, name in (("--from-stage", selection.from_stage), ("--only-stage", selection.only_stage)):
-        if name is not None and name not in names:
+    flags = {
+        "--from-stage": selection.from_stage,
+        "--only-stage": selection.only_stage,
+        "--until-stage": selection.until_stage,
+    }
+    given = {flag: name for flag, name in flags.items() if name is not None}
+    for flag, name in given.items():
+        if name not in names and (flag, name) != ("--until-stage", BASE):
             raise ConfigError(f"{flag} {name}: no such stage; order has {', '.join(names)}")
-    if selection.from_stage is not None and selection.only_stage is not None:
-        raise ConfigError("--from-stage and --only-stage exclude each other; give one of them")
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other; give one of them")
+    if selection.until_stage is not None:
+        last = -1 if selection.until_stage == BASE else names.index(selection.until_stage)
+        return {name: action for name, action in _pending(stages, manifest).items() if names.index(name) <= last}
     if selection.only_stage is not None:
         due: dict[str, Action] = {selection.only_stage: "run"}
     elif selection.from_stage is not None:

@@ -1,11 +1,8 @@
 """One HTML page that shows a run, or two side by side; it loads nothing and needs no network."""
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +13,7 @@ from lightning_mmrl.report.against import against_section
 from lightning_mmrl.report.answers import evaluated_groups
 from lightning_mmrl.report.breakdown import breakdown_section
 from lightning_mmrl.report.curves import curves_section
+from lightning_mmrl.report.document import PLAIN_STYLES, document
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.glance import glance_section
 from lightning_mmrl.report.graph import curriculum_section
@@ -41,7 +39,7 @@ TERMS = (
     "Filters of answers apply together: a group matches if one of its answers passes all of them.",
 )
 SCRIPTS = ("browser.js", "uPlot.iife.min.js", "curves.js")
-STYLES = ("uPlot.min.css", "page.css")
+STYLES = ("uPlot.min.css", *PLAIN_STYLES)
 
 
 def write_report(folders: Sequence[Path], target: Path | None = None, media: "MediaFolder | None" = None) -> Path:
@@ -110,7 +108,7 @@ def page(runs: Sequence[RunFiles], fill: Callable[[Sequence[Shown]], None] | Non
             tag("script", Html(answers), type="text/plain", id="report-answers"),
         ]
     )
-    return _document(names, body, with_media=fill is not None)
+    return document(names, body, SCRIPTS, STYLES, with_media=fill is not None)
 
 
 def _tried(make: Callable[[slice], Any], runs: Sequence[RunFiles], what: str) -> Any:
@@ -209,42 +207,3 @@ def _browser(runs: Sequence[RunFiles], found: Sequence[Sequence[Any]], total: in
             folded("Terms used here", *(tag("p", each) for each in TERMS)),
         ]
     )
-
-
-def _document(title: str, body: Html, *, with_media: bool) -> str:
-    """The whole document; its policy names the scripts and the style by their hashes, and allows nothing else.
-
-    With media it also allows those beside the page; `file:` is for a page opened from a disk, which is no `'self'`.
-    """
-    scripts, style = [_asset(name) for name in SCRIPTS], "\n".join(_asset(name) for name in STYLES)
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {' '.join(map(_hashed, scripts))}",
-            f"style-src {_hashed(style)}",
-            *([f"{kind}-src 'self' file:" for kind in ("img", "media")] if with_media else []),
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    head = joined(
-        [
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            Html('<meta name="referrer" content="no-referrer">'),
-            tag("title", title),
-            Html(f"<style>{style}</style>"),
-        ]
-    )
-    code = joined(Html(f"<script>{script}</script>") for script in scripts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}{code}</body></html>\n'
-
-
-def _asset(name: str) -> str:
-    return files("lightning_mmrl.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _hashed(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -302,20 +302,23 @@ def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...],
             places[stage.name] = place
         elif stage.trains:
             missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
-    found = []
-    for name, place in places.items():
-        try:
-            entries = read_json(place / SUMMARY, _WRITE_AGAIN)
-            found += [
-                _one(name, key, entry, place)
-                for key, entry in entries.items()
-                if _inside(place / f"{key}.jsonl", place, missing)
-            ]
-        except MmrlError as error:
-            missing.append(f"{error}.")
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            missing.append(f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}.")
-    return found
+    return [each for name, place in places.items() for each in results_in(place, name, missing)]
+
+
+def results_in(place: Path, stage: str, missing: list[str]) -> list[Evaluated]:
+    """The results of an evaluation by set; none, with a note, if they cannot be read."""
+    try:
+        entries = read_json(place / SUMMARY, _WRITE_AGAIN)
+        return [
+            _one(stage, key, entry, place)
+            for key, entry in entries.items()
+            if _inside(place / f"{key}.jsonl", place, missing)
+        ]
+    except MmrlError as error:
+        missing.append(f"{error}.")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        missing.append(f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}.")
+    return []
 
 
 def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evaluated:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.settings.budget import BudgetSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
@@ -137,7 +138,7 @@ class RunSettings:
     """Everything `mmrl train` needs."""
 
     run_name: str = REQUIRED
-    """The run's folder below output_dir."""
+    """The run's folder below output_dir; `mine/first` is a folder in a folder."""
     trial: str | None = None
     """Prefix of a debug run's `run_name`; a debug run drops gate and stop_when. Null once the name has the prefix."""
     output_dir: str = setting("runs", texts=False)
@@ -157,6 +158,8 @@ class RunSettings:
     """Name to stage; `order` says which ones run."""
     order: list[str] = field(default_factory=list)
     """Names of the stages, in the order in which they run."""
+    budget: BudgetSettings | None = None
+    """How much the stages may cost together; null: each runs all its steps."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision of evaluations, and of stages that say nothing else."""
     rollout: Any = field(default_factory=lambda: {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"})

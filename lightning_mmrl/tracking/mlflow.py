@@ -33,6 +33,9 @@ NON_FINITE_KEY = "tracking/non_finite"
 NOTE_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run."""
 
+ABOVE = "MMRL_PARENT_RUN_ID"
+"""Variable with the id of the run below which a process opens its parent runs; `mmrl compare` sets it."""
+
 _GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # a name that MLflow makes up, such as bold-fox-12
 _OPENING_S = 10.0
 _MAX_KEY = 250
@@ -53,7 +56,7 @@ class MlflowTracker:
     Under `mlflow run` the first parent that is opened is the run that MLflow created (MLFLOW_RUN_ID). If the call that
     opens it names an earlier run to continue, MLflow's run gets the tag `mmrl.continues`. The earlier run is nested
     below it with its stages, if both are in one experiment, so there is one parent however often the curriculum was
-    started.
+    started. A process of `mmrl compare` opens its parent runs below the run of the comparison (MMRL_PARENT_RUN_ID).
 
     Args:
         settings: The store, `sqlite:///<file>` or `http(s)://<host>`, the experiment, created if it does not exist, and
@@ -67,6 +70,7 @@ class MlflowTracker:
 
     def __init__(self, settings: TrackingSettings, spool_dir: Path, origin: Mapping[str, str] | None = None) -> None:
         self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
+        self._above = os.environ.get(ABOVE) or None
         self._continues_another = False
         self._connection = connect(settings.uri or "", settings.experiment, run_id=self._project_run_id)
         self._delivery = MlflowDelivery(self._connection, spool_dir)
@@ -95,6 +99,7 @@ class MlflowTracker:
             run_id = None
         if parent_id is None and self._project_run_id is not None:
             return self._adopt_run(self._project_run_id, all_tags, earlier=run_id)
+        parent_id = parent_id or self._above
         if run_id is not None:
             return self._continue_run(run_id, all_tags, parent_id)
         run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"

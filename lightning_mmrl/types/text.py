@@ -1,4 +1,4 @@
-"""Makes text safe to print on a terminal."""
+"""Makes text safe to print on a terminal, and writes times in words."""
 
 import re
 
@@ -14,3 +14,14 @@ def printable(text: str) -> str:
     ('\\x1b[2Jangry', '\u8352\u8c2c')
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(75), duration(1800), duration(9000)
+    ('75 s', '30 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from lightning_mmrl.app.run import locked
+from lightning_mmrl.app.run_folder import locked
 from lightning_mmrl.cli import main as entry
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.saved import saved_config

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from lightning_mmrl.config.budget import check_budget
 from lightning_mmrl.config.checks.engines import check_engines
 from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.checks.targets import check_targets
 from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.curriculum.graph import plan_stages
 from lightning_mmrl.data.formats.readers.registry import AUTO, FORMATS
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -40,7 +42,8 @@ def check_values(config: RunSettings) -> None:
     Raises:
         ConfigError: Naming the first such key, its value and what it must be.
     """
-    check_name("run_name", config.run_name)
+    for part in str(config.run_name).split("/"):  # a run may lie in a folder of runs
+        check_name("run_name", part, config.run_name)
     refuse_half_weights("trainer", config.trainer)
     check_rules(config, leave_out=("stages",))
     uri = config.tracking.uri
@@ -68,6 +71,8 @@ def check_values(config: RunSettings) -> None:
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
     _check_dataset_names(config)
+    plan_stages(config.order, config.stages, kind_of)
+    check_budget(config)
     specs = stage_specs(config)
     _check_evaluation(config)
     for spec in specs:
@@ -101,15 +106,20 @@ def _check_dataset_names(config: RunSettings) -> None:
             one_of(name, key, config.datasets)
 
 
-def check_name(key: str, name: object) -> None:
+def check_name(key: str, name: object, whole: object = None) -> None:
     """Refuses names that could not be names of a folder.
+
+    Args:
+        key: The key that holds the name, or the group that the name is in.
+        name: The name.
+        whole: The value of the key of which the name is a part; None if the name stands alone.
 
     Raises:
         ConfigError: Naming the rule.
     """
     rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
     valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
-    require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
+    require(valid, key if whole is not None else f"a name in {key}", name if whole is None else whole, rule)
 
 
 def _check_family(family: object) -> None:

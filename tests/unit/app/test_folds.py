@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from run_folders import LABELS, RunFolder
 
-from lightning_mmrl.app import folds as module
+from lightning_mmrl.app import processes
 from lightning_mmrl.app.folds import Fold, folds_of_set, planned, run_folds, train_fold
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError, DataError, StageError
@@ -166,7 +166,7 @@ def script(tmp_path, monkeypatch, text):
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(module, "sys", SimpleNamespace(executable=str(path)))
+    monkeypatch.setattr(processes, "sys", SimpleNamespace(executable=str(path)))
 
 
 @pytest.mark.parametrize(("text", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 128 + 9)])

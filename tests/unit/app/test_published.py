@@ -2,8 +2,9 @@
 
 from run_folders import whole_run
 
-from lightning_mmrl.app import published
-from lightning_mmrl.app.published import describe, description, key_parameters, origin, publish
+from lightning_mmrl.app import trackers
+from lightning_mmrl.app.published import describe, description, key_parameters, publish
+from lightning_mmrl.app.trackers import origin
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.tracking.null import NullRun
 
@@ -54,8 +55,8 @@ def quickstart(*overrides):
 
 
 def test_the_origin_names_user_command_and_commit(monkeypatch):
-    monkeypatch.setattr(published, "commit_of", lambda folder: "abc+changes")
-    monkeypatch.setattr(published, "branch_of", lambda folder: None)
+    monkeypatch.setattr(trackers, "commit_of", lambda folder: "abc+changes")
+    monkeypatch.setattr(trackers, "branch_of", lambda folder: None)
     monkeypatch.setenv("LOGNAME", "ada")
     assert origin(["train", "seed=1"]) == {
         "mlflow.user": "ada",
@@ -64,7 +65,7 @@ def test_the_origin_names_user_command_and_commit(monkeypatch):
         "mlflow.source.git.commit": "abc",
         "mlflow.source.git.dirty": "true",
     }
-    monkeypatch.setattr(published, "commit_of", lambda folder: None)
+    monkeypatch.setattr(trackers, "commit_of", lambda folder: None)
     assert "mlflow.source.git.commit" not in origin([]), "an installed package has no commit"
 
 

@@ -109,7 +109,8 @@ VALUES = {
     "stages.reason.data.dataset=dots": "stages.reason.data.dataset is 'dots', which is no choice; known are none",
     "evaluation.sets.test={manifest: test.jsonl, dataset: dots}": "sets.test.dataset is 'dots', which is no choice;",
     # values
-    "run_name=a/b": "run_name is a/b; it must be letters, digits",
+    "run_name=a/../b": "run_name is a/../b; it must be letters, digits",
+    "run_name=/a": "run_name is /a; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",
     "model.dtype=float16": "model.dtype is 'float16', which is no choice; did you mean 'bfloat16'",
     "model.build=null": "model.checkpoint is runs/models/tiny_omni-seed0-{build}, and model.build is null; name a",
@@ -336,7 +337,7 @@ def test_the_name_of_a_trial_is_put_before_the_runs_once(changed):
     config = changed("trial=short", "run_name=mine")
     assert (config.run_name, config.trial) == ("short-mine", None)
     assert validated(OmegaConf.structured(config)).run_name == "short-mine"
-    with pytest.raises(ConfigError, match="run_name is a/b-mine; it must be letters"):
+    with pytest.raises(ConfigError, match="trial is a/b; it must be letters"):
         changed("trial=a/b", "run_name=mine")
 
 

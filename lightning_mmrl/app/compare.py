@@ -1,0 +1,334 @@
+"""Trains and evaluates the arms of a comparison, each run in a process of its own, and continues what is unfinished."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.app.arms import BEST, RUNS, ArmRun
+from lightning_mmrl.app.processes import Command, Ended, Pool, Steps, Task
+from lightning_mmrl.app.run_folder import LOCK, locked, writable
+from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, segment_of
+from lightning_mmrl.app.trackers import open_tracker, origin
+from lightning_mmrl.curriculum.attempt import Attempt, stage_folder
+from lightning_mmrl.curriculum.changes import describe_changes, same_content
+from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.curriculum.selection import Selection, changed_stages, due_actions
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.files import read_json, write_json
+from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.settings.compare import CompareSettings
+from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
+from lightning_mmrl.tracking.mlflow import ABOVE
+from lightning_mmrl.tracking.null import UNTRACKED
+from lightning_mmrl.training.interruption import Interruption
+from lightning_mmrl.types.redaction import redact
+from lightning_mmrl.types.text import duration, printable
+
+FILE = "compare.json"
+VERSION = 1
+LOGS = "logs"
+BEST_WEIGHTS = "best"
+"""Folder of a stage with the weights of its best validation."""
+EVALUATIONS = "evaluations"
+SUMMARY = "evaluation.json"
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A planned comparison: what is asked, the runs of its arms, and the stages that they share."""
+
+    settings: CompareSettings
+    runs: Sequence[ArmRun]
+    shared: Sequence[Segment]
+    command: Sequence[str] = ()
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the comparison."""
+        return self.runs[0].comparison
+
+    @property
+    def name(self) -> str:
+        """The name of that folder."""
+        return self.directory.name
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.settings.baseline or next(iter(self.settings.arms))
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """What `compare.json` knows beside the plan: how each run ended, and the run of the comparison in the tracker."""
+
+    codes: dict[str, int | None] = field(default_factory=dict)
+    tracking_id: str | None = None
+
+    @classmethod
+    def read(cls, directory: Path) -> "State":
+        """The state in a comparison's folder; an empty one if the comparison is new.
+
+        Raises:
+            StageError: The file is damaged or of another version.
+        """
+        path, remedy = directory / FILE, "remove it, or give another --name"
+        if not path.is_file():
+            return cls()
+        content = read_json(path, remedy)
+        try:
+            if content["version"] != VERSION:
+                raise StageError(f"{path} has version {content['version']}, this program reads {VERSION}; {remedy}")
+            codes = {Path(run["folder"]).name: run["exit_code"] for run in content["runs"]}
+            return cls(codes=codes, tracking_id=content.get("tracking_id"))
+        except (KeyError, TypeError) as error:
+            raise StageError(f"{path} is damaged ({error!r}); {remedy}") from error
+
+    def write(self, comparison: Comparison) -> None:
+        """Replaces `compare.json`."""
+        settings, first = comparison.settings, {run.arm: run for run in reversed(comparison.runs)}
+        arms = {
+            name: {"overrides": list(arm.overrides), "order": list(first[name].config.order), **first[name].budgeted}
+            for name, arm in settings.arms.items()
+        }
+        content = {
+            "version": VERSION,
+            "name": comparison.name,
+            "question": settings.question,
+            "exploratory": settings.exploratory,
+            "command": [redact(argument) for argument in comparison.command],
+            "baseline": comparison.baseline,
+            "measure": {"set": settings.measure.set, "metric": settings.measure.metric},
+            "budget": None if settings.budget is None else settings.budget.given,
+            "tolerance": settings.tolerance,
+            "arms": arms,
+            "seeds": settings.seeds,
+            "folds": list(dict.fromkeys(run.fold for run in comparison.runs)),
+            "runs": [self._plain(run) for run in comparison.runs],
+            "tracking_id": self.tracking_id,
+        }
+        write_json(comparison.directory / FILE, content)
+
+    def _plain(self, run: ArmRun) -> dict[str, Any]:
+        best = evaluation_of_best(run)
+        return {
+            "arm": run.arm,
+            "seed": run.seed,
+            "fold": run.fold,
+            "folder": f"{RUNS}/{run.name}",
+            "exit_code": self.codes.get(run.name),
+            "shared": begun_with(run.directory),
+            "best": str(best.relative_to(run.comparison)) if (best / SUMMARY).is_file() else None,
+        }
+
+
+def evaluation_of_best(run: ArmRun) -> Path:
+    """The folder of the evaluation of a run's best weights, whether or not it exists."""
+    return run.comparison / BEST / run.name / EVALUATIONS / BEST_WEIGHTS
+
+
+def best_weights(run: ArmRun) -> Path | None:
+    """The best weights of a run's last trained stage; None if it keeps none."""
+    last = next((spec for spec in reversed(run.specs()) if spec.trains), None)
+    place = None if last is None else stage_folder(run.directory, last) / BEST_WEIGHTS
+    return place if place is not None and place.is_dir() else None
+
+
+def is_whole(run: ArmRun) -> bool:
+    """Whether nothing of a run is left to do."""
+    whole = not due_actions(run.specs(), Manifest.read(run.directory), Selection())
+    return whole and (best_weights(run) is None or (evaluation_of_best(run) / SUMMARY).is_file())
+
+
+def refuse_changes(comparison: Comparison) -> None:
+    """Refuses an arm whose runs began with another configuration, as `mmrl train` would.
+
+    Raises:
+        ConfigError: Naming the arm and the changes.
+    """
+    for run in comparison.runs:
+        specs, manifest = run.specs(), Manifest.read(run.directory)
+        changed = dict(changed_stages(specs, manifest, due_actions(specs, manifest, Selection())))
+        for spec in specs:
+            attempt = None if spec.name in manifest.stages else Attempt.read(stage_folder(run.directory, spec))
+            if attempt is not None and not same_content(attempt.content, spec.content):
+                changed[spec.name] = attempt.content
+        if changed:
+            lines = describe_changes(changed, specs)
+            raise ConfigError(
+                f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}); undo the "
+                "change, give the arm another name, or begin a new comparison with --name"
+            )
+
+
+def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str, int | None]:
+    """Runs what is unfinished of a comparison, and writes `compare.json` after each run that ends.
+
+    Args:
+        comparison: The comparison.
+        parallel: Processes at a time.
+        say: Shows a line.
+
+    Returns:
+        The exit code of each run by its name.
+
+    Raises:
+        ConfigError: Another process works in the folder, or a run began with another configuration.
+        Interrupted: A signal came; all processes have ended, and the same command continues.
+    """
+    directory = comparison.directory
+    writable(directory)
+    with Interruption(), locked(directory / LOCK, "give another --name"):
+        state = State.read(directory)
+        refuse_changes(comparison)
+        names = [run.name for run in comparison.runs]
+        whole = {run.name for run in comparison.runs if state.codes.get(run.name) == 0 and is_whole(run)}
+        state.codes = {name: 0 if name in whole else None for name in names}
+        state.write(comparison)
+        left = [run for run in comparison.runs if run.name not in whole]
+        if whole:
+            say(f"{len(whole)} of {len(names)} runs are finished already")
+        if left:
+            with _tracked(comparison, state) as parent:
+                _Work(comparison, state, say).run(left, parallel, parent)
+        return dict(state.codes)
+
+
+class _Work:
+    """The processes of one call, and what is said of them."""
+
+    def __init__(self, comparison: Comparison, state: State, say: Say) -> None:
+        self._comparison = comparison
+        self._state = state
+        self._say = say
+        self._codes: dict[str, int] = {}
+        self._seconds: list[float] = []
+        self._tasks: list[Task] = []
+        self._parallel = 1
+
+    def run(self, left: Sequence[ArmRun], parallel: int, parent: TrackedRun) -> None:
+        """Runs what is left, after the stages that runs share which have not begun."""
+        self._parallel = parallel
+        new = [run for run in left if Manifest.read(run.directory) == Manifest()]
+        for segment in self._comparison.shared:
+            if any(run in segment.runs for run in new):
+                above = () if segment.above is None else (segment.above.name,)
+                self._tasks.append(Task(name=segment.name, begin=partial(self._share, segment), waits_for=above))
+        shared = {task.name for task in self._tasks}
+        for run in left:
+            segment = segment_of(run, self._comparison.shared)
+            waits = (segment.name,) if segment is not None and segment.name in shared else ()
+            self._tasks.append(Task(name=run.name, begin=partial(self._train, run, waits), waits_for=waits))
+        environment = _environment(parent, parallel)
+        Pool(parallel, environment, on_start=self._on_start, on_end=self._on_end).run(self._tasks)
+
+    def _share(self, segment: Segment) -> Steps:
+        above = segment.above
+        if above is not None and not above.is_finished:
+            return self._codes.get(above.name) or 1
+        begin(segment.directory, segment.runs[0], self._folders(segment.runs[0]))
+        if segment.is_finished:
+            return 0
+        return (yield Command(arguments=segment.command, log=self.log(segment.name), folder=segment.directory))
+
+    def _train(self, run: ArmRun, waits: Sequence[str]) -> Steps:
+        failed = [name for name in waits if self._codes[name]]
+        segment = segment_of(run, self._comparison.shared)
+        if failed and segment is not None and not segment.is_finished:
+            self._say(f"{run.name}: {failed[0]} failed, whose stages it needs")
+            return self._codes[failed[0]]
+        begin(run.directory, run, self._folders(run))
+        log = self.log(run.name)
+        code = yield Command(arguments=("train", *run.command(RUNS, run.name)), log=log, folder=run.directory)
+        best = best_weights(run)
+        if code or best is None or (evaluation_of_best(run) / SUMMARY).is_file():
+            return code
+        own = evaluation_of_best(run).parents[1]
+        return (yield Command(arguments=("evaluate", str(best), *run.command(BEST, run.name)), log=log, folder=own))
+
+    def _folders(self, run: ArmRun) -> list[Path]:
+        return folders_of(run, self._comparison.shared, self._comparison.runs)
+
+    def log(self, name: str) -> Path:
+        """The file with the output of a run's processes."""
+        return self._comparison.directory / LOGS / f"{name}.log"
+
+    def _on_start(self, task: Task) -> None:
+        self._say(f"{task.name}: begins")
+
+    def _on_end(self, ended: Ended) -> None:
+        name, codes = ended.task.name, self._state.codes
+        self._codes[name] = ended.code
+        self._seconds.append(ended.seconds)
+        if name in codes:
+            codes[name] = ended.code
+            self._state.write(self._comparison)
+        how = f"finished in {duration(ended.seconds)}"
+        if ended.code:
+            how = f"failed with exit code {ended.code}: {_last_line(self.log(name))}"
+        done, failed = sum(code == 0 for code in codes.values()), sum(bool(code) for code in codes.values())
+        rest = len(self._tasks) - len(self._codes)
+        ahead = rest * sum(self._seconds) / len(self._seconds) / min(self._parallel, max(rest, 1))
+        left = f", about {duration(ahead)} left" if rest else ""
+        counts = f"{done} of {len(codes)} runs finished" + (f", {failed} failed" if failed else "")
+        self._say(f"{name}: {how} ({counts}{left})")
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, which says why a command failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"{printable(last)} (more in {log})"
+
+
+def _environment(parent: TrackedRun, parallel: int) -> dict[str, str]:
+    """The variables of the processes: they open their runs below the comparison's, and share the processors."""
+    found = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", ABOVE)}
+    if parent.id != UNTRACKED and not parent.id.startswith(LOCAL_PREFIX):
+        found[ABOVE] = parent.id
+    if parallel > 1:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+    return found
+
+
+@contextmanager
+def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
+    """Opens the run of the comparison in the tracker, or continues it, and closes it with its true status."""
+    config = comparison.runs[0].config
+    quiet = replace(config, tracking=replace(config.tracking, system_every_s=None))
+    tracker = open_tracker(quiet, origin(comparison.command))
+    try:
+        parent = tracker.open_run(comparison.name, run_id=state.tracking_id, tags={"mmrl.comparison": comparison.name})
+        state.tracking_id = parent.id
+        state.write(comparison)
+        try:
+            parent.log_params(parameters(comparison))
+            yield parent
+        except BaseException as error:
+            parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        parent.finish("FAILED" if any(state.codes.values()) else "FINISHED")
+    finally:
+        tracker.close()
+
+
+def parameters(comparison: Comparison) -> dict[str, Any]:
+    """The parameters of the comparison's run in the tracker."""
+    settings = comparison.settings
+    budget = (
+        {} if settings.budget is None else {f"budget.{name}": limit for name, limit in settings.budget.given.items()}
+    )
+    arms = {f"arms.{name}": " ".join(arm.overrides) for name, arm in settings.arms.items()}
+    return {
+        "seeds": ",".join(map(str, settings.seeds)),
+        "baseline": comparison.baseline,
+        "measure.set": settings.measure.set,
+        **budget,
+        **arms,
+    }
