@@ -63,6 +63,12 @@ class Comparison:
         """The arm that the others are compared with."""
         return self.settings.baseline or next(iter(self.settings.arms))
 
+    @property
+    def budget(self) -> dict[str, float] | None:
+        """The measure and the limit of each arm's budget; a debug run has none."""
+        budget = self.runs[0].config.budget if self.settings.budget is not None else None
+        return None if budget is None else {budget.measure: budget.total}
+
 
 @dataclass(slots=True, kw_only=True)
 class State:
@@ -104,8 +110,9 @@ class State:
             "exploratory": settings.exploratory,
             "command": [redact(argument) for argument in comparison.command],
             "baseline": comparison.baseline,
+            "all_pairs": settings.all_pairs,
             "measure": {"set": settings.measure.set, "metric": settings.measure.metric},
-            "budget": None if settings.budget is None else settings.budget.given,
+            "budget": comparison.budget,
             "tolerance": settings.tolerance,
             "arms": arms,
             "seeds": settings.seeds,
@@ -321,14 +328,11 @@ def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
 def parameters(comparison: Comparison) -> dict[str, Any]:
     """The parameters of the comparison's run in the tracker."""
     settings = comparison.settings
-    budget = (
-        {} if settings.budget is None else {f"budget.{name}": limit for name, limit in settings.budget.given.items()}
-    )
     arms = {f"arms.{name}": " ".join(arm.overrides) for name, arm in settings.arms.items()}
     return {
         "seeds": ",".join(map(str, settings.seeds)),
         "baseline": comparison.baseline,
         "measure.set": settings.measure.set,
-        **budget,
+        **{f"budget.{name}": limit for name, limit in (comparison.budget or {}).items()},
         **arms,
     }
