@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds
-from lightning_mmrl.evaluation.seeds import PairedT, paired_t
+from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds, over_seeds
+from lightning_mmrl.evaluation.seeds import PairedT
 from lightning_mmrl.report.comparison import MEASURES, Plan, PlannedRun, read_plan
 from lightning_mmrl.report.page import FAULTS
 from lightning_mmrl.report.run_files import Evaluated, RunFiles, StageFiles, read_run, results_in
@@ -169,13 +169,13 @@ class Summary:
         }
 
 
-def over_seeds(values: Mapping[int, float]) -> PairedT | None:
-    """The mean of an arm over its seeds with its t interval; None with fewer than two seeds."""
-    return paired_t(list(values.values())) if len(values) > 1 else None
+def mean_of(values: Mapping[int, float]) -> PairedT | None:
+    """The mean of an arm over its seeds with its t interval; None with fewer than two seeds or without spread."""
+    return over_seeds(list(values.values()), max(map(abs, values.values()), default=0.0))
 
 
 def _plain_mean(values: Mapping[int, float]) -> dict[str, Any]:
-    found = over_seeds(values)
+    found = mean_of(values)
     ends = {} if found is None else {"low": found.low, "high": found.high, "sd": found.sd}
     by_seed = {str(seed): value for seed, value in sorted(values.items())}
     return {"mean": fmean(values.values()) if values else None, **ends, "by_seed": by_seed}

@@ -127,7 +127,9 @@ def test_each_seed_is_a_point_at_its_value_and_seeds_are_joined(arms):
     assert len(points) == 9
     assert points["rl, seed 0: 55.0 %"] < points["rl, seed 2: 60.0 %"] < points["rl, seed 1: 70.0 %"]
     step = points["rl, seed 2: 60.0 %"] - points["rl, seed 0: 55.0 %"]
-    assert points["rl, seed 1: 70.0 %"] - points["rl, seed 2: 60.0 %"] == pytest.approx(2 * step, abs=0.2)
+    assert points["rl, seed 1: 70.0 %"] - points["rl, seed 2: 60.0 %"] == pytest.approx(
+        2 * step, abs=0.2
+    )  # places are rounded to 0.1
     assert len([each for each in root.iter(f"{SVG}line") if each.get("class") == "pair"]) == 6
     assert len([each for each in root.iter(f"{SVG}line") if each.get("class") == "together"]) == len(summary.contrasts)
 
