@@ -22,7 +22,7 @@ class Phases:
     ...     first=PhaseSettings(after=0, group_size=16, max_new_tokens=4096, temperature=1.0),
     ...     later=[PhaseSettings(after=100, group_size=8, max_new_tokens=8192)],
     ... )
-    >>> phases.at(100).group_size, phases.at(101).group_size, phases.at(101).temperature
+    >>> phases.at(99).group_size, phases.at(100).group_size, phases.at(100).temperature
     (16, 8, 1.0)
 
     Raises:
@@ -37,10 +37,10 @@ class Phases:
         if starts != sorted(set(starts)) or any(start < 1 for start in starts):
             raise ValueError(f"phases begin after {starts} iterations; each must begin later than the one before it")
 
-    def at(self, iteration: int) -> PhaseSettings:
-        """The limits of an iteration; iterations are counted from 1."""
+    def at(self, step: int | float) -> PhaseSettings:
+        """The limits after so many iterations."""
         limits = self.first
         for phase in self.later:
-            if iteration > phase.after:
+            if step >= phase.after:
                 limits = replace(limits, **{name: value for name, value in vars(phase).items() if value is not None})
         return limits

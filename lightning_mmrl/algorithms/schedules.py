@@ -26,7 +26,7 @@ class WarmupCosine:
                 f"final_fraction is {self.final_fraction}; it is a share of the base rate, between 0 and 1"
             )
 
-    def __call__(self, step: int, num_steps: int) -> float:
+    def __call__(self, step: int | float, num_steps: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, num_steps - 1 - self.warmup_steps)
@@ -50,7 +50,7 @@ class WarmupConstant:
     def __post_init__(self) -> None:
         _check_warmup(self.warmup_steps)
 
-    def __call__(self, step: int, num_steps: int) -> float:
+    def __call__(self, step: int | float, num_steps: int) -> float:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
@@ -78,7 +78,7 @@ class DelayedDecay:
                 f"factor is {self.factor}; each step multiplies the value by it, so it must be between 0 and 1"
             )
 
-    def __call__(self, step: int, num_steps: int) -> float:
+    def __call__(self, step: int | float, num_steps: int) -> float:
         return 0.0 if step < self.delay_steps else self.factor ** (step - self.delay_steps)
 
 

@@ -65,6 +65,7 @@ def short_run(config: RunSettings, folder: Path, names: Collection[str], num_ste
         output_dir=str(folder),
         order=[name for name in config.order if name in needed],
         stages=stages,
+        budget=None,
         state=replace(config.state, every_n_steps=max(1, num_steps + BESIDE - 1)),
         tracking=replace(config.tracking, uri=None, tracker=None, loggers=[]),
         evaluation=replace(config.evaluation, base=False),

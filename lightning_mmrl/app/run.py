@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+from lightning_mmrl.app.budget import check_sizes
 from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
@@ -92,6 +93,7 @@ def run_curriculum(
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name
         parts.ensure_data()
+        check_sizes(config)
     for name in config.trained:
         check_schedules(f"stages.{name}", with_steps(config, name, say=parts.console.say))
     with parts.group.first():  # the other ranks find the indexes of large manifests

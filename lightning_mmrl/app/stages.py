@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.budget import stage_budget
 from lightning_mmrl.app.costs import rates
 from lightning_mmrl.app.idle import IdleJob, hand_on
 from lightning_mmrl.config.epochs import with_steps
@@ -79,17 +80,19 @@ def training_job(
         run.log_params(flattened(asdict(spec.settings)))
         return IdleJob(write=lambda artifact, directory: hand_on(start_from, directory, parts))
     stage = with_steps(config, spec.name, sources.values())
+    budget = stage_budget(config, spec.name, directory)
     prepare_process(stage.trainer, spec.seed)
     encoder = parts.encoder(start_from)
     policy = stage_policy(spec.name, stage, start_from, encoder, parts)
-    datamodule = _datamodule(spec, stage, sources, encoder, parts)
+    datamodule = _datamodule(spec, stage, sources, encoder, parts, endless=budget is not None)
     title, resources = parts.title(spec), ExitStack()
 
     def say(message: str) -> None:
         parts.console.say(f"{title}: {message}")
 
     costs = CostMeter(rates(parts.config, stage, str(start_from)))
-    common = _common(spec, stage, policy, encoder, directory, datamodule, parts, costs)
+    common = _common(spec, stage, policy, encoder, directory, datamodule, parts)
+    common["context"] = replace(common["context"], costs=costs, budget=budget)
     module = make_module(policy, encoder, common, resources)
     run.log_params(flattened(asdict(stage)))
     flush = parts.exclusions.flush
@@ -229,6 +232,8 @@ def _datamodule(
     sources: Mapping[str, SourceSettings],
     encoder: PromptEncoder,
     parts: Assembly,
+    *,
+    endless: bool = False,
 ) -> OmniDataModule:
     data = parts.config.data
     feed = Feed(
@@ -237,6 +242,7 @@ def _datamodule(
         sources=sources,
         seed=spec.seed,
         matcher=parts.matcher,
+        endless=endless,
         num_upcoming=0 if stage.algorithm is None else lag_of(parts.config.rollout),
     )
     validation = None
@@ -264,7 +270,6 @@ def _common(
     directory: Path,
     datamodule: OmniDataModule,
     parts: Assembly,
-    costs: CostMeter,
 ) -> dict[str, Any]:
     """Returns the arguments that the LightningModules of all stages take."""
     path, title = f"stages.{spec.name}", parts.title(spec)
@@ -286,7 +291,6 @@ def _common(
             upcoming=datamodule.upcoming,
             num_validated=datamodule.num_validated,
             waited_s=datamodule.waited_s,
-            costs=costs,
             say=lambda message: parts.console.say(f"{title}: {message}"),
         ),
         "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.config.budget import counted_before, limits
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.data.sources import source_digest
 from lightning_mmrl.registry.kinds import kind_of
@@ -48,7 +49,7 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
     specs = plan_stages(config.order, config.stages, kind_of)
     last = next((spec.name for spec in reversed(specs) if spec.trains), None)
     history: dict[str | None, str] = {None: ""}
-    complete = []
+    complete, ends = [], limits(config)
     for spec in specs:
         place = place_among_trained(spec, specs)
         content = _decisive(config, spec.name)
@@ -60,6 +61,10 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         led_here = {"content": content, "history": history[spec.source]}
         made = {key: history[edge.stage] for key, edge in spec.inputs.items() if key != WEIGHTS}
+        if config.budget is not None and spec.name in ends:
+            content[f"budget.{config.budget.measure}"] = ends[spec.name]
+            content["budget.after"] = counted_before(config, spec.name)  # what these spend decides when it ends
+            made |= {f"budget/{each}": history[each] for each in content["budget.after"]}
         history[spec.name] = _digest({**led_here, "data": made} if made else led_here)
         stage = spec.settings
         how = ""

@@ -77,7 +77,16 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         if is_short:
             said = say if name in config.order else (lambda line: None)
             config.stages[name] = _for_debugging(config.stages[name], f"stages.{name}", said)
+    _drop_budget(config, is_trial, say)
     return config
+
+
+def _drop_budget(config: RunSettings, is_trial: bool, say: Callable[[str], object]) -> None:
+    """Drops the budget of a debug run, whose stages are as short as it says."""
+    is_short = is_trial or any(stage.trainer.max_steps is not None for stage in config.trained.values())
+    if config.budget is not None and is_short:
+        config.budget = None
+        say("budget is dropped, since this is a debug run")
 
 
 def _limited(stage: NodeSettings, most: int | None) -> NodeSettings:

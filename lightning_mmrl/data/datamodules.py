@@ -46,6 +46,7 @@ class Feed:
         seed: Seed of the order and of the modality dropout.
         matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
             With None, every distinct solution is a separate label.
+        endless: Whether something else than the number of steps ends the stage.
         num_upcoming: Batches after the one in hand that the stage needs to see; `OmniDataModule.upcoming` has them.
     """
 
@@ -54,6 +55,7 @@ class Feed:
     sources: Mapping[str, SourceSettings]
     seed: int = 0
     matcher: LabelMatcher | None = None
+    endless: bool = False
     num_upcoming: int = 0
 
     def __post_init__(self) -> None:
@@ -178,7 +180,8 @@ class OmniDataModule(lightning.LightningDataModule):
         if self._sampler is None:
             manifests = [source.manifest for source in self._feed.sources.values()]
             self._streamed = StreamedSets(list(zip(manifests, self.train_sets, strict=True)), self._monitor)
-            self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.steps)
+            num_batches = sys.maxsize if self._feed.endless else self._feed.settings.steps
+            self._sampler = self._new_sampler(self._feed.seed, num_batches)
             if self.validation_set is not None and self._validation is not None:
                 validated = (self._validation.source.manifest, self.validation_set)
                 self._validated = StreamedSets([validated], self._monitor)

@@ -43,7 +43,7 @@ class GroupSelector(Protocol):
 class CompletionSelector(Protocol):
     """Says how many times each completion is trained on; `candidates` is True where this number may be above zero.
 
-    The selector gets the completions of all ranks. `step` counts the iterations of the stage from 0, and all randomness
+    The selector gets the completions of all ranks. `step` is as in `Schedule`, and all randomness
     comes from the generator.
     """
 
@@ -52,7 +52,7 @@ class CompletionSelector(Protocol):
         advantages: Float[Tensor, "B G"],
         candidates: Bool[Tensor, "B G"],
         *,
-        step: int,
+        step: int | float,
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]: ...
@@ -65,9 +65,12 @@ class Ratio(Protocol):
 
 
 class Schedule(Protocol):
-    """Maps a step, counted from 0, and the total number of steps to a multiplier."""
+    """Maps a step, counted from 0, and the total number of steps to a multiplier.
 
-    def __call__(self, step: int, num_steps: int) -> float: ...
+    Under a budget, a step is a share of the number of steps, and no whole number.
+    """
+
+    def __call__(self, step: int | float, num_steps: int) -> float: ...
 
 
 class PolicyLoss(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.settings.budget import BudgetSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
@@ -157,6 +158,8 @@ class RunSettings:
     """Name to stage; `order` says which ones run."""
     order: list[str] = field(default_factory=list)
     """Names of the stages, in the order in which they run."""
+    budget: BudgetSettings | None = None
+    """How much the stages may cost together; null: each runs all its steps."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision of evaluations, and of stages that say nothing else."""
     rollout: Any = field(default_factory=lambda: {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"})

@@ -158,15 +158,18 @@ class AccumulatingModule(StageModule):
         self._scalings = state.get("scalings", 0)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
-        """Moves on to the next learning rate, except after a skipped step."""
-        if not self._skips:
+        """Moves on to the next learning rate, except after a skipped step; what such a step spent counts."""
+        if not self._skips or self.ending.spends:
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped with every optimizer step that is not skipped."""
         # The cooldown counts skipped steps too, unlike the schedule: otherwise it would not reach zero.
         optimizer, scheduler = self._optimizer.build(
-            self.policy, self._context, lambda step: self._ending.factor(step + len(self._bad_steps))
+            self.policy,
+            self._context,
+            self.ending.place,
+            lambda step: self.ending.factor(step + len(self._bad_steps)),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -271,9 +271,14 @@ class RolloutsAhead:
         return self.engine.wait(self._tickets[iteration], poll)
 
 
-def sampling_order(phases: Phases, seed: int, prompts: PromptBatch, iteration: int, sampling: int = 0) -> SamplingOrder:
-    """What an iteration samples for its prompts; noise depends on (seed, iteration, sampling, prompt, sample) alone."""
-    limits, ids = phases.at(iteration), [each.id for each in prompts.samples]
+def sampling_order(
+    phases: Phases, seed: int, prompts: PromptBatch, iteration: int, sampling: int = 0, place: int | float | None = None
+) -> SamplingOrder:
+    """What an iteration samples for its prompts; noise depends on (seed, iteration, sampling, prompt, sample) alone.
+
+    `place` is how many iterations of the schedules lie before it; None: as many as iterations.
+    """
+    limits, ids = phases.at(iteration - 1 if place is None else place), [each.id for each in prompts.samples]
     assert limits.group_size is not None
     seeds = group_seeds(seed, iteration, ids, limits.group_size, sampling)
     return SamplingOrder(prompts=prompts, seeds=seeds, limits=limits)

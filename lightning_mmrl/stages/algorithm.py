@@ -49,9 +49,9 @@ class Algorithm:
         penalized = self.kl.settings.coefficient != 0 and not self.kl.in_reward
         return penalized or self.entropy.settings.coefficient != 0 or self.settings.critic is not None
 
-    def objective(self, iteration: int, num_steps: int, ranks: Ranks = ALONE) -> Objective:
-        """The loss of one iteration, counted from 1, of a stage of `num_steps` iterations."""
-        kl = self.kl.coefficient_at(iteration - 1, num_steps)
+    def objective(self, step: int | float, num_steps: int, ranks: Ranks = ALONE) -> Objective:
+        """The loss of the iteration after `step` iterations of a stage of `num_steps`."""
+        kl = self.kl.coefficient_at(step, num_steps)
         return Objective(
             loss=self.loss,
             aggregation=self.aggregation,
@@ -59,7 +59,7 @@ class Algorithm:
             ranks=ranks,
             kl=self.kl,
             kl_coefficient=0.0 if self.kl.in_reward else kl,
-            entropy_coefficient=self.entropy.coefficient_at(iteration - 1, num_steps),
+            entropy_coefficient=self.entropy.coefficient_at(step, num_steps),
         )
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from lightning_mmrl.settings.algorithm import CriticSettings, RewardSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.costs import CostMeter
 from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.costs import StageBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class StageContext:
         num_validated: Says how many samples a validation must judge.
         waited_s: Says how many seconds this rank waited for the batch in hand.
         costs: Measures what the steps cost.
+        budget: What the stage may cost; None if it runs all its steps.
         say: Tells the user something.
     """
 
@@ -56,6 +58,7 @@ class StageContext:
     num_validated: Callable[[], int] | None = None
     waited_s: Callable[[], float] | None = None
     costs: CostMeter = field(default_factory=CostMeter)
+    budget: StageBudget | None = None
     say: Callable[[str], None] = lambda message: None
 
     @property
@@ -76,11 +79,16 @@ class OptimizerSettings:
     critic: CriticSettings | None = None
 
     def build(
-        self, module: nn.Module, context: StageContext, factor: Callable[[int], float] = lambda step: 1.0
+        self,
+        module: nn.Module,
+        context: StageContext,
+        place: Callable[[int], int | float],
+        factor: Callable[[int], float] = lambda step: 1.0,
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
 
-        The schedule is multiplied by `factor(n)`, where n is the number of scheduler steps so far.
+        The schedule is that of step `place(n)`, multiplied by `factor(n)`, where n is the number of scheduler steps so
+        far.
 
         Raises:
             StageError: Nothing trains.
@@ -95,7 +103,7 @@ class OptimizerSettings:
             for group in optimizer.param_groups:
                 group["lr"] = self.critic.learning_rate
         schedule, num_steps = self.schedule, context.settings.steps
-        return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
+        return optimizer, LambdaLR(optimizer, lambda step: schedule(place(step), num_steps) * factor(step))
 
 
 def finished_steps(trainer: lightning.Trainer) -> int:

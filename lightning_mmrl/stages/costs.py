@@ -137,7 +137,7 @@ class CostMeter:
         """The last step."""
         self.total = NO_COSTS
         """All steps and the time after the last one."""
-        self._before = NO_COSTS  # the total before the last step
+        self._before = NO_COSTS  # the total before the last step; equal to it if that is not known
         self._uncounted = 0  # first steps of the stage that the totals lack, as after a state without costs
         self.beside: deque[tuple[str, str, float, float]] = deque(maxlen=MOST_SPANS)
         """What an engine in another process and the trainer did last: who, what, start and end in s since 1970."""
@@ -150,7 +150,9 @@ class CostMeter:
         """
         done = num_steps - self._uncounted
         known = next((each for each in (self.total, self._before) if each.num_steps <= done), NO_COSTS)
-        self.total, self._before, self.step = known, known, NO_COSTS
+        if known is not self.total:
+            self._before = known
+        self.total, self.step = known, NO_COSTS
         self._uncounted = num_steps - known.num_steps
         if device.type == "cuda":
             self._timer = DeviceTimer()
@@ -231,6 +233,15 @@ class CostMeter:
         self.step = replace(self._costs(ranks), num_steps=1)
         self._before, self.total = self.total, self.total + self.step
         return step_metrics(self.step)
+
+    def spent(self, measure: str) -> tuple[float, float]:
+        """What all steps took of a budget, and what the last one of them took, as far as that is known.
+
+        See `StageCosts.spent`. Unknown, and zero here, is the last step of a stage that goes on after it, in a new
+        process, if the old one had closed the next step.
+        """
+        total = self.total.spent(measure)
+        return total, total - self._before.spent(measure)
 
     def finish(self) -> None:
         """Adds the time since the last step; a collective."""

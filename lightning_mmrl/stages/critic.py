@@ -58,9 +58,11 @@ class CriticTrainer:
         """Spreads the critic's weights over the ranks."""
         sharding.apply(self.critic.trunk, mesh, self._ranks)
 
-    def optimizer(self, policy: OptimizerSettings, context: StageContext) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def optimizer(
+        self, policy: OptimizerSettings, context: StageContext, place: Callable[[int], int | float]
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The critic's optimizer and schedule: of the policy's kind, at the critic's learning rate."""
-        return replace(policy, critic=self.settings).build(self.critic, context)
+        return replace(policy, critic=self.settings).build(self.critic, context, place)
 
     def estimate(self, experience: Experience, kl_coefficient: float, iteration: int) -> Experience:
         """Adds values, returns and advantages of tokens; if towers train, the critic runs towers of its own."""

@@ -12,7 +12,7 @@ from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, place
 from lightning_mmrl.stages.costs import timed
-from lightning_mmrl.stages.ending import Ending
+from lightning_mmrl.stages.ending import Ending, resume_at_end
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Training
 
@@ -50,7 +50,7 @@ class StageModule(lightning.LightningModule):
             self.headline[f"validation/{evaluator.task.headline}"] = f"val {evaluator.task.headline_title}"
         self._optimizer = optimizer
         self._context = context
-        self._ending = Ending(context.settings)
+        self.ending = Ending(context.settings, context.budget, context.costs)
         self.costs = context.costs
         self._ranks = timed(context.ranks, self.costs)
         self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
@@ -68,7 +68,7 @@ class StageModule(lightning.LightningModule):
         """The stage's state besides weights, optimizers and Lightning's counters: tensors and primitives."""
         return {
             "latest": dict(self.latest),
-            "ending": self._ending.state_dict(),
+            "ending": self.ending.state_dict(),
             "bad_steps": self._bad_steps.state_dict(),
             "start_digest": self._start_digest,
             "costs": self.costs.state_dict(),
@@ -77,7 +77,7 @@ class StageModule(lightning.LightningModule):
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `stage_state` returned."""
         self.latest = dict(state["latest"])
-        self._ending.load_state_dict(state["ending"])
+        self.ending.load_state_dict(state["ending"])
         if "costs" in state:  # without the key, the totals begin anew
             self.costs.load_state_dict(state["costs"])
         # A state without the keys has no skipped steps, and no digest of the weights that the stage started from.
@@ -97,8 +97,9 @@ class StageModule(lightning.LightningModule):
         self._num_steps = finished_steps(self.trainer)
         if not self._num_steps:
             self._start_digest = weight_digest(self.policy, self._ranks)
-        self._ending.apply(self.trainer, self._num_steps)
         self.costs.start(self.device, self._ranks, self._num_steps)
+        if not (self.ending.ended(self._num_steps) and resume_at_end(self.trainer)):
+            self.ending.apply(self.trainer, self._num_steps)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Counts the wait for the batch, which was in no phase."""
@@ -117,7 +118,7 @@ class StageModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Counts the step, and ends the stage if it was the last one."""
         self._num_steps = batch_idx + 1
-        self._ending.apply(self.trainer, self._num_steps)
+        self.ending.apply(self.trainer, self._num_steps)
 
     def outcome(self) -> Training:
         """The stage's outcome; a collective, called when the trainer is done.
@@ -127,11 +128,11 @@ class StageModule(lightning.LightningModule):
                 were skipped.
         """
         context, num_steps = self._context, self._num_steps
-        if num_steps < context.settings.steps and not self._ending.ended(num_steps):
+        if not self.ending.complete(num_steps):
             raise StageError(
-                f"stages.{context.name} ended after {num_steps} of {context.settings.steps} steps, and nothing had "
-                "asked for it: its data came to an end; look at the messages above for media that could not be read, "
-                "and run the same command again"
+                f"stages.{context.name} ended after {num_steps} of {self.ending.expected_steps(num_steps)} steps, and "
+                "nothing had asked for it: its data came to an end; look at the messages above for media that could "
+                "not be read, and run the same command again"
             )
         self._bad_steps.refuse_end(num_steps)
         changed = None
@@ -168,8 +169,12 @@ class StageModule(lightning.LightningModule):
             # Not `global_step`: an iteration takes any number of optimizer steps.
             step = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self._report(metrics, step)
-            self._ending.validated(metrics, step=step)
-            self._ending.apply(self.trainer, step)
+            self.ending.validated(metrics, step=step)
+            self.ending.apply(self.trainer, step)
+
+    def _place(self, step: int) -> int | float:
+        """Where the schedules are in a step, counted from 1: how many of their steps lie before it."""
+        return self.ending.place(step - 1)
 
     def _report(self, values: dict[str, float], step: int) -> None:
         self.latest |= values

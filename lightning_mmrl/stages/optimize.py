@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.models.policy import Policy
@@ -200,6 +201,12 @@ def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequ
     for weight in weights.unique():
         total = total + weight * aggregation.denominator(mask & (weights == weight)[:, None])
     return total
+
+
+def learning_rates(scheduler: LambdaLR) -> list[float]:
+    """The learning rate that a scheduler gives each group of parameters now; under a budget it changes by itself."""
+    step = scheduler.last_epoch
+    return [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
 
 
 def _divergence(

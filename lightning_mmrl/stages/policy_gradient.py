@@ -40,6 +40,7 @@ from lightning_mmrl.stages.optimize import (
     Objective,
     accumulate_loss,
     groups_with_gradient,
+    learning_rates,
     plan_minibatches,
     rollout_logprobs,
 )
@@ -131,7 +132,7 @@ class PolicyGradientModule(StageModule):
         """Generates and scores completions of the batch, and of further prompts while too few groups pass."""
         algorithm, context = self.algorithm, self._context
         collector = Collector(
-            select=algorithm.select if iteration > algorithm.settings.select_after else None,
+            select=algorithm.select if self._place(iteration) >= algorithm.settings.select_after else None,
             settings=algorithm.settings,
             rewards=context.rewards,
             ranks=self._ranks,
@@ -176,7 +177,7 @@ class PolicyGradientModule(StageModule):
             trainable=untruncated(rollout) if self.algorithm.settings.mask_truncated else scores.valid,
             advantages=of_tokens(scores.rewards, rollout.completion_mask),
         )
-        takes_all = self.algorithm.select is None or iteration <= self.algorithm.settings.select_after
+        takes_all = self.algorithm.select is None or self._place(iteration) < self.algorithm.settings.select_after
         return scored(
             unscored,
             self.rewards,
@@ -188,7 +189,7 @@ class PolicyGradientModule(StageModule):
 
     def generate(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
         """G completions for each prompt; their noise depends on (seed, iteration, sampling, prompt, sample) alone."""
-        order = self._order(prompts, iteration, sampling)
+        order = self._order(prompts, iteration, sampling, place=self._place(iteration))
         self.policy.temperature = order.temperature
         if isinstance(self.engine, RolloutsAhead):
             return self.engine.take(iteration, self.device)
@@ -210,8 +211,8 @@ class PolicyGradientModule(StageModule):
             mask = experience.rollout.completion_mask
             experience = replace(experience, advantages=of_tokens(advantages, mask))
         self._bad_steps.require(iteration, estimates(experience), experience.prompts.samples)
-        if self.algorithm.resample is not None:
-            experience = resampled(experience, self.algorithm.resample, self._context, iteration)
+        if (resample := self.algorithm.resample) is not None:
+            experience = resampled(experience, resample, self._context, iteration, self._place(iteration))
         return experience
 
     def compare_ahead(self, experience: Experience) -> Experience:
@@ -250,7 +251,7 @@ class PolicyGradientModule(StageModule):
                 old = rollout_logprobs(self.policy, experience, batches(experience, range(num_prompts)))
                 experience = replace(experience, old_logprobs=old)
             self.costs.take_counters(self.policy, updates=False)
-            objective = self.algorithm.objective(iteration, self._context.settings.steps, self._ranks)
+            objective = self.algorithm.objective(self._place(iteration), self._context.settings.steps, self._ranks)
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
@@ -327,9 +328,8 @@ class PolicyGradientModule(StageModule):
         if self._reference is not None:
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.settings.coefficient:
-            metrics["train/entropy_coefficient"] = self.algorithm.entropy.coefficient_at(
-                iteration - 1, self._context.settings.steps
-            )
+            entropy, place = self.algorithm.entropy, self._place(iteration)
+            metrics["train/entropy_coefficient"] = entropy.coefficient_at(place, self._context.settings.steps)
         return metrics | update | {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
@@ -344,14 +344,14 @@ class PolicyGradientModule(StageModule):
 
         The schedule counts only iterations that update; the cooldown counts all, or it might not reach zero.
         """
-        factor, (optimizers, schedulers) = self._ending.factor(iteration - 1), self._optimizers()
+        factor, (optimizers, schedulers) = self.ending.factor(iteration - 1), self._optimizers()
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            for group, rate in zip(optimizer.param_groups, learning_rates(scheduler), strict=True):
                 group["lr"] = rate * factor
         return optimizers[0].param_groups[0]["lr"]
 
     def _kl_coefficient(self, iteration: int) -> float:
-        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.steps)
+        return self.algorithm.kl.coefficient_at(self._place(iteration), self._context.settings.steps)
 
     def stage_state(self) -> dict[str, Any]:
         """The state that every stage has, the watch for a signal, the critic's trainer, and rollouts sampled ahead."""
@@ -379,9 +379,9 @@ class PolicyGradientModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizers of policy and critic and their schedules, stepped by hand."""
-        built = [self._optimizer.build(self.policy, self._context)]
+        built = [self._optimizer.build(self.policy, self._context, self.ending.place)]
         if self._critic_trainer is not None:
-            built.append(self._critic_trainer.optimizer(self._optimizer, self._context))
+            built.append(self._critic_trainer.optimizer(self._optimizer, self._context, self.ending.place))
         return [optimizer for optimizer, _ in built], [scheduler for _, scheduler in built]
 
     def on_fit_start(self) -> None:

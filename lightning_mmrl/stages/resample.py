@@ -13,12 +13,13 @@ from lightning_mmrl.stages.join import gather_rows
 
 
 def resampled(
-    experience: Experience, resample: CompletionSelector, context: StageContext, iteration: int
+    experience: Experience, resample: CompletionSelector, context: StageContext, iteration: int, step: int | float
 ) -> Experience:
     """The experience with a weight for each completion: how often it is trained on.
 
-    The draw depends on (seed, iteration) and the advantages of all ranks alone: each rank draws for all and keeps its
-    own, as one process would draw. All tokens of a completion must have the same advantage.
+    `step` is where the schedule of the selection is. Otherwise the draw depends on (seed, iteration) and the advantages
+    of all ranks alone: each rank draws for all and keeps its own, as one process would draw. All tokens of a completion
+    must have the same advantage.
     """
     sequence_advantages = experience.advantages[:, 0].reshape(experience.trainable.shape)
     (advantages, candidates), own = gather_rows(
@@ -26,9 +27,7 @@ def resampled(
     )
     # The word is part of the seed: another one would draw other completions.
     generator = torch.Generator().manual_seed(hashed_seed(f"{context.seed}/{iteration}/distill", num_bytes=4))
-    weights = resample(
-        advantages, candidates, step=iteration - 1, num_steps=context.settings.steps, generator=generator
-    )
+    weights = resample(advantages, candidates, step=step, num_steps=context.settings.steps, generator=generator)
     kept = weights[own].to(experience.advantages)
     return replace(experience, weights=kept, trainable=experience.trainable & (kept > 0))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T", int, float)
@@ -175,6 +176,12 @@ class StageCosts:
             return None
         return sum(found.get(kind, 0) for kind in counted) / (self.peak * len(self.ranks) * time_s)
 
+    def spent(self, measure: str) -> float:
+        """What of a budget in `flops`, `steps` or `seconds` this is; `flops` are those of training and sampling."""
+        if measure == "flops":
+            return sum(self.operations.values())
+        return self.num_steps if measure == "steps" else self.total_s
+
     def __add__(self, other: "StageCosts") -> "StageCosts":
         """The costs of both; a rank that only one of them has is kept as it is."""
         size = max(len(self.ranks), len(other.ranks))
@@ -194,6 +201,28 @@ class StageCosts:
 
 NO_COSTS = StageCosts()
 """Before the first step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageBudget:
+    """Up to where a stage may go.
+
+    Attributes:
+        stage: The name of the stage.
+        measure: `flops`, `steps` or `seconds`.
+        limit: What the stage and all counted stages before it may cost together.
+        before: What the counted stages before it cost.
+    """
+
+    stage: str
+    measure: str
+    limit: float
+    before: float = 0
+
+    @property
+    def own(self) -> Fraction:
+        """What is left for the stage, exactly."""
+        return Fraction(self.limit) - Fraction(self.before)
 
 
 def _sum(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, T]:

@@ -36,6 +36,6 @@ class EntropyBonus:
     def __post_init__(self) -> None:
         check_rules(self.settings, "entropy")
 
-    def coefficient_at(self, step: int, num_steps: int) -> float:
+    def coefficient_at(self, step: int | float, num_steps: int) -> float:
         """The coefficient at iteration `step`, counted from 0, of a stage with `num_steps` iterations."""
         return self.settings.coefficient * self.schedule(step, num_steps)

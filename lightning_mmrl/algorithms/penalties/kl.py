@@ -54,7 +54,7 @@ class KLPenalty:
         """Whether the penalty is a part of the reward, not of the loss."""
         return self.settings.where == "reward"
 
-    def coefficient_at(self, step: int, num_steps: int) -> float:
+    def coefficient_at(self, step: int | float, num_steps: int) -> float:
         """The coefficient at iteration `step`, counted from 0, of a stage with `num_steps` iterations."""
         return self.settings.coefficient * self.schedule(step, num_steps)
 

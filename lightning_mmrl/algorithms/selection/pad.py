@@ -64,7 +64,7 @@ class PaperPAD:
         advantages: Float[Tensor, "B G"],
         candidates: Bool[Tensor, "B G"],
         *,
-        step: int,
+        step: int | float,
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:
@@ -78,7 +78,7 @@ class PaperPAD:
         drawn = rows[(logits - (-uniform.log()).log()).topk(count).indices]
         return drawn.bincount(minlength=advantages.numel()).reshape(advantages.shape).to(advantages)
 
-    def probabilities(self, magnitudes: Float[Tensor, " E"], step: int, num_steps: int) -> Float[Tensor, " E"]:
+    def probabilities(self, magnitudes: Float[Tensor, " E"], step: int | float, num_steps: int) -> Float[Tensor, " E"]:
         """Each eligible completion's probability of being drawn first.
 
         >>> PaperPAD().probabilities(torch.tensor([1.0, 2.0]), 0, 10)
@@ -86,7 +86,7 @@ class PaperPAD:
         """
         return _normalized(torch.softmax(magnitudes / self.tau(step, num_steps), dim=-1))
 
-    def tau(self, step: int, num_steps: int) -> float:
+    def tau(self, step: int | float, num_steps: int) -> float:
         """The temperature at iteration `step`, counted from 0, of a stage with `num_steps` iterations.
 
         >>> [round(PaperPAD().tau(step, 8), 3) for step in (0, 1, 7)]
@@ -132,7 +132,7 @@ class ReleasedPAD:
         advantages: Float[Tensor, "B G"],
         candidates: Bool[Tensor, "B G"],
         *,
-        step: int,
+        step: int | float,
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:

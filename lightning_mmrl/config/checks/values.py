@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from lightning_mmrl.config.budget import check_budget
 from lightning_mmrl.config.checks.engines import check_engines
 from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.checks.targets import check_targets
 from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.curriculum.graph import plan_stages
 from lightning_mmrl.data.formats.readers.registry import AUTO, FORMATS
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -68,6 +70,8 @@ def check_values(config: RunSettings) -> None:
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
     _check_dataset_names(config)
+    plan_stages(config.order, config.stages, kind_of)
+    check_budget(config)
     specs = stage_specs(config)
     _check_evaluation(config)
     for spec in specs:

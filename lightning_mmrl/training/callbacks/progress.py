@@ -35,15 +35,19 @@ class StageProgress(Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Advances by one step."""
-        total = int(trainer.num_training_batches)
+        total = pl_module.ending.expected_steps(batch_idx + 1)
         shown = (format_metrics(pl_module.latest, SHOWN | pl_module.headline), format_costs(pl_module.latest))
         self._console.update(self._title, batch_idx + 1, total, "  ".join(filter(None, shown)))
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Reports a stage that ended before its last step."""
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Reports a stage that ended itself."""
         if trainer.should_stop and not trainer.interrupted:
             done = trainer.fit_loop.epoch_loop.batch_idx + 1
-            self._console.say(f"{self._title}: stop_when is met after {done} of {trainer.num_training_batches} steps")
+            if pl_module.ending.spends:
+                self._console.say(f"{self._title}: its budget is spent after {done} steps")
+            else:
+                total = trainer.num_training_batches
+                self._console.say(f"{self._title}: stop_when is met after {done} of {total} steps")
 
 
 class EvaluationProgress(Callback):

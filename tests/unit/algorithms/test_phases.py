@@ -17,13 +17,13 @@ def test_the_published_schedule():
             PhaseSettings(after=200, group_size=4, max_new_tokens=16384),
         ],
     )
-    found = [(phases.at(step).group_size, phases.at(step).max_new_tokens) for step in (1, 100, 101, 200, 201, 300)]
+    found = [(phases.at(step).group_size, phases.at(step).max_new_tokens) for step in (0, 99, 100, 199, 200, 299)]
     assert found == [(16, 4096), (16, 4096), (8, 8192), (8, 8192), (4, 16384), (4, 16384)]
 
 
 def test_what_a_phase_does_not_name_stays_as_it_was():
     later = [PhaseSettings(after=1, temperature=0.5), PhaseSettings(after=2, group_size=2)]
-    assert Phases(first=FIRST, later=later).at(3) == PhaseSettings(
+    assert Phases(first=FIRST, later=later).at(2) == PhaseSettings(
         after=2, group_size=2, max_new_tokens=4096, temperature=0.5
     )
 

@@ -302,7 +302,7 @@ def test_a_stage_ends_after_the_first_validation_that_meets_its_bound(model, tmp
     encoder, _ = model
     module = rl_module(model, tmp_path, num_steps=6)
     stop_when = None if bound is None else Bound(metric="validation/uar", at_least=bound)
-    module._ending = Ending(StageSettings(stop_when=stop_when, cooldown_steps=cooldown_steps))
+    module.ending = Ending(StageSettings(stop_when=stop_when, cooldown_steps=cooldown_steps))
     module._validation = Rises()
     loader = DataLoader([omni.prompts(encoder)] * 6, batch_size=None)
     trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
@@ -312,7 +312,7 @@ def test_a_stage_ends_after_the_first_validation_that_meets_its_bound(model, tmp
 def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(model, tmp_path):
     encoder, policy = model
     module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 9))
-    module._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
+    module.ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
     module._validation = Rises()
     rates = []
     module._report = lambda values, step: rates.append(values.get("train/learning_rate"))
@@ -356,8 +356,8 @@ class Counting(SFTModule):
 
 def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
     first, second = (Counting(model[1], optimizer=optimizer(), context=context(tmp_path, 1)) for _ in range(2))
-    first._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5)))
-    first._ending.validated({"validation/uar": 0.6}, step=2)
+    first.ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5)))
+    first.ending.validated({"validation/uar": 0.6}, step=2)
     first.latest, first.seen, checkpoint = {"train/loss": 1.5}, 3, {}
     first.on_save_checkpoint(checkpoint)
     known = {
@@ -369,9 +369,9 @@ def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
         "costs": first.costs.state_dict(),
     }
     assert checkpoint == {"stage": {**known, "seen": 3}}
-    assert not second._ending.ended(2)
+    assert not second.ending.ended(2)
     second.on_load_checkpoint(checkpoint)
-    assert (second.latest, second.seen, second._ending.ended(2)) == ({"train/loss": 1.5}, 3, True)
+    assert (second.latest, second.seen, second.ending.ended(2)) == ({"train/loss": 1.5}, 3, True)
 
 
 class Sometimes:
@@ -389,7 +389,7 @@ def test_the_learning_rate_of_rl_falls_to_nothing_also_over_iterations_without_s
     encoder, _ = model
     reward = Sometimes()
     module = rl_module(model, tmp_path, reward=reward, num_steps=9)
-    module._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
+    module.ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
     module._validation = Rises()
     used = {}
     report = module._report
