@@ -176,7 +176,7 @@ class StageCosts:
             return None
         return sum(found.get(kind, 0) for kind in counted) / (self.peak * len(self.ranks) * time_s)
 
-    def spent(self, measure: str) -> float:
+    def spent(self, measure: str) -> int | float:
         """What of a budget in `flops`, `steps` or `seconds` this is; `flops` are those of training and sampling."""
         if measure == "flops":
             return sum(self.operations.values())

@@ -111,7 +111,7 @@ def test_failed_and_missing_runs_leave_their_pairs_alone(tmp_path):
     told = " ".join(found.notes)
     for part in (
         "rl, seed 1: failed with exit code 1.",
-        "late, seed 0: has not ended.",
+        "1 of 12 runs: has not ended.",
         "late, seed 2: cannot be read:",
         "3 of 12 runs: has not begun.",
         "if bad training made them fail",
@@ -119,6 +119,17 @@ def test_failed_and_missing_runs_leave_their_pairs_alone(tmp_path):
         "late over sft: one seed in common, which has no interval (seeds 1).",
     ):
         assert part in told, part
+
+
+def test_runs_that_are_planned_and_not_begun_are_counted(arms):
+    """`mmrl compare` names all runs from the beginning."""
+    for run in arms.content["runs"][1:]:
+        run["exit_code"] = None
+        shutil.rmtree(arms.folder / run["folder"])
+    arms.save()
+    found = summarize(arms.folder)
+    assert found.notes[0] == "5 of 6 runs: has not begun."
+    assert [note for note in found.notes if "seed 1" in note] == []
 
 
 def test_folds_are_means_of_their_seed_and_need_all_folds(tmp_path):
