@@ -20,6 +20,7 @@ from lightning_mmrl.curriculum.selection import Selection, changed_stages, due_a
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.report.arms_page import write_comparison
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE
@@ -276,6 +277,7 @@ class _Work:
         if name in codes:
             codes[name] = ended.code
             self._state.write(self._comparison)
+            write_comparison(self._comparison.directory)
         how = f"finished in {duration(ended.seconds)}"
         if ended.code:
             how = f"failed with exit code {ended.code}: {_last_line(self.log(name))}"
