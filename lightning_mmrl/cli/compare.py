@@ -278,7 +278,7 @@ def show_plan(comparison: Comparison) -> None:
         table.add_row(f"{name}{mark}", ", ".join(run.config.order), ", ".join(budgeted["apart"]) or "-", shares or "-")
     console.print(table)
     for segment in comparison.shared:
-        if segment.runs[0].suffix == comparison.runs[0].suffix:
+        if segment.suffix == comparison.runs[0].suffix:
             arms = ", ".join(run.arm for run in segment.runs)
             console.print(f"shared by {arms}: {', '.join(segment.own) or 'the evaluation of the base model'}")
     folds = len({run.fold for run in comparison.runs})

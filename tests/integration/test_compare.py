@@ -31,7 +31,7 @@ GIVEN = (
 )
 ORDER = "order=[cold_start,reason]"
 GATE = "+stages.cold_start.gate={metric:test/uar,at_least:2}"
-ARMS = {"sft": "order=[cold_start]", "both": ORDER, "gated": f"{ORDER} {GATE}"}
+ARMS = {"sft": "order=[cold_start]", "both": ORDER, "gated": f"order=[cold_start] {GATE}"}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def lab(tmp_path, monkeypatch):
         def begin():
             code = 0
             for script in scripts:
-                code = yield Command(arguments=[script], log=tmp_path / "logs" / name, folder=tmp_path / name)
+                code = yield Command(arguments=[script], log=tmp_path / "logs" / name, lock=tmp_path / f"{name}.lock")
                 if code:
                     break
             return code
@@ -98,13 +98,12 @@ def test_a_signal_reaches_each_process_once_and_no_task_ends_or_begins(lab, sign
 
 
 def test_a_process_that_an_earlier_call_left_is_waited_for(lab):
-    """It holds the lock of the run's folder, in which a second process would be refused."""
-    (lab.folder / "a").mkdir()
-    lock = FileLock(lab.folder / "a" / ".lock", thread_local=False)
+    """It holds the lock, which refuses a second process."""
+    lock = FileLock(lab.folder / "a.lock", thread_local=False)
     lock.acquire()
-    assert is_locked(lab.folder / "a")
+    assert is_locked(lab.folder / "a.lock")
     began = time.monotonic()
     threading.Timer(0.5, lock.release).start()
     assert lab.run(lab.task("a", "exit 0")) == {"a": 0}
     assert time.monotonic() - began >= 0.5
-    assert not is_locked(lab.folder / "a")
+    assert not is_locked(lab.folder / "a.lock")

@@ -30,7 +30,7 @@ REFUSED = {
     "seed twice": ([*GIVEN, *ARMS, "--seeds", "0-2,1"], "seeds has 1 twice"),
     "budget": (
         [*GIVEN, *ARMS, "--budget", "flop=3"],
-        "--budget flop=3: budget.flop: unknown key; did you mean 'flops'?",
+        "--budget flop=3: budget.flop: unknown key; did you",
     ),
     "parallel": ([*GIVEN, *ARMS, "--parallel", "0"], "--parallel is '0'; give a whole number"),
     "baseline": ([*GIVEN, *ARMS, "--baseline", "stf"], "baseline is 'stf', which is no choice; did you mean 'sft'?"),
