@@ -207,6 +207,10 @@ def test_folders_outside_the_comparison_are_not_read(arms):
     found = summarize(arms.folder)
     assert cell(found, "rl", 1).problem == "its folder leads out of the comparison's"
     assert cell(found, "rl", 2).best is None
+    summary = arms.folder / "best" / "rl-seed0" / "evaluation.json"
+    summary.rename(arms.folder.parent / "elsewhere.json")
+    summary.symlink_to(arms.folder.parent / "elsewhere.json")
+    assert cell(summarize(arms.folder), "rl", 0).best is None
 
 
 @pytest.mark.parametrize(
