@@ -182,6 +182,13 @@ def test_different_sets_of_samples_are_said(arms):
     assert any(note.startswith(told) for note in summarize(arms.folder).notes)
 
 
+def test_other_sets_at_the_best_validation_are_not_taken_for_the_measure(arms):
+    path = arms.folder / "best" / "rl-seed1" / "evaluation.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "test-silent": {**content["test"], "metrics": {"uar": 0.1}}}))
+    assert cell(summarize(arms.folder), "rl", 1).best == 0.7 + 0.125
+
+
 def test_a_lost_evaluation_of_the_best_validation_is_said(arms):
     shutil.rmtree(arms.folder / "best" / "rl-seed1")
     found = summarize(arms.folder)
