@@ -13,7 +13,7 @@ from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_fol
 from lightning_mmrl.evaluation.seeds import PairedT
 from lightning_mmrl.report.comparison import MEASURES, Plan, PlannedRun, read_plan
 from lightning_mmrl.report.page import FAULTS
-from lightning_mmrl.report.run_files import Evaluated, RunFiles, StageFiles, read_run, results_in
+from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
 from lightning_mmrl.settings.stage import BASE
 
 AT = ("value", "base", "best")
@@ -259,10 +259,10 @@ def _results(plan: Plan, run: PlannedRun, files: RunFiles) -> dict[str, Evaluate
     at = {"value": trained[-1].name, "base": _start(first, trained)}
     known = {each.stage: each for each in files.evaluated if each.name == plan.set_name}
     found = {key: known[stage] for key, stage in at.items() if stage in known}
-    place = None if run.best is None else plan.within(run.best)
-    best = [] if place is None else results_in(place, at["value"], files.missing)
-    known_best = [each for each in best if each.name == plan.set_name]
-    return found | ({"best": known_best[0]} if known_best else {})
+    if run.best is not None and plan.within(f"{run.best}/{SUMMARY}") is not None:
+        best = results_in(plan.folder / run.best, at["value"], files.missing)
+        found.update(("best", each) for each in best if each.name == plan.set_name)
+    return found
 
 
 def _start(first: StageFiles | None, trained: Sequence[StageFiles]) -> str:

@@ -295,7 +295,7 @@ def _mean(values: dict[int, float]) -> str:
 
 
 def _range(shares: Sequence[float]) -> str:
-    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f}" if shares else "-"
+    return " to ".join(dict.fromkeys(f"{100 * each:.1f}" for each in (min(shares), max(shares)))) if shares else "-"
 
 
 def markdown(summary: Summary) -> str:

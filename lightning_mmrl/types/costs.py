@@ -216,8 +216,8 @@ class StageBudget:
 
     stage: str
     measure: str
-    limit: float
-    before: float = 0
+    limit: int | float
+    before: int | float = 0
 
     @property
     def own(self) -> Fraction:

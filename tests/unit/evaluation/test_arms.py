@@ -173,6 +173,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_simulations():
 def test_the_measured_spread_gives_the_smallest_difference_in_the_metric():
     [found] = compare_arms({"a": {0: 0.1, 1: 0.2, 2: 0.4}, "b": {0: 0.5, 1: 0.55, 2: 0.9}}, "a")
     assert found.smallest == pytest.approx(smallest_difference(3) * np.std([0.4, 0.35, 0.5], ddof=1))
+    pairs = compare_arms({"a": {0: 0.1, 1: 0.2}, "b": {0: 0.5, 1: 0.55}, "c": {0: 0.5, 1: 0.7}}, "a", all_pairs=True)
+    assert pairs[0].smallest == pytest.approx(smallest_difference(2, 3) * np.std([0.4, 0.35], ddof=1))
 
 
 @pytest.mark.parametrize(

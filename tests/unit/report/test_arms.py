@@ -182,6 +182,13 @@ def test_different_sets_of_samples_are_said(arms):
     assert any(note.startswith(told) for note in summarize(arms.folder).notes)
 
 
+def test_other_sets_at_the_best_validation_are_not_taken_for_the_measure(arms):
+    path = arms.folder / "best" / "rl-seed1" / "evaluation.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "test-silent": {**content["test"], "metrics": {"uar": 0.1}}}))
+    assert cell(summarize(arms.folder), "rl", 1).best == 0.7 + 0.125
+
+
 def test_a_lost_evaluation_of_the_best_validation_is_said(arms):
     shutil.rmtree(arms.folder / "best" / "rl-seed1")
     found = summarize(arms.folder)
@@ -207,6 +214,10 @@ def test_folders_outside_the_comparison_are_not_read(arms):
     found = summarize(arms.folder)
     assert cell(found, "rl", 1).problem == "its folder leads out of the comparison's"
     assert cell(found, "rl", 2).best is None
+    summary = arms.folder / "best" / "rl-seed0" / "evaluation.json"
+    summary.rename(arms.folder.parent / "elsewhere.json")
+    summary.symlink_to(arms.folder.parent / "elsewhere.json")
+    assert cell(summarize(arms.folder), "rl", 0).best is None
 
 
 @pytest.mark.parametrize(
