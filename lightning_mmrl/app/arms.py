@@ -13,7 +13,8 @@ from lightning_mmrl.config.specs import base_evaluation, flattened, manifest_dig
 from lightning_mmrl.curriculum.changes import changed_keys
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.tasks import task_of_result, task_outlines
-from lightning_mmrl.settings.compare import BASE, DATA, EVALUATION, CompareSettings, LimitSettings
+from lightning_mmrl.settings.budget import MEASURES, BudgetSettings
+from lightning_mmrl.settings.compare import BASE, DATA, EVALUATION, CompareSettings
 from lightning_mmrl.settings.rules import one_of, require
 from lightning_mmrl.settings.run import MAX_SEED, VARIANTS, RunSettings
 from lightning_mmrl.suggestions import did_you_mean, shown
@@ -84,7 +85,7 @@ class ArmRun:
     @property
     def budgeted(self) -> dict[str, Any]:
         """The stages that the budget does not count, and the share of each that it ends; both empty without one."""
-        budget = getattr(self.config, "budget", None)
+        budget = self.config.budget
         return {"apart": [], "shares": {}} if budget is None else {"apart": budget.apart, "shares": budget.shares}
 
 
@@ -106,15 +107,26 @@ def check_arms(settings: CompareSettings) -> None:
     for seed in settings.seeds:
         require(0 <= seed <= MAX_SEED, "seeds", seed, f"whole numbers from 0 to {MAX_SEED}")
     _refuse_twice("seeds", settings.seeds)
-    if settings.budget is not None and len(settings.budget.given) != 1:
-        given = ", ".join(settings.budget.given) or "none"
-        raise ConfigError(f"budget has {given}; give exactly one of flops, steps and seconds")
+    _check_budget(settings.budget)
     places = {"overrides": settings.overrides, **{f"arms.{name}": arm.overrides for name, arm in arms.items()}}
     for place, overrides in places.items():
         refuse_own(place, overrides, has_budget=settings.budget is not None)
     for name, arm in arms.items():
         if arm.shares and settings.budget is None:
             raise ConfigError(f"arms.{name}.shares are given, and there is no budget to share; give budget or --budget")
+
+
+def _check_budget(budget: BudgetSettings | None) -> None:
+    if budget is None:
+        return
+    if len(budget.given) != 1:
+        given = ", ".join(budget.given) or "no limit"
+        raise ConfigError(f"budget has {given}; give exactly one of {', '.join(MEASURES)}")
+    if budget.apart or budget.shares:
+        raise ConfigError(
+            "budget of a comparison has apart or shares; give arms.NAME.shares, and leave out apart: no arm pays for "
+            "the stages that all arms share"
+        )
 
 
 def _refuse_twice(key: str, values: Iterable[Any]) -> None:
@@ -225,7 +237,7 @@ def stages_apart(runs: Sequence[ArmRun], settings: CompareSettings) -> list[str]
 
 
 def budget_overrides(
-    run: ArmRun, settings: CompareSettings, apart: Sequence[str], limit: LimitSettings
+    run: ArmRun, settings: CompareSettings, apart: Sequence[str], budget: BudgetSettings
 ) -> tuple[str, ...]:
     """The override that gives an arm its budget.
 
@@ -235,7 +247,7 @@ def budget_overrides(
     if not run.config.trained:
         raise ConfigError(f"arm {run.arm} trains no stage, so that it has no use for a budget; leave out the budget")
     shares = settings.arms[run.arm].shares or {list(run.config.trained)[-1]: 1.0}
-    content = {**limit.given, "apart": list(apart), "shares": dict(shares)}
+    content = {budget.measure: budget.total, "apart": list(apart), "shares": dict(shares)}
     return (f"++budget={_plain(content)}",)
 
 

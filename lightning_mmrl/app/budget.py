@@ -60,20 +60,16 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
 
 
 def _spent(result: StageResult, measure: str) -> float:
-    """What a finished stage took of a budget; data stages take no steps, and seconds also without measured costs."""
-    trained = result.handoff is not None
-    if measure == "steps":
-        return (result.num_steps or 0) if trained else 0
+    """What a finished stage took of a budget; a stage of which that is not known is refused."""
+    spent = result.spent(measure)
+    if spent is not None:
+        return spent
     if result.costs is None:
-        if measure == "flops" and trained and result.num_steps:
-            raise StageError(
-                f"what stage {result.name} took is not known, since an earlier version ran it; run it again with "
-                f"--from-stage {result.name}, or give the budget in steps"
-            )
-        return result.seconds.get("run", 0.0) if measure == "seconds" else 0
-    if measure == "flops" and not result.costs.operations and result.costs.num_steps:
         raise StageError(
-            f"the operations of stage {result.name} are not known, because the sizes of its model are not; give the "
-            "budget in steps or seconds, or name the stage in budget.apart"
+            f"what stage {result.name} took is not known, since an earlier version ran it; run it again with "
+            f"--from-stage {result.name}, or give the budget in steps"
         )
-    return result.costs.spent(measure)
+    raise StageError(
+        f"the operations of stage {result.name} are not known, because the sizes of its model are not; give the "
+        "budget in steps or seconds, or name the stage in budget.apart"
+    )

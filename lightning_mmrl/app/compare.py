@@ -20,6 +20,7 @@ from lightning_mmrl.curriculum.selection import Selection, changed_stages, due_a
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.report.arms_page import write_comparison
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE
@@ -63,6 +64,12 @@ class Comparison:
         """The arm that the others are compared with."""
         return self.settings.baseline or next(iter(self.settings.arms))
 
+    @property
+    def budget(self) -> dict[str, float] | None:
+        """The measure and the limit of each arm's budget; a debug run has none."""
+        budget = self.runs[0].config.budget if self.settings.budget is not None else None
+        return None if budget is None else {budget.measure: budget.total}
+
 
 @dataclass(slots=True, kw_only=True)
 class State:
@@ -94,7 +101,11 @@ class State:
         """Replaces `compare.json`."""
         settings, first = comparison.settings, {run.arm: run for run in reversed(comparison.runs)}
         arms = {
-            name: {"overrides": list(arm.overrides), "order": list(first[name].config.order), **first[name].budgeted}
+            name: {
+                "overrides": [redact(each) for each in arm.overrides],
+                "order": list(first[name].config.order),
+                **first[name].budgeted,
+            }
             for name, arm in settings.arms.items()
         }
         content = {
@@ -104,8 +115,9 @@ class State:
             "exploratory": settings.exploratory,
             "command": [redact(argument) for argument in comparison.command],
             "baseline": comparison.baseline,
+            "all_pairs": settings.all_pairs,
             "measure": {"set": settings.measure.set, "metric": settings.measure.metric},
-            "budget": None if settings.budget is None else settings.budget.given,
+            "budget": comparison.budget,
             "tolerance": settings.tolerance,
             "arms": arms,
             "seeds": settings.seeds,
@@ -216,14 +228,14 @@ class _Work:
         """Runs what is left, after the stages that runs share which have not begun."""
         self._parallel = parallel
         new = [run for run in left if Manifest.read(run.directory) == Manifest()]
-        for segment in self._comparison.shared:
-            if any(run in segment.runs for run in new):
-                above = () if segment.above is None else (segment.above.name,)
-                self._tasks.append(Task(name=segment.name, begin=partial(self._share, segment), waits_for=above))
-        shared = {task.name for task in self._tasks}
-        for run in left:
-            segment = segment_of(run, self._comparison.shared)
-            waits = (segment.name,) if segment is not None and segment.name in shared else ()
+        shared = [each for each in self._comparison.shared if any(run in each.runs for run in new)]
+        for run in left:  # the first run of a seed brings the stages that runs of this seed share
+            for segment in shared:
+                if segment.suffix == run.suffix and segment.name not in [task.name for task in self._tasks]:
+                    above = () if segment.above is None else (segment.above.name,)
+                    self._tasks.append(Task(name=segment.name, begin=partial(self._share, segment), waits_for=above))
+            own = segment_of(run, shared)
+            waits = () if own is None else (own.name,)
             self._tasks.append(Task(name=run.name, begin=partial(self._train, run, waits), waits_for=waits))
         environment = _environment(parent, parallel)
         Pool(parallel, environment, on_start=self._on_start, on_end=self._on_end).run(self._tasks)
@@ -232,10 +244,12 @@ class _Work:
         above = segment.above
         if above is not None and not above.is_finished:
             return self._codes.get(above.name) or 1
-        begin(segment.directory, segment.runs[0], self._folders(segment.runs[0]))
         if segment.is_finished:
             return 0
-        return (yield Command(arguments=segment.command, log=self.log(segment.name), folder=segment.directory))
+        first, folder = segment.runs[0], segment.directory
+        prepare = partial(begin, folder, first, self._folders(first))
+        log = self.log(segment.name)
+        return (yield Command(arguments=segment.command, log=log, lock=folder / LOCK, prepare=prepare))
 
     def _train(self, run: ArmRun, waits: Sequence[str]) -> Steps:
         failed = [name for name in waits if self._codes[name]]
@@ -243,14 +257,14 @@ class _Work:
         if failed and segment is not None and not segment.is_finished:
             self._say(f"{run.name}: {failed[0]} failed, whose stages it needs")
             return self._codes[failed[0]]
-        begin(run.directory, run, self._folders(run))
-        log = self.log(run.name)
-        code = yield Command(arguments=("train", *run.command(RUNS, run.name)), log=log, folder=run.directory)
+        arguments, log, folder = ("train", *run.command(RUNS, run.name)), self.log(run.name), run.directory
+        prepare = partial(begin, folder, run, self._folders(run))
+        code = yield Command(arguments=arguments, log=log, lock=folder / LOCK, prepare=prepare)
         best = best_weights(run)
         if code or best is None or (evaluation_of_best(run) / SUMMARY).is_file():
             return code
-        own = evaluation_of_best(run).parents[1]
-        return (yield Command(arguments=("evaluate", str(best), *run.command(BEST, run.name)), log=log, folder=own))
+        lock = evaluation_of_best(run).with_name(f".{BEST_WEIGHTS}.lock")  # as `mmrl evaluate` names it
+        return (yield Command(arguments=("evaluate", str(best), *run.command(BEST, run.name)), log=log, lock=lock))
 
     def _folders(self, run: ArmRun) -> list[Path]:
         return folders_of(run, self._comparison.shared, self._comparison.runs)
@@ -269,6 +283,7 @@ class _Work:
         if name in codes:
             codes[name] = ended.code
             self._state.write(self._comparison)
+            write_comparison(self._comparison.directory)
         how = f"finished in {duration(ended.seconds)}"
         if ended.code:
             how = f"failed with exit code {ended.code}: {_last_line(self.log(name))}"
@@ -321,14 +336,11 @@ def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
 def parameters(comparison: Comparison) -> dict[str, Any]:
     """The parameters of the comparison's run in the tracker."""
     settings = comparison.settings
-    budget = (
-        {} if settings.budget is None else {f"budget.{name}": limit for name, limit in settings.budget.given.items()}
-    )
     arms = {f"arms.{name}": " ".join(arm.overrides) for name, arm in settings.arms.items()}
     return {
         "seeds": ",".join(map(str, settings.seeds)),
         "baseline": comparison.baseline,
         "measure.set": settings.measure.set,
-        **budget,
+        **{f"budget.{name}": limit for name, limit in (comparison.budget or {}).items()},
         **arms,
     }

@@ -12,7 +12,6 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from lightning_mmrl.app.run_folder import LOCK
 from lightning_mmrl.training.interruption import SIGNALS, Interrupted
 
 _PAUSE_S = 0.1
@@ -55,11 +54,19 @@ def exit_code(code: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Arguments of `mmrl`, the log that the output is appended to, and the folder that the process locks."""
+    """A process of `mmrl`.
+
+    Attributes:
+        arguments: Its arguments.
+        log: The file that its output is appended to.
+        lock: The file that it holds while it works.
+        prepare: Called before it starts, when no other process holds the lock.
+    """
 
     arguments: Sequence[str]
     log: Path
-    folder: Path
+    lock: Path
+    prepare: Callable[[], object] = lambda: None
 
 
 Steps = Generator[Command, int, int]
@@ -193,8 +200,9 @@ class Pool:
     def _launch(self, running: _Running) -> None:
         """Starts the process, unless one of an earlier call, which was killed alone, still works in the folder."""
         command = running.command
-        if self._received or is_locked(command.folder):
+        if self._received or is_locked(command.lock):
             return
+        command.prepare()
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("ab") as log:
             process = subprocess.Popen(
@@ -211,9 +219,8 @@ class Pool:
             process.send_signal(signum)
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process works in a run folder."""
-    lock = folder / LOCK
+def is_locked(lock: Path) -> bool:
+    """Whether a process holds a lock."""
     if not lock.exists():
         return False
     try:

@@ -62,8 +62,15 @@ class Segment:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Arguments of `mmrl`."""
-        return ("train", *self.runs[0].command(SHARED, self.name), "--until-stage", self.until)
+        """Arguments of `mmrl`; a gate of the first arm does not keep the others from a stage."""
+        stages = self.runs[0].config.trained
+        gates = [f"stages.{name}.gate=null" for name in self.stages if name in stages and stages[name].gate is not None]
+        return ("train", *self.runs[0].command(SHARED, self.name), *gates, "--until-stage", self.until)
+
+    @property
+    def suffix(self) -> str:
+        """Names the seed and the fold."""
+        return self.runs[0].suffix
 
     @property
     def is_finished(self) -> bool:

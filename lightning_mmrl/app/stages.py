@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.app.best import best_weights
 from lightning_mmrl.app.budget import stage_budget
 from lightning_mmrl.app.costs import rates
 from lightning_mmrl.app.idle import IdleJob, hand_on
@@ -99,18 +100,23 @@ def training_job(
     states = StateStore(directory / STATES, settings=config.state, check=check_finite, before=flush)
     io = SnapshotIO(copies=config.state.in_background)
     saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say, timed=costs.phase)
+    ranks = parts.group.ranks
+
+    def export(artifact: str, place: Path) -> Mapping[str, Any]:
+        return job.export(artifact, place)
+
+    keeper = [best_weights(spec, inputs, directory, export, ranks)] if stage.keep_best else []
     trainer = training_trainer(
         stage.trainer,
         directory=directory,
         logger=[RunLogger(run, directory), *file_loggers(config.tracking.loggers, directory)],
-        callbacks=[StageProgress(parts.console, title), saver, *parts.callbacks(spec.name)],
+        callbacks=[StageProgress(parts.console, title), *keeper, saver, *parts.callbacks(spec.name)],
         validate_every=stage.validate_every if config.data.validation else None,
         gradient_clip_val=stage.max_grad_norm if module.automatic_optimization else None,
         checkpoint_io=io,
     )
-    ranks = parts.group.ranks
     exporter = partial(export_policy, policy, encoder, started_from=str(start_from), ranks=ranks)
-    return LightningJob(
+    job = LightningJob(
         trainer=trainer,
         module=module,
         datamodule=datamodule,
@@ -122,6 +128,7 @@ def training_job(
         say=say,
         resources=resources,
     )
+    return job
 
 
 def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from rich.table import Table
 
-from lightning_mmrl.app.arms import ArmRun, folds_named, planned, refuse_own
+from lightning_mmrl.app.arms import folds_named, planned, refuse_own
 from lightning_mmrl.app.compare import FILE, Comparison, run_comparison
 from lightning_mmrl.app.shared_stages import segments
+from lightning_mmrl.cli.arms_table import print_comparison
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import started_processes
 from lightning_mmrl.cli.mlproject import split_overrides
@@ -23,7 +24,8 @@ from lightning_mmrl.config.checks.values import check_name
 from lightning_mmrl.config.comparisons import comparison_of, read_comparison
 from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.report.run_files import read_run
+from lightning_mmrl.evaluation.arms import power_line
+from lightning_mmrl.report.arms_page import write_comparison
 from lightning_mmrl.settings.compare import ArmSettings, CompareSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import shown
@@ -88,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         show_plan(comparison)
         return 0
     codes = run_comparison(comparison, parallel, partial(print, flush=True))
-    show_results(comparison, codes)
+    print_comparison(write_comparison(comparison.directory), report_console(width=140))
     failed = [name for name, code in codes.items() if code]
     if failed:
         print(f"{len(failed)} of {len(codes)} runs failed: {', '.join(failed)}; the same command tries them again")
@@ -276,43 +278,16 @@ def show_plan(comparison: Comparison) -> None:
         table.add_row(f"{name}{mark}", ", ".join(run.config.order), ", ".join(budgeted["apart"]) or "-", shares or "-")
     console.print(table)
     for segment in comparison.shared:
-        if segment.runs[0].suffix == comparison.runs[0].suffix:
+        if segment.suffix == comparison.runs[0].suffix:
             arms = ", ".join(run.arm for run in segment.runs)
             console.print(f"shared by {arms}: {', '.join(segment.own) or 'the evaluation of the base model'}")
     folds = len({run.fold for run in comparison.runs})
     of_folds = f" x {folds} folds" if folds > 1 else ""
     counts = f"{len(first)} arms x {len(settings.seeds)} seeds{of_folds}"
     console.print(f"runs: {len(comparison.runs)} ({counts}), and {len(comparison.shared)} of shared stages")
-    if settings.budget is not None:
-        [(measure, limit)] = settings.budget.given.items()
+    for measure, limit in (comparison.budget or {}).items():
         console.print(f"budget: {limit:g} {measure} for each arm")
     console.print(f"measure: {settings.measure.metric or 'headline'} on {settings.measure.set} after the last stage")
+    pairs = len(first) * (len(first) - 1) // 2 if settings.all_pairs else len(first) - 1
+    console.print(power_line(len(settings.seeds), pairs), soft_wrap=True)
     console.print(f"folder: {comparison.directory}", soft_wrap=True)
-
-
-def show_results(comparison: Comparison, codes: Mapping[str, int | None]) -> None:
-    """Prints the measure and the spent operations of each run."""
-    measure = comparison.settings.measure
-    table = Table(title=f"{comparison.name}: {measure.metric or 'headline'} on {measure.set}, in %")
-    for title in ("arm", "seed", "fold", "result", "operations", "exit code"):
-        table.add_column(title, justify="left" if title == "arm" else "right")
-    for run in comparison.runs:
-        result, operations = _figures(comparison, run)
-        code = codes.get(run.name)
-        fold = "-" if run.fold is None else run.fold
-        table.add_row(run.arm, str(run.seed), fold, result, operations, "-" if code is None else str(code))
-    report_console().print(table)
-
-
-def _figures(comparison: Comparison, run: ArmRun) -> tuple[str, str]:
-    """The result of a run in percent, and the operations that it spent on stages that count."""
-    if not (run.directory / MANIFEST).is_file():
-        return "-", "-"
-    found, measure = read_run(run.directory), comparison.settings.measure
-    last = next(reversed(run.config.trained), "")
-    each = next((one for one in found.evaluated if (one.stage, one.name) == (last, measure.set)), None)
-    counted = [stage for stage in found.stages if stage.name not in run.budgeted["apart"]]
-    costs = [stage.result.costs for stage in counted if stage.result is not None and stage.result.costs is not None]
-    operations = sum(sum(one.operations.values()) for one in costs)
-    result = "-" if each is None else f"{100 * each.metrics[measure.metric or each.headline]:.1f}"
-    return result, f"{operations:.3e}" if operations else "-"

@@ -1,4 +1,4 @@
-"""`mmrl report RUN [RUN2]`: one HTML page that shows a run, or two side by side; torch is not loaded."""
+"""`mmrl report RUN [RUN2]`: one HTML page that shows a run, two side by side, or a comparison; torch is not loaded."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def run(arguments: Sequence[str]) -> int:
         prog="mmrl report",
         description="Write one HTML page about a run, or about two side by side, from the files in their folders: "
         "scores with intervals and gains, learning curves, confusion matrices, costs, and sampled answers. The page "
-        "needs no network.",
+        "needs no network. Of the folder of a comparison, write page, tables and figure again, and print the result.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, such as runs/quickstart")
     parser.add_argument(
@@ -26,7 +26,11 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     # Loaded here, so that argument errors load no libraries.
+    from lightning_mmrl.report.comparison import FILE
     from lightning_mmrl.report.page import write_report
+
+    if any((folder / FILE).is_file() for folder in options.runs):
+        return _compared(options)
 
     media = None
     if options.media or options.media_root is not None:
@@ -35,4 +39,16 @@ def run(arguments: Sequence[str]) -> int:
         media = MediaFolder(root=options.media_root)
     path = write_report(options.runs, options.out, media)
     print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _compared(options: argparse.Namespace) -> int:
+    from lightning_mmrl.cli.arms_table import print_comparison
+    from lightning_mmrl.errors import ConfigError
+    from lightning_mmrl.report.arms_page import write_comparison
+    from lightning_mmrl.training.console import report_console
+
+    if len(options.runs) > 1 or options.out or options.media or options.media_root:
+        raise ConfigError("the outputs of a comparison lie in its folder; name that folder alone, without an option")
+    print_comparison(write_comparison(options.runs[0]), report_console(width=140))
     return 0

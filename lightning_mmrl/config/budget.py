@@ -11,7 +11,7 @@ from lightning_mmrl.settings.rules import one_of, require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 
-ROUNDING = 1e-6
+ROUNDING = 1e-5
 """How far the sum of shares may be from 1, as with three times 0.333333."""
 
 

@@ -107,8 +107,8 @@ def first_trained(config: RunSettings) -> StageSettings:
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     """For each stage, maps the existing manifests that decide its outcome to the beginnings of their sha256.
 
-    These are the manifests that the stage reads and, if validation may end it, the manifest of the validation. Data
-    that another stage makes may not exist yet; the digests of its artifacts stand for them.
+    These are the manifests that the stage reads and, if validations decide what it makes, the manifest of the
+    validation. Data that another stage makes may not exist yet; the digests of its artifacts stand for them.
     """
     found, kept = {}, Path(config.data.media.cache_dir)
     for name in config.order:
@@ -120,8 +120,8 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
             key if stage.data.manifest else f"{key}/{each.manifest}": source_digest(each.path, each.format, kept)
             for key, each in named.items()
         }
-        ends_early = isinstance(stage, StageSettings) and stage.stop_when is not None
-        if ends_early and data.validation is not None:
+        decides = isinstance(stage, StageSettings) and stage.validation_decides
+        if decides and data.validation is not None:
             files[data.validation] = source_digest(Path(data.root) / data.validation, kept=kept)
         found[name] = {key: digest[:16] for key, digest in files.items() if digest is not None}
     return found
@@ -163,7 +163,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     own = config.stages[name]
     if isinstance(own, StageSettings) and own.num_epochs is not None:
         stage["num_steps"] = own.trainer.max_steps  # with the digests of the data, this decides the number of steps
-    if data["task"] is None or not isinstance(own, StageSettings) or own.stop_when is None:
+    if data["task"] is None or not isinstance(own, StageSettings) or not own.validation_decides:
         del data["task"]
     if not isinstance(own, StageSettings):
         for key in ("validation", "validation_limit", "cue_lexicon"):

@@ -19,7 +19,7 @@ from lightning_mmrl.curriculum.costs import note_costs
 from lightning_mmrl.curriculum.emptiness import empty_inputs, in_words, is_idle, refuse_idle
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
-from lightning_mmrl.curriculum.inputs import Input, base_input
+from lightning_mmrl.curriculum.inputs import Input, base_input, origin_of
 from lightning_mmrl.curriculum.kept_models import log_models
 from lightning_mmrl.curriculum.lineage import check_finished, check_record, tags_of
 from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Manifest
@@ -246,14 +246,8 @@ class StageOrchestrator:
             "steps": training.num_steps,
             "skipped_steps": training.num_skipped,
             "changed_weights": training.changed,
+            **origin_of(spec, inputs),
         }
-        if WEIGHTS in inputs:
-            lineage |= {
-                "started_from": spec.settings.checkpoint or spec.settings.start_from,
-                "input_digest": inputs[WEIGHTS].digest,
-                "input_seal": inputs[WEIGHTS].seal,
-            }
-        lineage |= {f"input.{key}": each.digest for key, each in inputs.items() if key != WEIGHTS}
         lineage |= {f"empty.{key}": reason for key, reason in self._empty_inputs(spec).items()}
         made = {}
         for name in spec.outputs:

@@ -115,16 +115,27 @@ def compare_arms(
     )
 
 
+def over_seeds(values: Sequence[float], size: float, level: float = LEVEL) -> PairedT | None:
+    """The mean over seeds with its t interval; None with fewer than two seeds, or if all are equal but for rounding.
+
+    Args:
+        values: A value of each seed, or a difference.
+        size: The largest of what was measured, which says how large rounding may be.
+        level: Coverage of the interval.
+    """
+    if len(values) < 2:
+        return None
+    found = paired_t(values, level)
+    return found if found.sd > _NO_SPREAD * size else None
+
+
 def _paired(
     own: Mapping[int, float], other: Mapping[int, float], level: float
 ) -> tuple[tuple[int, ...], float | None, PairedT | None]:
     seeds = tuple(sorted(own.keys() & other.keys()))
     differences = [own[seed] - other[seed] for seed in seeds]
-    if len(seeds) < 2:
-        return seeds, differences[0] if differences else None, None
-    found = paired_t(differences, level)
-    size = max(abs(each[seed]) for each in (own, other) for seed in seeds)
-    return seeds, found.mean, found if found.sd > _NO_SPREAD * size else None
+    size = max((abs(each[seed]) for each in (own, other) for seed in seeds), default=0.0)
+    return seeds, fmean(differences) if seeds else None, over_seeds(differences, size, level)
 
 
 def _together(found: PairedT | None, num_comparisons: int) -> tuple[float, float] | None:

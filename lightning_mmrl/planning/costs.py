@@ -2,8 +2,10 @@
 
 Time is the number of operations of a step over a device's stated peak, at the stated shares of the peak that training
 and sampling reach (`Shares`). A pass takes two operations for each parameter of its linear layers and token, four for
-each attention pair and query value; a backward pass twice as much if weights train, and once with an adapter;
-checkpointing adds a forward pass. Left out are evaluations, decoding of media, rewards, states and the start.
+each attention pair and query value. A backward pass takes, in each part of the model, as much again for the gradient of
+the weights if they train, and as much again for the gradient of the inputs if anything trains in the part or below it;
+attention has no weights and two inputs, so its gradient takes twice as much. Checkpointing adds a forward pass. Left
+out are attention within towers, evaluations, decoding of media, rewards, states and the start.
 """
 
 import shutil
@@ -17,6 +19,7 @@ from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.planning.stacks import Stack
 from lightning_mmrl.settings.lessons import answers_of, compares
+from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.costs import GRADIENT, SAMPLE, SCORE, UPDATE, Counts, Work
@@ -63,7 +66,7 @@ def operations(shape: ModelShape, stage: StageSettings, lengths: Lengths) -> Ope
     answer = lengths.answer if stage.sampling is None else stage.sampling.max_new_tokens
     work = Work.of([lengths.prompt] * prompts, [[answer] * group] * prompts)
     towers = {
-        ("audio" if name == "audio" else "video") + (GRADIENT if trains_tower(stage, name) else ""): prompts
+        ("audio" if name == "audio" else "video") + (GRADIENT if trains_media(stage) else ""): prompts
         * lengths.media(name)
         for name in shape.stacks
         if name != "text"
@@ -87,30 +90,81 @@ def counted_operations(
         counts: The tokens, each prompt once for its completions, and the feature rows of towers.
         recomputed: Whether the forward pass is done once more for the backward pass.
     """
-    text = shape.text
+    text, trains = shape.text, _Trains.of(stage)
     head = 2 * shape.vocabulary * text.width
-    frozen, adapter = (stage.freeze, stage.adapter) if isinstance(stage, StageSettings) else (["text"], None)
-    backward = 0 if "text" in frozen else 1 if adapter is not None else 2
-    times = {SAMPLE: 1, SCORE: 1, UPDATE: 1 + backward + (recomputed and backward > 0)}
+    flows = trains.anything
+    linear = {SAMPLE: 1, SCORE: 1, UPDATE: 1 + flows + trains.weights("text") + (recomputed and flows)}
+    both = {SAMPLE: 1, SCORE: 1, UPDATE: 1 + 2 * flows + (recomputed and flows)}  # of attention and adapters
+    added = trains.adapter("text", text)
 
-    def read(work: Work) -> int:
-        return _linear(text) * work.prompt_tokens + _attention(text, work.prompt_pairs)
+    def read(work: Work, name: str) -> int:
+        rest = _attention(text, work.prompt_pairs) + added * work.prompt_tokens
+        return linear[name] * _linear(text) * work.prompt_tokens + both[name] * rest
 
-    def written(work: Work) -> int:
-        return (_linear(text) + head) * work.completion_tokens + _attention(text, work.completion_pairs)
+    def written(work: Work, name: str) -> int:
+        rest = _attention(text, work.completion_pairs) + added * work.completion_tokens
+        return linear[name] * (_linear(text) + head) * work.completion_tokens + both[name] * rest
 
-    scored = sum(times[name] * (read(work) + written(work)) for name, work in counts.passes.items() if name != SAMPLE)
+    scored = sum(read(work, name) + written(work, name) for name, work in counts.passes.items() if name != SAMPLE)
     sampled = counts.passes.get(SAMPLE, Work())
     towers = 0
     for name, rows in counts.rows.items():
-        tower = shape.stacks.get("audio" if name.startswith("audio") else "vision")
-        towers += 0 if tower is None else (3 if GRADIENT in name else 1) * rows * tower.rows_per_token * _linear(tower)
-    return Operations(training=scored + read(sampled) + towers, sampling=written(sampled))
+        group = "audio" if name.startswith("audio") else "vision"
+        if group in shape.stacks:
+            towers += rows * _tower(shape.stacks[group], group, trains if GRADIENT in name else _Trains())
+    return Operations(training=scored + read(sampled, SAMPLE) + towers, sampling=written(sampled, SAMPLE))
 
 
-def trains_tower(stage: StageSettings, name: str) -> bool:
-    """Whether the tower of a parameter group has a backward pass of its own."""
-    return stage.adapter is None and name not in stage.freeze
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trains:
+    """What of a model trains in a stage: the parts whose weights do, or adapters."""
+
+    parts: frozenset[str] = frozenset()
+    adapters: AdapterSettings | None = None
+
+    @classmethod
+    def of(cls, stage: NodeSettings) -> "_Trains":
+        if not isinstance(stage, StageSettings):
+            return cls()
+        if stage.adapter is not None:
+            return cls(adapters=stage.adapter)
+        return cls(parts=frozen_parts(PARAMETER_GROUPS) - frozen_parts(stage.freeze))
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is a backward pass at all; it begins at the head, above everything that could train."""
+        return bool(self.parts) or self.adapters is not None
+
+    def weights(self, part: str) -> bool:
+        """Whether the weights of a part train."""
+        return part in self.parts
+
+    def reaches(self, part: str, group: str) -> bool:
+        """Whether the gradient of a part's inputs is needed, for the part itself or for an adapter in its group."""
+        return part in self.parts or (self.adapters is not None and group in self.adapters.groups)
+
+    def adapter(self, group: str, stack: Stack) -> int:
+        """Operations of a group's adapter for one row."""
+        adapters = self.adapters
+        if adapters is None or group not in adapters.groups:
+            return 0
+        return 2 * stack.adapter_parameters(adapters.r, adapters.wanted)
+
+
+def trains_media(stage: StageSettings) -> bool:
+    """Whether a gradient reaches the outputs of the towers: if any tower or projector trains."""
+    trains = _Trains.of(stage)
+    return any(trains.reaches(part, group) for group in TOWERS for part in (f"{group}_tower", f"{group}_projector"))
+
+
+def _tower(stack: Stack, group: str, trains: _Trains) -> int:
+    """Operations for one feature row of a tower, with the backward pass of what trains in it."""
+    tower, projector = f"{group}_tower", f"{group}_projector"
+    inner, reached = trains.weights(tower), trains.reaches(tower, group)
+    blocks = (1 + inner + reached) * _linear(stack) + (1 + inner) * 2 * stack.input_products
+    blocks += 3 * trains.adapter(group, stack)
+    products = sum(linear.inputs * linear.outputs for linear in stack.projector)
+    return stack.rows_per_token * blocks + 2 * products * (1 + trains.weights(projector) + reached)
 
 
 def disk(config: RunSettings, name: str, shape: ModelShape) -> Disk:

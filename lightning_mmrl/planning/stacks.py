@@ -37,7 +37,8 @@ class Stack:
     the backward pass, in units of `inner` values per row. `rest` is the number of the group's parameters outside of its
     blocks. `projector` lists the linear layers outside of the blocks, with their full names; its norms have
     `projector_norms` parameters. A feature row that a tower returns is made from `rows_per_token` of the tower's rows,
-    and each of these from `input_values` numbers of `input_bytes` bytes; none applies to the decoder. A feature row of
+    and each of these from `input_values` numbers of `input_bytes` bytes, by `input_products` products with weights;
+    none applies to the decoder. A feature row of
     a vision tower stands for a square with sides of `square` pixels; `sizes_clips` is True if the family's processor
     bounds the pixels of a whole clip and not of a frame.
     """
@@ -59,6 +60,7 @@ class Stack:
     normed_heads: bool = False
     rows_per_token: int = 1
     input_values: int = 0
+    input_products: int = 0
     input_bytes: int = 4
     square: int = 0
     sizes_clips: bool = False

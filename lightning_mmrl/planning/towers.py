@@ -147,6 +147,7 @@ def _audio(audio: Mapping[str, Any]) -> Stack:
         projector=(projector,),
         rows_per_token=2,
         input_values=2 * bins,
+        input_products=3 * (2 * bins + width) * width,
     )
 
 
@@ -176,6 +177,7 @@ def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: A
         rms_norms=rms_norms,
         rows_per_token=_merged(vision),
         input_values=_patch_values(vision),
+        input_products=_patch_values(vision) * width,
         input_bytes=1,
         square=vision["patch_size"] * vision["spatial_merge_size"],
         **sizes,

@@ -9,17 +9,17 @@ from statistics import fmean
 from typing import Any
 
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds
-from lightning_mmrl.evaluation.seeds import PairedT, paired_t
+from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds, over_seeds
+from lightning_mmrl.evaluation.seeds import PairedT
 from lightning_mmrl.report.comparison import MEASURES, Plan, PlannedRun, read_plan
 from lightning_mmrl.report.page import FAULTS
-from lightning_mmrl.report.run_files import Evaluated, RunFiles, StageFiles, read_run, results_in
+from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
 from lightning_mmrl.settings.stage import BASE
 
 AT = ("value", "base", "best")
 """Where a run was measured: after the last trained stage, before the first one that counts, at the best validation."""
 
-_FAILED = "failed with exit code"
+_FAILED, _NOT_BEGUN, _NOT_ENDED = "failed with exit code", "has not begun", "has not ended"
 _ROUNDING = 1e-9
 
 
@@ -169,13 +169,13 @@ class Summary:
         }
 
 
-def over_seeds(values: Mapping[int, float]) -> PairedT | None:
-    """The mean of an arm over its seeds with its t interval; None with fewer than two seeds."""
-    return paired_t(list(values.values())) if len(values) > 1 else None
+def mean_of(values: Mapping[int, float]) -> PairedT | None:
+    """The mean of an arm over its seeds with its t interval; None with fewer than two seeds or without spread."""
+    return over_seeds(list(values.values()), max(map(abs, values.values()), default=0.0))
 
 
 def _plain_mean(values: Mapping[int, float]) -> dict[str, Any]:
-    found = over_seeds(values)
+    found = mean_of(values)
     ends = {} if found is None else {"low": found.low, "high": found.high, "sd": found.sd}
     by_seed = {str(seed): value for seed, value in sorted(values.items())}
     return {"mean": fmean(values.values()) if values else None, **ends, "by_seed": by_seed}
@@ -215,10 +215,13 @@ class _Read:
 def _read(plan: Plan, cell: Cell, run: PlannedRun | None) -> _Read:
     """The results of a run on the set of the comparison, by where it was measured; none, with the reason."""
     if run is None:
-        return _Read(cell=replace(cell, problem="has not begun"), results={})
-    cell, place = replace(cell, folder=run.folder), plan.within(run.folder)
+        return _Read(cell=replace(cell, problem=_NOT_BEGUN), results={})
+    place = plan.within(run.folder)
     if place is None:
-        return _Read(cell=replace(cell, folder=None, problem="its folder leads out of the comparison's"), results={})
+        return _Read(cell=replace(cell, problem="its folder leads out of the comparison's"), results={})
+    if run.exit_code is None and not place.exists():
+        return _Read(cell=replace(cell, problem=_NOT_BEGUN), results={})
+    cell = replace(cell, folder=run.folder)
     arm = plan.arms[cell.arm]
     try:
         files = read_run(place)
@@ -234,7 +237,7 @@ def _read(plan: Plan, cell: Cell, run: PlannedRun | None) -> _Read:
 
 def _ended(run: PlannedRun) -> str | None:
     if run.exit_code is None:
-        return "has not ended"
+        return _NOT_ENDED
     return f"{_FAILED} {run.exit_code}" if run.exit_code else None
 
 
@@ -256,10 +259,10 @@ def _results(plan: Plan, run: PlannedRun, files: RunFiles) -> dict[str, Evaluate
     at = {"value": trained[-1].name, "base": _start(first, trained)}
     known = {each.stage: each for each in files.evaluated if each.name == plan.set_name}
     found = {key: known[stage] for key, stage in at.items() if stage in known}
-    place = None if run.best is None else plan.within(run.best)
-    best = [] if place is None else results_in(place, at["value"], files.missing)
-    known_best = [each for each in best if each.name == plan.set_name]
-    return found | ({"best": known_best[0]} if known_best else {})
+    if run.best is not None and plan.within(f"{run.best}/{SUMMARY}") is not None:
+        best = results_in(plan.folder / run.best, at["value"], files.missing)
+        found.update(("best", each) for each in best if each.name == plan.set_name)
+    return found
 
 
 def _start(first: StageFiles | None, trained: Sequence[StageFiles]) -> str:
@@ -269,19 +272,10 @@ def _start(first: StageFiles | None, trained: Sequence[StageFiles]) -> str:
 
 
 def _spent(stage: StageFiles, counts: bool) -> StageSpent:
-    """The costs of a finished stage; a stage that trains nothing takes no steps of an optimizer."""
+    """The costs of a finished stage."""
     assert stage.result is not None
-    result, costs = stage.result, stage.result.costs
-    operations = {} if costs is None else costs.operations
-    computes = stage.trains or costs is not None
-    own = result.seconds.get("train", result.seconds.get("run"))
-    return StageSpent(
-        stage=stage.name,
-        counts=counts,
-        flops=_finite(sum(operations.values()) if operations else None if computes else 0),
-        steps=_finite(result.num_steps if stage.trains else 0),
-        seconds=_finite(own if costs is None else costs.total_s),
-    )
+    flops, steps, seconds = (_finite(stage.result.spent(measure)) for measure in MEASURES)
+    return StageSpent(stage=stage.name, counts=counts, flops=flops, steps=steps, seconds=seconds)
 
 
 def _finite(value: float | None) -> float | None:
@@ -310,13 +304,12 @@ def _problem(result: Evaluated | None, plan: Plan, metric: str) -> str | None:
 
 
 def _run_notes(summary: Summary) -> list[str]:
-    """Runs without a value; those that have not begun are counted only."""
-    told = [f"{cell.title}: {cell.problem}." for cell in summary.cells if cell.folder is not None and cell.problem]
-    absent = [cell for cell in summary.cells if cell.folder is None]
-    counted = Counter(cell.problem for cell in absent)
+    """Runs without a value; those that are still to come are only counted."""
+    coming = Counter(cell.problem for cell in summary.cells if cell.problem in (_NOT_BEGUN, _NOT_ENDED))
+    told = [f"{cell.title}: {cell.problem}." for cell in summary.cells if cell.problem and cell.problem not in coming]
     if any(cell.problem and cell.problem.startswith(_FAILED) for cell in summary.cells):
         told.append("Runs that failed are left out; if bad training made them fail, their arm looks better than it is.")
-    return [*told, *(f"{number} of {len(summary.cells)} runs: {problem}." for problem, number in counted.items())]
+    return [*told, *(f"{number} of {len(summary.cells)} runs: {problem}." for problem, number in coming.items())]
 
 
 def _best_notes(summary: Summary, runs: Iterable[PlannedRun]) -> list[str]:

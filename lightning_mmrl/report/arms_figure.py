@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from lightning_mmrl.report.arms import Summary, over_seeds
+from lightning_mmrl.report.arms import Summary, mean_of
 from lightning_mmrl.report.document import asset
 from lightning_mmrl.report.markup import Html, escaped, tag
 
@@ -109,7 +109,7 @@ def _told(summary: Summary, arms: Sequence[str]) -> str:
     values = summary.by_seed()
     told = []
     for arm in arms:
-        found, seeds = over_seeds(values[arm]), ", ".join(f"{100 * each:.1f}" for each in values[arm].values())
+        found, seeds = mean_of(values[arm]), ", ".join(f"{100 * each:.1f}" for each in values[arm].values())
         mean = f"mean {100 * fmean(values[arm].values()):.1f} %" if values[arm] else "no result"
         ends = "" if found is None else f", 95 % interval {100 * found.low:.1f} to {100 * found.high:.1f}"
         told.append(f"{arm}: {mean}{ends}{f', seeds {seeds}' if seeds else ''}.")
@@ -129,7 +129,7 @@ def _names(arms: Sequence[str], rows: dict[str, int]) -> list[Html]:
 
 def _values(summary: Summary, rows: dict[str, int], height: int) -> list[Html]:
     values = {arm: {seed: 100 * each for seed, each in summary.by_seed()[arm].items()} for arm in rows}
-    means = {arm: over_seeds(each) for arm, each in values.items()}
+    means = {arm: mean_of(each) for arm, each in values.items()}
     ends = [end for each in means.values() if each is not None for end in (each.low, each.high)]
     scale = Scale.of([*(value for each in values.values() for value in each.values()), *ends], LEFT)
     shapes = _axis(scale, f"{summary.metric or 'headline'} on {summary.plan.set_name}, in %", height)

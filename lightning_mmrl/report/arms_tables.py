@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lightning_mmrl.evaluation.arms import LEVEL, POWER, Contrast
-from lightning_mmrl.report.arms import Cell, Summary, over_seeds
+from lightning_mmrl.report.arms import Cell, Summary, mean_of
 from lightning_mmrl.report.markup import duration, number, visible
 
 UNEQUAL = "UNEQUAL"
@@ -68,7 +68,7 @@ def caption(summary: Summary) -> tuple[str, ...]:
         "data and the same test samples, and nothing about other data.",
         "p: the chance of a t at least this far from 0 if the true mean difference is 0.",
         *(_corrected(number_of) if number_of > 1 else ("There is one comparison, so nothing is corrected.",)),
-        f"clear: 'more' or 'less' if the {'corrected ' if number_of > 1 else ''}p is below {1 - LEVEL:.2f}.",
+        f"clear: 'more' or 'less' if {'the corrected ' if number_of > 1 else ''}p is below {1 - LEVEL:.2f}.",
         f"{100 * POWER:.0f} % power above: so many seeds, if their spread is as measured, find a true difference of "
         f"this size with at least {100 * POWER:.0f} % power; a smaller one may well be there and not be clear.",
         _budget(summary),
@@ -164,7 +164,7 @@ def arms_grid(summary: Summary) -> Grid:
     )
     words = (
         "Means over seeds with t intervals over seeds. Intervals of two arms may overlap where their difference is "
-        "clear, since seeds are paired.",
+        "clear, since seeds are paired. One seed, or seeds that are all equal, have no interval.",
         "before: with the weights that the first counted stage started from, if they were evaluated.",
         "best validation: with the weights of the last trained stage that had the best validation, if they were kept "
         "and evaluated.",
@@ -289,13 +289,13 @@ def _with_ends(mean: float | None, ends: tuple[float, float] | None, sign: str =
 
 
 def _mean(values: dict[int, float]) -> str:
-    found = over_seeds(values)
+    found = mean_of(values)
     mean = fmean(values.values()) if values else None
     return _with_ends(mean, None if found is None else (found.low, found.high))
 
 
 def _range(shares: Sequence[float]) -> str:
-    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f}" if shares else "-"
+    return " to ".join(dict.fromkeys(f"{100 * each:.1f}" for each in (min(shares), max(shares)))) if shares else "-"
 
 
 def markdown(summary: Summary) -> str:

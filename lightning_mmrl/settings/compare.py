@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_mmrl.settings.budget import BudgetSettings
 from lightning_mmrl.settings.setting import setting
 
 BASE, DATA, EVALUATION = "base", "data", "evaluation"
@@ -17,24 +18,6 @@ class ArmSettings:
     """Overrides after those of all arms, such as `order=[pretrain,reason]`."""
     shares: dict[str, float] = setting(factory=dict)
     """Shares of the budget by stage, which sum to 1; empty: the last trained stage gets the whole budget."""
-
-
-@dataclass
-class LimitSettings:
-    """The budget of each arm; exactly one of the three."""
-
-    flops: float | None = setting(None, above=0)
-    """Operations of training and sampling, counted over logical tokens."""
-    steps: int | None = setting(None, at_least=1)
-    """Optimizer steps."""
-    seconds: float | None = setting(None, above=0)
-    """Seconds of training and sampling."""
-
-    @property
-    def given(self) -> dict[str, float]:
-        """The measures that are set, with their limits."""
-        found = {"flops": self.flops, "steps": self.steps, "seconds": self.seconds}
-        return {name: limit for name, limit in found.items() if limit is not None}
 
 
 @dataclass
@@ -61,12 +44,15 @@ class CompareSettings:
     """Name to arm, or to its list of overrides."""
     baseline: str | None = setting(None, texts=False)
     """The arm that the others are compared with; null for the first."""
+    all_pairs: bool = False
+    """Compare each pair of arms, and not only each arm with the baseline; the correction is for that many."""
     seeds: list[int] = setting(factory=lambda: [0])
     """Seeds that each arm is trained with."""
     folds: Any = None
     """Folder with fold_1, fold_2, ..., or a list of names that {fold} in an override stands for; null: no folds."""
-    budget: LimitSettings | None = None
-    """What each arm may spend after the stages that all arms share; null: each stage runs its steps."""
+    budget: BudgetSettings | None = None
+    """What each arm may spend after the stages that all arms share: flops, steps or seconds; null: each stage runs its
+    steps."""
     tolerance: float = setting(0.02, at_least=0, below=1)
     """Largest relative difference of what two arms spent that still counts as equal."""
     measure: MeasureSettings = field(default_factory=MeasureSettings)

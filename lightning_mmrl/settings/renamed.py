@@ -15,6 +15,7 @@ RENAMED = {
 LATER: Mapping[str, Any] = {
     "prompt.prefix": "",
     "stage.algorithm.critic.normalize_rewards": False,
+    "stage.keep_best": False,
     "stage.mask_history": False,
     "stage.rollout.cuda_graphs": False,
 }

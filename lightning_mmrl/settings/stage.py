@@ -161,6 +161,9 @@ class StageSettings(NodeSettings):
     """LoRA layers that train while all weights stay as they are; null: the weights train."""
     validate_every: int | None = None
     """Steps between validations; null for none."""
+    keep_best: bool = False
+    """Keep the weights of the best validation too, the first one of equals, as a complete folder `best` beside the
+    handoff; best is the largest headline metric of the task."""
     algorithm: AlgorithmSettings | None = None
     """The algorithm of an rl stage."""
     rollout_table_every: int = setting(10, at_least=1)
@@ -181,6 +184,11 @@ class StageSettings(NodeSettings):
     """The curriculum continues after this stage only if this bound holds; null: always."""
     evaluation_sets: list[str] | None = None
     """Names in evaluation.sets on which the handoff is evaluated; null: all."""
+
+    @property
+    def validation_decides(self) -> bool:
+        """Whether validations decide what the stage makes."""
+        return self.stop_when is not None or self.keep_best
 
     @property
     def steps(self) -> int:

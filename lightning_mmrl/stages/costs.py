@@ -234,7 +234,7 @@ class CostMeter:
         self._before, self.total = self.total, self.total + self.step
         return step_metrics(self.step)
 
-    def spent(self, measure: str) -> tuple[float, float]:
+    def spent(self, measure: str) -> tuple[int | float, int | float]:
         """What all steps took of a budget, and what the last one of them took, as far as that is known.
 
         See `StageCosts.spent`. Unknown, and zero here, is the last step of a stage that goes on after it, in a new

@@ -176,7 +176,7 @@ class StageCosts:
             return None
         return sum(found.get(kind, 0) for kind in counted) / (self.peak * len(self.ranks) * time_s)
 
-    def spent(self, measure: str) -> float:
+    def spent(self, measure: str) -> int | float:
         """What of a budget in `flops`, `steps` or `seconds` this is; `flops` are those of training and sampling."""
         if measure == "flops":
             return sum(self.operations.values())
@@ -216,8 +216,8 @@ class StageBudget:
 
     stage: str
     measure: str
-    limit: float
-    before: float = 0
+    limit: int | float
+    before: int | float = 0
 
     @property
     def own(self) -> Fraction:

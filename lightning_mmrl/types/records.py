@@ -186,3 +186,18 @@ class StageResult:
     def handoff(self) -> Artifact | None:
         """The weights that the stage made, if it made any."""
         return self.artifacts.get(HANDOFF)
+
+    def spent(self, measure: str) -> int | float | None:
+        """What the stage took of a budget in `flops`, `steps` or `seconds`; None if that is not known.
+
+        A stage that trains nothing takes no steps, and no operations if it measured no costs. Without measured costs
+        the seconds are those of the whole stage but its evaluation.
+        """
+        trained, costs = self.handoff is not None, self.costs
+        if measure == "steps":
+            return (self.num_steps or 0) if trained else 0
+        if costs is None and measure == "seconds":
+            return self.seconds.get("train", self.seconds.get("run", 0.0))
+        if costs is None:
+            return None if trained and self.num_steps else 0
+        return None if measure == "flops" and not costs.operations and costs.num_steps else costs.spent(measure)

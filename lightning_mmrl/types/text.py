@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> duration(75), duration(1800), duration(9000)
+    >>> duration(75.0), duration(1800.0), duration(9000.0)
     ('75 s', '30 min', '2.5 h')
     """
     if seconds < 90:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.config.compose import compose, compose_tree
-from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.folders import configs_dir, groups
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.allowed import ALL_NAMES
@@ -25,8 +25,8 @@ from lightning_mmrl.settings.stage import DataStageSettings, NodeSettings, Train
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 ROOT = configs_dir()
-GROUPS = sorted(folder.name for folder in ROOT.iterdir() if folder.is_dir())
-FILES = sorted(ROOT.rglob("*/*.yaml"))
+GROUPS = groups()  # without comparisons, which tests/configs/test_comparisons.py plans
+FILES = sorted(path for group in GROUPS for path in ROOT.joinpath(group).rglob("*.yaml"))
 EXPERIMENTS = sorted(ROOT.glob("experiment/*.yaml"))
 OPTIONAL_IN_A_STAGE = {"algorithm", "sampling", "rewards", "reflection_words", "rollout_table_every"}
 

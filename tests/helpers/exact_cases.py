@@ -3,8 +3,9 @@
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -25,6 +26,8 @@ from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_pairs, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.planning.costs import counted_operations
+from lightning_mmrl.planning.shapes import read_shape
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.weights import GatheredState
@@ -43,6 +46,7 @@ from lightning_mmrl.stages.ahead import RolloutsAhead
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.costs import CostMeter, Rates
 from lightning_mmrl.stages.dpo import DPOModule
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.ppo import PPOModule
@@ -59,6 +63,7 @@ from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import prepare_process, training_trainer
+from lightning_mmrl.types.costs import StageBudget
 
 STEPS = 6
 SUPERVISED = {"sft": collate_targets, "dpo": collate_pairs}
@@ -177,6 +182,8 @@ class Options:
     background: bool = True
     stop_when: Bound | None = None
     steps: int = STEPS
+    budget: StageBudget | None = None
+    schedule: Callable[[int | float, int], float] = field(default_factory=partial(WarmupConstant, warmup_steps=3))
     seed: int = 5
     reward: Callable[..., float] = noisy
     dtype: torch.dtype = torch.float32
@@ -230,24 +237,27 @@ class Stage:
         self.encoder = encoder
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
-        data = Data(encoder, kind, how.steps, how.lag)
+        data = Data(encoder, kind, how.steps if how.budget is None else sys.maxsize, how.lag)
+        shape = read_shape(str(checkpoint))
         self.data = data
         settings = partial(DpoSettings, preference=MPO) if kind == "dpo" else StageSettings
         evaluator = AnswerEvaluator(
             engine=engine, task=ClosedLabels(labels=("angry", "user")), rank_local=interruption.rank_local
         )
         common = {
-            "optimizer": OptimizerSettings(
-                factory=partial(torch.optim.AdamW, lr=1e-3), schedule=WarmupConstant(warmup_steps=3)
-            ),
+            "optimizer": OptimizerSettings(factory=partial(torch.optim.AdamW, lr=1e-3), schedule=how.schedule),
             "context": StageContext(
                 name="stage",
-                settings=settings(
-                    num_steps=how.steps,
-                    stop_when=how.stop_when,
-                    cooldown_steps=2,
-                    rewards=RewardSettings(pass_component="length"),
+                settings=(
+                    own := settings(
+                        num_steps=how.steps,
+                        stop_when=how.stop_when,
+                        cooldown_steps=2,
+                        rewards=RewardSettings(pass_component="length"),
+                    )
                 ),
+                costs=CostMeter(Rates(operations=lambda counts: asdict(counted_operations(shape, own, counts)))),
+                budget=how.budget,
                 seed=how.seed,
                 directory=folder,
                 ranks=ranks_of(how.trainer),

@@ -375,9 +375,9 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
     balance, data = stage.data.balance, config.dataset(stage.data.dataset)
     labels = f"{data_key(stage.data.dataset)}.labels"
     require(balance is None or data.labels, f"{path}.data.balance", balance, f"null if {labels} is empty")
-    if stage.stop_when is not None and (stage.validate_every is None or data.validation is None):
-        key = data_key(stage.data.dataset)
-        raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and {key}.validation")
+    if stage.validation_decides and (stage.validate_every is None or data.validation is None):
+        key, needs = data_key(stage.data.dataset), "stop_when" if stage.stop_when is not None else "keep_best"
+        raise ConfigError(f"{path}.{needs} needs validations; set {path}.validate_every and {key}.validation")
     for name, bound in (("stop_when", stage.stop_when), ("gate", stage.gate)):
         if bound is not None and bound.at_least is None and bound.at_most is None:
             given = f"{path}.{name}"

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+from arm_folders import ArmsFolder
 from run_folders import whole_run
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
@@ -16,13 +18,23 @@ def test_the_page_lies_in_the_run_folder_or_where_it_is_asked_for(tmp_path, caps
     assert (tmp_path / "two.html").read_text().count("<h1>run (1) and run (2)</h1>") == 1
 
 
+def test_the_folder_of_a_comparison_gets_its_outputs_again(tmp_path, capsys):
+    arms = ArmsFolder(tmp_path / "orders", {"sft": {0: 0.5, 1: 0.6}, "rl": {0: 0.7, 1: 0.9}})
+    assert main(["report", str(arms.folder)]) == 0
+    assert "Differences to sft in uar on test" in capsys.readouterr().out
+    assert {"report.html", "table.md", "figure.svg", "results.json"} <= {path.name for path in arms.folder.iterdir()}
+    assert main(["report", str(arms.folder), "--media"]) == EXIT_BAD_INPUT
+    assert "name that folder alone" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_no_torch_is_loaded(tmp_path):
-    run = whole_run(tmp_path / "run")
+@pytest.mark.parametrize("make", [whole_run, lambda folder: ArmsFolder(folder, {"a": {0: 0.5}})])
+def test_no_torch_is_loaded(tmp_path, make):
+    run = make(tmp_path / "run")
     code = "import sys; from lightning_mmrl.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, "report", str(run.folder)], capture_output=True, text=True, check=True

@@ -14,6 +14,7 @@ from lightning_mmrl.evaluation.arms import (
     compare_arms,
     holm,
     mean_over_folds,
+    over_seeds,
     power,
     power_line,
     smallest_difference,
@@ -86,6 +87,12 @@ def test_equal_differences_have_no_interval_and_are_no_finding(step):
     assert (found.found, found.together, found.corrected, found.smallest) == (None, None, None, None)
     assert found.mean == pytest.approx(step)
     assert "same in all 3 seeds" in found.why_not
+
+
+def test_a_mean_has_an_interval_only_with_spread():
+    assert over_seeds([0.3], 0.3) is None
+    assert over_seeds([0.1 + 0.2, 0.3], 0.3) is None
+    assert over_seeds([0.3, 0.5], 0.5).mean == pytest.approx(0.4)
 
 
 def test_one_arm_has_nothing_to_compare_with():
@@ -166,6 +173,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_simulations():
 def test_the_measured_spread_gives_the_smallest_difference_in_the_metric():
     [found] = compare_arms({"a": {0: 0.1, 1: 0.2, 2: 0.4}, "b": {0: 0.5, 1: 0.55, 2: 0.9}}, "a")
     assert found.smallest == pytest.approx(smallest_difference(3) * np.std([0.4, 0.35, 0.5], ddof=1))
+    pairs = compare_arms({"a": {0: 0.1, 1: 0.2}, "b": {0: 0.5, 1: 0.55}, "c": {0: 0.5, 1: 0.7}}, "a", all_pairs=True)
+    assert pairs[0].smallest == pytest.approx(smallest_difference(2, 3) * np.std([0.4, 0.35], ddof=1))
 
 
 @pytest.mark.parametrize(

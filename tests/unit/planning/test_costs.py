@@ -40,13 +40,27 @@ def test_a_step_of_sft_is_a_pass_and_a_backward_pass():
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "passes"),
-    [("adapter={}", 2), ("trainer.activation_checkpointing=true", 4), ("freeze=[text]", 1)],
-)
-def test_what_trains_decides_how_many_passes_a_step_takes(key, passes):
-    found = operations(SHAPE, stages(f"stages.cold_start.{key}")["cold_start"], LENGTHS)
-    assert found.training == passes * 2 * (READ + WRITTEN)
+ATTENTION = 4 * 3 * 64 * (50 + 4 * 12)
+
+
+def test_checkpointing_adds_a_forward_pass():
+    found = operations(SHAPE, stages("stages.cold_start.trainer.activation_checkpointing=true")["cold_start"], LENGTHS)
+    assert found.training == 4 * 2 * (READ + WRITTEN)
+
+
+def test_a_gradient_goes_through_a_frozen_text_model_to_what_trains_below_it():
+    """As much again for the inputs of linear layers, and twice as much for attention, which has two inputs."""
+    stage = stages("stages.cold_start.freeze=[text]")["cold_start"]
+    assert operations(SHAPE, stage, LENGTHS).training == 2 * (2 * (READ + WRITTEN) + ATTENTION)
+    nothing = replace(stage, freeze=["text", "vision", "audio"])
+    assert operations(SHAPE, nothing, LENGTHS).training == 2 * (READ + WRITTEN)
+
+
+def test_an_adapter_adds_its_own_layers_with_both_gradients():
+    found = operations(SHAPE, stages("stages.cold_start.adapter={r: 4}")["cold_start"], LENGTHS)
+    pairs = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
+    added = 14 * 2 * 3 * sum(4 * (inputs + outputs) for inputs, outputs in pairs)
+    assert found.training == 2 * (2 * (READ + WRITTEN) + ATTENTION + 3 * added)
 
 
 def test_a_step_of_pairs_scores_two_answers_of_a_prompt_that_counts_once_and_the_reference_once_more():
@@ -66,22 +80,30 @@ def test_counted_tokens_take_the_operations_of_their_passes():
     assert found == Operations(training=scored + 3 * 2 * scored + 2 * READ, sampling=10 * WRITTEN)
     again = counted_operations(SHAPE, stage, Counts(passes=passes), recomputed=True)
     assert again.training - found.training == 2 * scored
-    frozen = counted_operations(SHAPE, replace(stage, freeze=["text"]), Counts(passes={UPDATE: work}))
-    assert frozen.training == scored
     draws = compose(["+stage@stages.draw=sample", "order=[draw]", "stages.draw.data.manifest=x.jsonl"]).stages["draw"]
     assert counted_operations(SHAPE, draws, Counts(passes={SAMPLE: work})) == Operations(
         training=2 * READ, sampling=10 * WRITTEN
     )
 
 
-def test_rows_of_a_tower_count_three_times_if_a_gradient_goes_through_it():
+@pytest.mark.parametrize(
+    ("freeze", "blocks", "first", "projector"),
+    [((), 3, 2, 3), (("vision_tower",), 1, 1, 2), (("projector",), 3, 2, 2), (("vision",), 1, 1, 1)],
+)
+def test_a_tower_has_the_backward_pass_of_what_trains_in_it(freeze, blocks, first, projector):
     block = Linear(name="fc", kind="mlp", reads="first", inputs=8, outputs=4)
+    merger = Linear(name="visual.merger", kind="projector", reads="", inputs=32, outputs=16)
     sizes = {"path": "", "depth": 2, "width": 8, "inner": 4, "heads": 1, "queries": 8, "keys": 8, "norm_parameters": 0}
-    tower = Stack(**sizes, linears=(block,), rms_norms=True, inner_copies=1, rest=0, rows_per_token=4)
+    tower = Stack(
+        **sizes, linears=(block,), rms_norms=True, inner_copies=1, rest=0, rows_per_token=4, projector=(merger,),
+        input_products=48,
+    )  # fmt: skip
     shape = replace(SHAPE, stacks={"vision": tower, "text": SHAPE.text})
     rows = {"image": 5, f"video{GRADIENT}": 2, "audio": 7}  # this model has no tower for sound
-    found = counted_operations(shape, stages()["reason"], Counts(rows=rows))
-    assert found == Operations(training=(5 + 3 * 2) * 4 * (2 * 2 * 8 * 4), sampling=0)
+    found = counted_operations(shape, replace(stages()["reason"], freeze=[*freeze]), Counts(rows=rows))
+    forward = 4 * (2 * 2 * 8 * 4 + 2 * 48) + 2 * 32 * 16
+    both = 4 * (blocks * 2 * 2 * 8 * 4 + first * 2 * 48) + projector * 2 * 32 * 16
+    assert found == Operations(training=5 * forward + 2 * both, sampling=0)
 
 
 def test_an_iteration_of_rl_samples_and_scores_groups_whose_prompt_counts_once():

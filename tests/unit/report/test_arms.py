@@ -111,7 +111,7 @@ def test_failed_and_missing_runs_leave_their_pairs_alone(tmp_path):
     told = " ".join(found.notes)
     for part in (
         "rl, seed 1: failed with exit code 1.",
-        "late, seed 0: has not ended.",
+        "1 of 12 runs: has not ended.",
         "late, seed 2: cannot be read:",
         "3 of 12 runs: has not begun.",
         "if bad training made them fail",
@@ -119,6 +119,17 @@ def test_failed_and_missing_runs_leave_their_pairs_alone(tmp_path):
         "late over sft: one seed in common, which has no interval (seeds 1).",
     ):
         assert part in told, part
+
+
+def test_runs_that_are_planned_and_not_begun_are_counted(arms):
+    """`mmrl compare` names all runs from the beginning."""
+    for run in arms.content["runs"][1:]:
+        run["exit_code"] = None
+        shutil.rmtree(arms.folder / run["folder"])
+    arms.save()
+    found = summarize(arms.folder)
+    assert found.notes[0] == "5 of 6 runs: has not begun."
+    assert [note for note in found.notes if "seed 1" in note] == []
 
 
 def test_folds_are_means_of_their_seed_and_need_all_folds(tmp_path):
@@ -171,6 +182,13 @@ def test_different_sets_of_samples_are_said(arms):
     assert any(note.startswith(told) for note in summarize(arms.folder).notes)
 
 
+def test_other_sets_at_the_best_validation_are_not_taken_for_the_measure(arms):
+    path = arms.folder / "best" / "rl-seed1" / "evaluation.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "test-silent": {**content["test"], "metrics": {"uar": 0.1}}}))
+    assert cell(summarize(arms.folder), "rl", 1).best == 0.7 + 0.125
+
+
 def test_a_lost_evaluation_of_the_best_validation_is_said(arms):
     shutil.rmtree(arms.folder / "best" / "rl-seed1")
     found = summarize(arms.folder)
@@ -196,6 +214,10 @@ def test_folders_outside_the_comparison_are_not_read(arms):
     found = summarize(arms.folder)
     assert cell(found, "rl", 1).problem == "its folder leads out of the comparison's"
     assert cell(found, "rl", 2).best is None
+    summary = arms.folder / "best" / "rl-seed0" / "evaluation.json"
+    summary.rename(arms.folder.parent / "elsewhere.json")
+    summary.symlink_to(arms.folder.parent / "elsewhere.json")
+    assert cell(summarize(arms.folder), "rl", 0).best is None
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,8 @@ def test_each_seed_is_a_point_at_its_value_and_seeds_are_joined(arms):
     points = {each[0].text: float(each.get("cx")) for each in root.iter(f"{SVG}circle")}
     assert len(points) == 9
     assert points["rl, seed 0: 55.0 %"] < points["rl, seed 2: 60.0 %"] < points["rl, seed 1: 70.0 %"]
-    step = points["rl, seed 2: 60.0 %"] - points["rl, seed 0: 55.0 %"]
-    assert points["rl, seed 1: 70.0 %"] - points["rl, seed 2: 60.0 %"] == pytest.approx(2 * step, abs=0.2)
+    low, middle, high = (points[f"rl, seed {seed}: {value} %"] for seed, value in ((0, 55.0), (2, 60.0), (1, 70.0)))
+    assert high - middle == pytest.approx(2 * (middle - low), abs=0.2)  # places are rounded to 0.1
     assert len([each for each in root.iter(f"{SVG}line") if each.get("class") == "pair"]) == 6
     assert len([each for each in root.iter(f"{SVG}line") if each.get("class") == "together"]) == len(summary.contrasts)
 
