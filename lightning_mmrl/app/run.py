@@ -21,6 +21,7 @@ from lightning_mmrl.app.run_page import RunPage
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.app.starts import note_start
 from lightning_mmrl.app.trackers import open_tracker, origin
+from lightning_mmrl.config.budget import uncounted
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.callbacks import Callbacks
@@ -162,6 +163,8 @@ def _lead(
             if begun:  # a command that is refused leaves the folder as it is
                 page.refresh()
             raise
+        if asked := uncounted(config):
+            parts.console.say(f"budget.flops does not count what experts and judges did for {', '.join(asked)}")
         note_report(config, directory)
         comparison = compare()
         page.write()

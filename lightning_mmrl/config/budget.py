@@ -7,6 +7,7 @@ from fractions import Fraction
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.budget import MEASURES, BudgetSettings
 from lightning_mmrl.settings.rollout import lag_of
+from lightning_mmrl.settings.route import RouteSettings
 from lightning_mmrl.settings.rules import one_of, require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
@@ -58,6 +59,21 @@ def known_steps(config: RunSettings) -> Mapping[str, float]:
         else:
             found[name] = math.inf if stage.num_steps is None else stage.num_steps
         spent += 0 if config.budget is None or name in config.budget.apart else found[name]
+    return found
+
+
+def uncounted(config: RunSettings) -> list[str]:
+    """The stages whose experts or judges answer at an endpoint, so that a budget of operations does not count them."""
+    if config.budget is None or config.budget.measure != "flops":
+        return []
+    found = []
+    for name in config.order:
+        stage = config.stages[name]
+        components = {} if stage.rewards is None else stage.rewards.components
+        judged = any(isinstance(node, Mapping) and node.get("endpoint") for node in components.values())
+        asks = isinstance(stage, RouteSettings) and stage.expert is not None
+        if (judged or asks) and name not in config.budget.apart:
+            found.append(name)
     return found
 
 

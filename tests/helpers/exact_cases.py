@@ -183,6 +183,7 @@ class Options:
     stop_when: Bound | None = None
     steps: int = STEPS
     budget: StageBudget | None = None
+    callbacks: Callable[["Stage"], list[lightning.Callback]] = lambda stage: []
     schedule: Callable[[int | float, int], float] = field(default_factory=partial(WarmupConstant, warmup_steps=3))
     seed: int = 5
     reward: Callable[..., float] = noisy
@@ -282,7 +283,7 @@ class Stage:
             how.trainer,
             directory=folder,
             logger=RunLogger(NullRun("run"), folder),
-            callbacks=[saver],
+            callbacks=[*how.callbacks(self), saver],
             validate_every=2,
             gradient_clip_val=1.0 if kind in SUPERVISED else None,
             checkpoint_io=io,

@@ -65,6 +65,7 @@ from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import training_trainer
+from lightning_mmrl.types.costs import StageBudget
 
 WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
 """How long a case may take before its process ends itself."""
@@ -412,6 +413,8 @@ def run_exact(case, folder):
     kill, options = case.get("kill"), dict(case.get("options", {}))
     if "kl" in options:
         options["kl"] = KLPenalty(KLSettings(**options["kl"]))
+    if "budget" in options:
+        options["budget"] = StageBudget(stage="stage", **options["budget"])
     if options.get("lag"):
         options |= {"queue": getattr(queued, options["queue"]), "correction": ImportanceCorrection()}
     with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):

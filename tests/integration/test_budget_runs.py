@@ -9,7 +9,7 @@ from lightning_mmrl.cli.main import main
 
 pytestmark = pytest.mark.slow
 
-BUDGET = 6.0e9
+BUDGET = 3.0e10
 RUN = (
     "experiment=task_arithmetic",
     "model=tiny_qwen2",
@@ -29,7 +29,7 @@ RUN = (
     "stages.reason.algorithm.group_size=2",
     "stages.reason.sampling.max_new_tokens=24",
     "stages.reason.rollout_table_every=1",
-    # The share of even characters: half of the groups have a signal from it, whatever the model knows.
+    # Some groups have a signal from it, and others none, whatever the model knows.
     "+stages.reason.rewards.components.length._target_=lightning_mmrl.rewards.repetition.Repetition",
     "+stages.reason.rewards.components.length.n=1",
     "+stages.reason.rewards.weights.length=0.1",
@@ -60,7 +60,7 @@ def logged(run, stage, name):
 
 
 def sizes(run):
-    """Weights that a token is multiplied with in the blocks and in the head, and the products of a pair in attention."""
+    """Weights that a token is multiplied with, in the blocks and in the head, and products of a pair in attention."""
     (folder,) = run.glob("stages/*-cold_start/handoff")
     config = json.loads((folder / "config.json").read_text())
     width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
@@ -88,8 +88,8 @@ def recounted(run, stage):
     for step, tokens in prompt.items():
         (table,) = run.glob(f"stages/*-{stage}/rollouts/iteration_{step:06d}.jsonl")
         rows = [json.loads(line) for line in table.read_text().splitlines()]
-        moved = sum(any(row["advantages"]) for row in rows)
-        assert sum(each["num_tokens"] for row in rows for each in row["completions"]) == generated[step]
+        moved = sum(any(each["advantage"] for each in row["responses"]) for row in rows)
+        assert sum(each["num_tokens"] for row in rows for each in row["responses"]) == generated[step]
         read = tokens * len(rows) / (len(rows) + moved)  # all prompts to sample, those with a signal once more
         total += sum(passes(run, len(rows), read, 2 * len(rows), generated[step]))
         total += 3 * sum(passes(run, moved, tokens - read, 2 * moved, answer[step]))
@@ -114,5 +114,5 @@ def test_the_stages_of_a_run_end_where_their_shares_say(run):
     first, both = counted(run, "cold_start"), counted(run, "cold_start") + counted(run, "reason")
     for spent, limit, stage in ((first, 0.4 * BUDGET, "cold_start"), (both, BUDGET, "reason")):
         step = counted(run, stage) / finished(run, stage)["num_steps"]
-        print(stage, spent / limit, finished(run, stage)["num_steps"], step)
-        assert math.isclose(spent, limit, rel_tol=0.02)
+        assert abs(spent - limit) <= 0.6 * step  # half of the last step, which may be longer than the mean
+    assert math.isclose(both, BUDGET, rel_tol=0.02)
