@@ -9,6 +9,7 @@ import ranks
 
 STAGES = {
     "sft": {"stage": "sft"},
+    "dft": {"stage": "sft", "dft": True},
     "grpo": {"stage": "grpo"},
     "rloo": {"stage": "rloo", "aggregation": "constant"},
     "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},

@@ -24,6 +24,8 @@ from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from lightning_mmrl.algorithms.losses.cross_entropy import CrossEntropy
+from lightning_mmrl.algorithms.losses.dft import DynamicFineTuning
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
@@ -288,7 +290,8 @@ def stage_module(case, encoder, policy, folder):
         AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), task=TASK) if case.get("validate") else None
     )
     if case["stage"] == "sft":
-        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+        loss = DynamicFineTuning() if case.get("dft") else CrossEntropy()
+        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator, loss=loss)
     if case["stage"] == "dpo":
         found = DPOModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
         if mistake == "moving reference":

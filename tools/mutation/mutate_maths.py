@@ -44,6 +44,7 @@ GUARDS = (
     "tests/oracles/test_ops_numpy.py",
     "tests/oracles/test_algorithms_numpy.py",
     "tests/oracles/test_algorithms_trl.py",
+    "tests/oracles/test_dft.py",
     "tests/oracles/test_ppo.py",
     "tests/oracles/test_presets.py",
 )
