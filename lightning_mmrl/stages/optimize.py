@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.models.policy import Policy
@@ -122,6 +124,16 @@ def fixed_logprobs(policy: Policy, zeros: Float[Tensor, "N C"], batches: ScoredB
             if rows is not None:
                 found = found.to(logprobs.dtype).index_add(0, rows, logprobs)
     return found
+
+
+def set_learning_rates(
+    optimizers: Sequence[LightningOptimizer], schedulers: Sequence[LambdaLR], factor: float
+) -> float:
+    """Sets the learning rates of optimizers to those of their schedules times a factor; returns the first one's."""
+    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate * factor
+    return optimizers[0].param_groups[0]["lr"]
 
 
 def accumulate_loss(

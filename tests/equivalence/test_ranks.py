@@ -36,6 +36,15 @@ STAGES = {
         "minibatches": 2,
         "offload": True,
     },
+    "routed": {"stage": "grpo", "router": {}, "missing": ["s0-3", "s1-0"]},
+    "routed-of-four-updates": {
+        "stage": "grpo",
+        "router": {"solved_at_least": 1.0, "rl_coefficient": 0.5, "sft_coefficient": 2.0},
+        "minibatches": 2,
+        "epochs": 2,
+        "dealt": True,
+        "kl": {"coefficient": 0.1},
+    },
     "ppo": {
         "stage": "ppo",
         "epochs": 2,
