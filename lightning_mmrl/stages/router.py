@@ -150,13 +150,13 @@ class Router:
         learned = learns(experience)
         rows = [row for row in minibatch if learned[row]]
         num_tokens = ranks.sum(batch.completion_mask[list(minibatch)].sum())
-        total = torch.zeros((), device=num_tokens.device)
+        total = torch.zeros((), dtype=torch.float64, device=num_tokens.device)  # also on a rank without a target
         parts = microbatches(batch, rows, budget=budget, ranks=ranks, prompts=prompts, count=count)
         for part, of_batch in parts:
             mask = part.completion_mask if of_batch is not None else torch.zeros_like(part.completion_mask)
             loss = masked_sum(LOSS(policy(part).logprobs), mask) / num_tokens.clamp(min=1)
             backward(self._settings.sft_coefficient * loss)
-            total = total + loss.detach()
+            total = total + loss.detach().double()
         return {"sft_loss": ranks.sum(total), "sft_tokens": num_tokens}
 
     def stats(self, routes: Sequence[Route]) -> dict[str, float]:
