@@ -203,7 +203,7 @@ class Options:
 
 def rl_parts(kind, engine, how):
     """The parts of an RL stage that other stages do not have."""
-    reward = rare if kind == "routed" else how.reward
+    reward = rare_alone if kind == "routed" else how.reward
     rewards = InlineRewards(
         WeightedReward(components={"length": reward}, settings=RewardSettings(weights={"length": 1.0}))
     )

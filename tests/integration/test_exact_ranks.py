@@ -18,6 +18,7 @@ STAGES = {
     "grpo-token": ("grpo", {"rank": 1, "place": "token", "at": 9}),
     "grpo-validation": ("grpo", {"rank": 0, "place": "validation", "at": 3}),
     "sft-report": ("sft", {"rank": 1, "place": "report", "at": 4}),
+    "routed-reward": ("routed", {"rank": 1, "place": "reward", "at": 3}),
     "dpo-scoring": ("dpo", {"rank": 1, "place": "scoring", "at": 4}),
 }
 """Only one of the ranks is sent the signal."""
