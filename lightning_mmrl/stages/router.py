@@ -168,7 +168,7 @@ class Router:
             self._told = True
             self._context.say(
                 f"{len(missing)} of {counts.total()} prompts are not solved and stay in RL, having no target to learn: "
-                f"{missing[0]}"
+                f"{missing[0]}; add it, or have algorithm.router.target write it"
             )
         shares = {f"route/{name}": counts[name] / counts.total() for name in ROUTES}
         return shares | {"route/without_target": len(missing) / counts.total()}

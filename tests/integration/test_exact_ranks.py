@@ -63,7 +63,7 @@ def found(checkpoint, folder):
     """All cases, on two ranks that are started twice: the second time goes on with what the first one left."""
     plans = [[], []]
     for strategy in STRATEGIES:
-        for kind in ("sft", "dpo", "grpo"):
+        for kind in ("sft", "dpo", "grpo", "routed"):
             name = f"{kind}-{strategy}-undisturbed"
             plans[0].append(case(name, kind, strategy, checkpoint, folder / name, options=options_of(kind)))
         for stage, (kind, kill) in STAGES.items():
