@@ -131,6 +131,15 @@ def preflight_algorithm(path: str, stage: StageSettings, make: Any) -> None:
             _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
 
 
+def preflight_target_loss(path: str, node: Mapping[str, Any]) -> None:
+    """Builds the loss of target tokens; `path` is its key.
+
+    Raises:
+        ConfigError: As in `preflight`.
+    """
+    _check_call(path, targets.build(node, path), "logprobs")
+
+
 def check_schedules(path: str, stage: StageSettings) -> None:
     """Tries the schedules of a stage at its first step and, if its length is known, at its last one.
 

@@ -18,6 +18,7 @@ from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
+from lightning_mmrl.data.prepared import TargetTokens
 from lightning_mmrl.data.rollout_table import table_files
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.export import export_policy
@@ -298,6 +299,7 @@ def _common(
             upcoming=datamodule.upcoming,
             num_validated=datamodule.num_validated,
             waited_s=datamodule.waited_s,
+            target_tokens=TargetTokens(encoder, parts.template),
             say=lambda message: parts.console.say(f"{title}: {message}"),
         ),
         "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,

@@ -24,6 +24,7 @@ from lightning_mmrl.data.targets import encoded_exchanges, encoded_pair
 from lightning_mmrl.errors import DataError, MachineError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.settings.lessons import Lesson
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaKind, MediaRef, Sample
@@ -196,14 +197,8 @@ class PreparedSet:
             answered = encode(encoder, self._template.settings, found, media)
         parts = []
         for each in answered:
-            if not self._banned.isdisjoint(each.ids):
-                raise DataError(
-                    "its target holds a token that stands for media, which the model can never say; take it out of the "
-                    "assistant turn"
-                )
-            num, limit = int(each.prompt["next_position"]) + len(each.ids), encoder.max_positions
-            if each.ids and num > limit:
-                raise DataError(f"its prompt and target take {num} positions, and the model has {limit}; shorten them")
+            if refused := unlearnable(each.ids, int(each.prompt["next_position"]), self._banned, encoder.max_positions):
+                raise DataError(refused)
             own = keys[: each.num_media]
             part = EncodedSample(
                 sample=sample,
@@ -300,6 +295,49 @@ class PreparedSet:
         decode(tasks, store)
         failures.update({ref: reasons[key] for ref, key in keys.items() if key in reasons})
         return failures, list(dict.fromkeys(warnings))
+
+
+def unlearnable(ids: Sequence[int], num_positions: int, banned: frozenset[int], most: int) -> str | None:
+    """Why the tokens of a target cannot be learned after a prompt of so many positions; None if they can.
+
+    The model has `most` positions, and can never say `banned` tokens.
+    """
+    if not banned.isdisjoint(ids):
+        return (
+            "its target holds a token that stands for media, which the model can never say; take it out of the "
+            "assistant turn"
+        )
+    num = num_positions + len(ids)
+    if ids and num > most:
+        return f"its prompt and target take {num} positions, and the model has {most}; shorten them"
+    return None
+
+
+class TargetTokens:
+    """Gives the targets of samples whose prompts were drawn without them: the assistant turn at the end, as for SFT.
+
+    Args:
+        encoder: Of the model.
+        template: Prompt template of the stage.
+    """
+
+    def __init__(self, encoder: PromptEncoder, template: PromptTemplate) -> None:
+        self._encoder = encoder
+        self._template = template
+
+    def __call__(self, sample: Sample, num_positions: int) -> list[int] | str:
+        """The tokens after a prompt of so many positions, or why there are none that could be learned."""
+        target = self._template.split_target(sample.messages)[1]
+        if target is None:
+            return f"sample {sample.id} does not end with an assistant turn"
+        with _tokenizing:
+            ids = self._encoder.encode_target(target)
+        refused = unlearnable(ids, num_positions, self._banned, self._encoder.max_positions)
+        return ids if refused is None else f"sample {sample.id}: {refused}"
+
+    @cached_property
+    def _banned(self) -> frozenset[int]:
+        return frozenset(self._encoder.banned_token_ids())
 
 
 def unusable_now(manifest: str, sample_id: str, reason: str) -> DataError:

@@ -33,6 +33,8 @@ class RolloutRow:
 
     `pass_component` is the reward component that says whether a response is right. `advantages` are those that the
     responses were trained on, None for a response that did not count; all is None where they were not recorded.
+    `route` is where a router sent the prompt: rl, sft or dropped; None without a router, or if the iteration did not
+    train on the prompt.
     """
 
     sample: Sample
@@ -41,6 +43,7 @@ class RolloutRow:
     policy_version: int
     pass_component: str = PASS_COMPONENT
     advantages: tuple[float | None, ...] | None = None
+    route: str | None = None
 
     @property
     def right(self) -> tuple[bool | None, ...]:
@@ -131,6 +134,7 @@ def _as_json(row: RolloutRow) -> dict[str, Any]:
         "policy_version": row.policy_version,
         "pass_component": row.pass_component,
         "pass_rate": row.pass_rate,
+        **({} if row.route is None else {"route": row.route}),
         "responses": responses,
     }
 
@@ -168,6 +172,7 @@ def _parsed(line: bytes, place: str) -> RolloutRow:
         policy_version=_value(row, "policy_version", int, place),
         pass_component=_value(row, "pass_component", str, place),
         advantages=_advantages(row["responses"], place),
+        route=_value({"route": None, **row}, "route", (str, type(None)), place),
     )
 
 

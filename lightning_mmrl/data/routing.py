@@ -6,7 +6,7 @@ sometimes solves teaches the model's own right answers, and one that it never so
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from lightning_mmrl.data.answer_selection import answer_sample, select_row
 from lightning_mmrl.data.manifest_lines import manifest_line
@@ -21,7 +21,17 @@ ANSWERS = "answers"
 """A table with the right answers of experts to prompts that no model has answered."""
 
 
-def standing_of(pass_rate: float | None, settings: RouteSettings) -> Standing:
+class Bounds(Protocol):
+    """The pass rates up to which a prompt is never solved and from which on it is solved; None: no prompt is."""
+
+    @property
+    def unsolved_at_most(self) -> float | None: ...
+
+    @property
+    def solved_at_least(self) -> float | None: ...
+
+
+def standing_of(pass_rate: float | None, settings: Bounds) -> Standing:
     """Returns where a prompt stands; both bounds count as within, and the bound of `solved` comes first.
 
     >>> [standing_of(rate, RouteSettings()) for rate in (None, 0.0, 0.5, 1.0)]
@@ -29,9 +39,10 @@ def standing_of(pass_rate: float | None, settings: RouteSettings) -> Standing:
     """
     if pass_rate is None:
         return "unjudged"
-    if pass_rate >= settings.solved_at_least:
+    if settings.solved_at_least is not None and pass_rate >= settings.solved_at_least:
         return "solved"
-    return "never_solved" if pass_rate <= settings.unsolved_at_most else "sometimes_solved"
+    unsolved = settings.unsolved_at_most is not None and pass_rate <= settings.unsolved_at_most
+    return "never_solved" if unsolved else "sometimes_solved"
 
 
 def absences(

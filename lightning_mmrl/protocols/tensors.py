@@ -79,6 +79,12 @@ class PolicyLoss(Protocol):
     def __call__(self, inputs: LossInputs) -> LossOutput: ...
 
 
+class TargetLoss(Protocol):
+    """The unreduced loss of target tokens; log-probabilities are 0 where nothing is scored, and so are losses."""
+
+    def __call__(self, logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]: ...
+
+
 class Correction(Protocol):
     """Importance weights of token losses, for an engine whose log-probabilities differ from the policy's."""
 

@@ -25,6 +25,7 @@ CALLED: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "reward": ("rewards", ("sample", "completion"), "float | None"),
     "advantage": ("algorithms.advantages", ("rewards", "valid"), "Float[Tensor, 'B G']"),
     "loss": ("algorithms.losses", ("inputs",), "LossOutput"),
+    "target loss": ("algorithms.losses", ("logprobs",), "Float[Tensor, 'N C']"),
 }
 """By kind, the folder of its classes, and the parameters and the result of their `__call__`."""
 DECLARATION, ENCODER, BUILDER = "declaration", "Encoder", "build_tiny_"

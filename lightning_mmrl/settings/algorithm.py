@@ -100,6 +100,25 @@ class CriticSettings:
 
 
 @dataclass
+class RouterSettings:
+    """Where each prompt of an iteration goes by the share of right answers among its completions: RL, SFT or nowhere.
+
+    A stage of kind `route` sorts prompts by the same two bounds, once and between stages.
+    """
+
+    unsolved_at_most: float | None = setting(0.0, at_least=0, at_most=1)
+    """Largest share of right answers with which a prompt counts as never solved: SFT learns its target; null: none."""
+    solved_at_least: float | None = setting(None, at_least=0, at_most=1)
+    """Smallest share of right answers with which a prompt counts as solved: it is dropped; null: none is."""
+    target: str | None = None
+    """The target of each row, as `target` of an sft stage; null: the assistant turn at the end of the sample."""
+    rl_coefficient: float = setting(1.0, at_least=0)
+    """Factor of the RL loss, over the groups of the prompts that go there."""
+    sft_coefficient: float = setting(1.0, at_least=0)
+    """Factor of the SFT loss, over the tokens of the targets of the prompts that go there."""
+
+
+@dataclass
 class AlgorithmSettings:
     """A policy-gradient algorithm; null takes the module's own part."""
 
@@ -126,6 +145,8 @@ class AlgorithmSettings:
     """Iterations before the first one that selects groups."""
     resample: Any = target(None)
     """How often each completion is trained on, such as PaperPAD; null: once."""
+    router: RouterSettings | None = None
+    """Sends prompts that the model does not solve to SFT, or drops solved ones, in each iteration; null: all to RL."""
     kl: KLSettings = field(default_factory=KLSettings)
     """Penalty on leaving the policy that the stage starts from."""
     entropy: EntropySettings = field(default_factory=EntropySettings)

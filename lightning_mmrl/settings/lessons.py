@@ -22,7 +22,18 @@ def lesson_of(stage: NodeSettings) -> Lesson:
 
 def with_target(stage: NodeSettings, source: SourceSettings) -> SourceSettings:
     """The source with the target of the stage, if it has none of its own and the stage has one."""
-    return replace(source, target=source.target or stage.target) if isinstance(stage, SftSettings) else source
+    text = target_of(stage)[1]
+    return source if text is None else replace(source, target=source.target or text)
+
+
+def target_of(stage: NodeSettings) -> tuple[str, str | None]:
+    """The key of a stage that says which answer is written from columns, and its text; None if none is."""
+    if isinstance(stage, SftSettings):
+        return "target", stage.target
+    router = None
+    if isinstance(stage, StageSettings) and stage.algorithm is not None:
+        router = stage.algorithm.router
+    return "algorithm.router.target", None if router is None else router.target
 
 
 def answers_of(stage: StageSettings) -> int:

@@ -15,11 +15,13 @@ RENAMED = {
 LATER: Mapping[str, Any] = {
     "prompt.prefix": "",
     "stage.algorithm.critic.normalize_rewards": False,
+    "stage.algorithm.router": None,
     "stage.keep_best": False,
+    "stage.loss": None,
     "stage.mask_history": False,
     "stage.rollout.cuda_graphs": False,
 }
-"""Keys of a stage that came later, with the value at which its digest leaves them out; null ones need no entry."""
+"""Keys of a stage that came later, with the value at which its digest leaves them out."""
 
 
 def renamed(key: str) -> str | None:

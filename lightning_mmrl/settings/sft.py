@@ -1,8 +1,10 @@
 """Keys of a stage that learns targets."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_mmrl.settings.algorithm import MicrobatchSettings
+from lightning_mmrl.settings.setting import setting
 from lightning_mmrl.settings.stage import StageSettings
 
 
@@ -15,6 +17,8 @@ class SftSettings(StageSettings, MicrobatchSettings):
     it takes the place of the last assistant turn. Null: the assistant turns as they are."""
     mask_history: bool = False
     """Learn the last assistant turn of a conversation alone; false: every assistant turn that answers a user turn."""
+    loss: Any = setting(None, node=True)
+    """Loss of each target token, such as DynamicFineTuning; null: cross-entropy."""
 
 
 def microbatches_of(stage: StageSettings) -> MicrobatchSettings:

@@ -49,6 +49,15 @@ class Algorithm:
         penalized = self.kl.settings.coefficient != 0 and not self.kl.in_reward
         return penalized or self.entropy.settings.coefficient != 0 or self.settings.critic is not None
 
+    def coefficients(self, step: int | float, num_steps: int) -> dict[str, float]:
+        """The coefficients of the penalties that the algorithm has after `step` iterations, as metrics."""
+        terms = {"kl": self.kl, "entropy": self.entropy}
+        return {
+            f"train/{name}_coefficient": term.coefficient_at(step, num_steps)
+            for name, term in terms.items()
+            if term.settings.coefficient
+        }
+
     def objective(self, step: int | float, num_steps: int, ranks: Ranks = ALONE) -> Objective:
         """The loss of the iteration after `step` iterations of a stage of `num_steps`."""
         kl = self.kl.coefficient_at(step, num_steps)
@@ -75,6 +84,8 @@ class Algorithm:
         if settings.max_samplings < 1 or (settings.max_samplings > 1 and self.select is None):
             rule = "it must be at least 1, and 1 without a selection, which is what calls for more"
             raise ValueError(f"max_samplings is {settings.max_samplings}; {rule}")
+        if settings.router is not None and (settings.critic is not None or self.resample is not None):
+            raise ValueError("a router does without a critic and without resample; drop it or the other")
         if self.resample is not None and settings.critic is not None:
             raise ValueError(
                 "resample draws completions by their advantages, and a critic gives them to tokens; drop one"

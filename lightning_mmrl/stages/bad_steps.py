@@ -172,6 +172,7 @@ def step_numbers(step: Mapping[str, float]) -> dict[str, Sequence[float]]:
     """The numbers of an optimizer step that must be finite, by the name that the user reads."""
     names = {
         "loss": "loss",
+        "loss of targets": "sft_loss",
         "gradient norm": "grad_norm",
         "critic's loss": "value_loss",
         "critic's gradient norm": "critic_grad_norm",

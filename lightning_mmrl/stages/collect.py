@@ -13,6 +13,7 @@ from lightning_mmrl.protocols.tensors import GroupSelector
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, join_scores, select_rollout, select_scores
+from lightning_mmrl.stages.router import DROPPED, RL, SFT, Route, Router
 from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Sample
 
@@ -30,6 +31,7 @@ class Collected:
         rows: Where the groups of the batch stand among all that was sampled.
         refilled: True if, on any rank, the batch has groups of a later sampling.
         num_samplings: Batches of prompts that were sampled.
+        routes: Where each prompt that was sampled goes; empty without a router.
     """
 
     batch: Experience
@@ -40,6 +42,7 @@ class Collected:
     rows: tuple[int, ...]
     refilled: bool
     num_samplings: int
+    routes: tuple[Route, ...] = ()
 
     @property
     def everything(self) -> tuple[tuple[Sample, ...], Rollout, Scores]:
@@ -50,6 +53,15 @@ class Collected:
     def serials(self) -> tuple[int, ...]:
         """The order of all samples among those of all ranks; empty if there were several samplings."""
         return self.batch.prompts.serials if self.num_samplings == 1 else ()
+
+    @property
+    def routes_taken(self) -> list[str | None]:
+        """Where each prompt that was sampled went; None for one that the batch has no place for."""
+        placed = set(self.rows)
+        return [
+            route.to if route.to == DROPPED or (row in placed and bool(self.kept[row])) else None
+            for row, route in enumerate(self.routes)
+        ]
 
     def spread(self, values: Tensor) -> Tensor:
         """Values [B, ...] of the batch, each at its place among all that was sampled; zero elsewhere."""
@@ -91,22 +103,26 @@ class Collector:
         settings: How many batches of prompts may be sampled; 1 leaves rejected groups without a replacement.
         rewards: Names the component that says whether an answer is right.
         ranks: Who collects together.
+        router: Sends prompts elsewhere than to RL; None for none. Groups that RL does not get need not pass.
     """
 
     select: GroupSelector | None = None
     settings: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     rewards: RewardSettings = field(default_factory=RewardSettings)
     ranks: Ranks = ALONE
+    router: Router | None = None
 
     def is_short(self, samplings: Sequence[Experience]) -> bool:
         """Whether too few groups pass on any rank and another batch of prompts may be sampled."""
         if len(samplings) >= self.settings.max_samplings:
             return False
-        return self.ranks.any([int(self._kept(samplings).sum()) < len(samplings[0].prompts.samples)])[0]
+        kept = self._kept(samplings, self._routes(samplings))
+        return self.ranks.any([int(kept.sum()) < len(samplings[0].prompts.samples)])[0]
 
     def chosen(self, samplings: Sequence[Experience]) -> Collected:
         """The batch of the iteration: as many groups as the first sampling has."""
-        kept, wanted = self._kept(samplings), len(samplings[0].prompts.samples)
+        routes = self._routes(samplings)
+        kept, wanted = self._kept(samplings, routes), len(samplings[0].prompts.samples)
         passing, rejected = kept.nonzero().flatten().tolist(), (~kept).nonzero().flatten().tolist()
         rows = sorted(passing[:wanted] + rejected[: max(0, wanted - len(passing))])
         all_rollouts = join_rollouts([each.rollout for each in samplings])
@@ -127,6 +143,9 @@ class Collector:
             trainable=torch.cat([each.trainable for each in samplings])[on_device(rows, device)] & passed,
             advantages=batch.advantages.new_zeros(rollout.completion_mask.shape),
         )
+        if self.router is not None:
+            nowhere = Route(to=DROPPED)
+            batch = self.router.routed(batch, [routes[row] if kept[row] else nowhere for row in rows])
         return Collected(
             batch=batch,
             all_samples=tuple(sample for each in samplings for sample in each.prompts.samples),
@@ -136,14 +155,24 @@ class Collector:
             rows=tuple(rows),
             refilled=refilled,
             num_samplings=len(samplings),
+            routes=routes,
         )
 
-    def _kept(self, samplings: Sequence[Experience]) -> Bool[Tensor, " all"]:
-        """Which groups of all samplings pass."""
+    def _routes(self, samplings: Sequence[Experience]) -> tuple[Route, ...]:
+        """Where the prompts of all samplings go; empty without a router."""
+        return () if self.router is None else tuple(route for each in samplings for route in self.router.routes(each))
+
+    def _kept(self, samplings: Sequence[Experience], routes: Sequence[Route]) -> Bool[Tensor, " all"]:
+        """Which groups of all samplings have a place in the batch: those that pass, and prompts that go to SFT."""
+        placed = torch.cat([self._selected(each.scores) for each in samplings])
+        for row, route in enumerate(routes):
+            if route.to != RL:
+                placed[row] = route.to == SFT
+        return placed
+
+    def _selected(self, scores: Scores) -> Bool[Tensor, " B"]:
+        """Which groups pass the selection."""
         if self.select is None:
-            return torch.ones(sum(len(each.trainable) for each in samplings), dtype=torch.bool)
-        kept = []
-        for scores in (each.scores for each in samplings):
-            right = scores.components.get(self.rewards.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
-            kept.append(self.select(scores.rewards, right, scores.valid).cpu())
-        return torch.cat(kept)
+            return torch.ones(len(scores.valid), dtype=torch.bool)
+        right = scores.components.get(self.rewards.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
+        return self.select(scores.rewards, right, scores.valid).cpu()

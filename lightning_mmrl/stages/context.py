@@ -21,6 +21,7 @@ from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.costs import CostMeter
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.costs import StageBudget
+from lightning_mmrl.types.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class StageContext:
         upcoming: Returns this rank's shares of the batches after the one in hand, if rollouts are sampled ahead.
         num_validated: Says how many samples a validation must judge.
         waited_s: Says how many seconds this rank waited for the batch in hand.
+        target_tokens: Gives the tokens of a sample's target after a prompt of so many positions, or says why there are
+            none.
         costs: Measures what the steps cost.
         budget: What the stage may cost; None if it runs all its steps.
         say: Tells the user something.
@@ -57,6 +60,7 @@ class StageContext:
     upcoming: Callable[[], Sequence[PromptBatch]] | None = None
     num_validated: Callable[[], int] | None = None
     waited_s: Callable[[], float] | None = None
+    target_tokens: Callable[[Sample, int], Sequence[int] | str] | None = None
     costs: CostMeter = field(default_factory=CostMeter)
     budget: StageBudget | None = None
     say: Callable[[str], None] = lambda message: None

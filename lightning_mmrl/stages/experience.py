@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.transfer import on_device
-from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores
+from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores, ScoringBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Experience:
         old_values: The critic's values of the states that the tokens were sampled in.
         returns: The targets of the critic.
         weights: How often each completion counts, in the loss and in its denominator; None: each one once.
+        targets: A target for each prompt, with tokens that count if SFT learns it; None without a router.
     """
 
     raw: PromptBatch
@@ -52,6 +53,7 @@ class Experience:
     old_values: Float[Tensor, "N C"] | None = None
     returns: Float[Tensor, "N C"] | None = None
     weights: Float[Tensor, "B G"] | None = None
+    targets: ScoringBatch | None = None
 
     @property
     def has_signal(self) -> Bool[Tensor, "B G"]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -125,6 +126,16 @@ def fixed_logprobs(policy: Policy, zeros: Float[Tensor, "N C"], batches: ScoredB
     return found
 
 
+def set_learning_rates(
+    optimizers: Sequence[LightningOptimizer], schedulers: Sequence[LambdaLR], factor: float
+) -> float:
+    """Sets the learning rates of optimizers to those of their schedules times a factor; returns the first one's."""
+    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+        for group, rate in zip(optimizer.param_groups, _learning_rates(scheduler), strict=True):
+            group["lr"] = rate * factor
+    return optimizers[0].param_groups[0]["lr"]
+
+
 def accumulate_loss(
     policy: Policy,
     experience: Experience,
@@ -203,7 +214,7 @@ def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequ
     return total
 
 
-def learning_rates(scheduler: LambdaLR) -> list[float]:
+def _learning_rates(scheduler: LambdaLR) -> list[float]:
     """The learning rate that a scheduler gives each group of parameters now; under a budget it changes by itself."""
     step = scheduler.last_epoch
     return [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]

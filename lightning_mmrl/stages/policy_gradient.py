@@ -40,13 +40,14 @@ from lightning_mmrl.stages.optimize import (
     Objective,
     accumulate_loss,
     groups_with_gradient,
-    learning_rates,
     plan_minibatches,
     rollout_logprobs,
+    set_learning_rates,
 )
 from lightning_mmrl.stages.resample import resample_stats, resampled
 from lightning_mmrl.stages.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.router import Router, learns
 from lightning_mmrl.stages.scores import RewardSource
 from lightning_mmrl.stages.scoring import pending_scores, scored, untruncated
 from lightning_mmrl.stages.signal import SignalWatch
@@ -104,6 +105,7 @@ class PolicyGradientModule(StageModule):
             )
         self._reference = Reference(policy, context.sharding) if algorithm.kl.settings.coefficient else None
         self._table = table
+        self._router = None if algorithm.settings.router is None else Router(algorithm.settings.router, context)
         first = PhaseSettings(after=0, group_size=algorithm.settings.group_size, temperature=policy.temperature)
         phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
         self._order = partial(sampling_order, phases, context.seed)
@@ -136,6 +138,7 @@ class PolicyGradientModule(StageModule):
             settings=algorithm.settings,
             rewards=context.rewards,
             ranks=self._ranks,
+            router=self._router,
         )
         samplings = [self.generate_and_score(batch, iteration)]
         while collector.is_short(samplings):
@@ -177,7 +180,8 @@ class PolicyGradientModule(StageModule):
             trainable=untruncated(rollout) if self.algorithm.settings.mask_truncated else scores.valid,
             advantages=of_tokens(scores.rewards, rollout.completion_mask),
         )
-        takes_all = self.algorithm.select is None or self._place(iteration) < self.algorithm.settings.select_after
+        selects = self.algorithm.select is not None and self._place(iteration) >= self.algorithm.settings.select_after
+        takes_all = not selects and self._router is None
         return scored(
             unscored,
             self.rewards,
@@ -241,7 +245,8 @@ class PolicyGradientModule(StageModule):
         A minibatch without any signal takes no step.
         """
         with self.costs.phase(OPTIMIZE):
-            learning_rate = self._set_learning_rates(iteration)
+            # The schedule counts only iterations that update; the cooldown counts all, or it might not reach zero.
+            learning_rate = set_learning_rates(*self._optimizers(), self.ending.factor(iteration - 1))
             settings, num_prompts = self.algorithm.settings.update, len(experience.trainable)
             count = self.costs.counting(SCORE)
             batches = partial(scoring_batches, budget=budget_of(settings), ranks=self._ranks, count=count)
@@ -258,7 +263,8 @@ class PolicyGradientModule(StageModule):
             places = batch_places(self._ranks, experience.prompts)
             minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks, places)
             live = [[row for row in minibatch if moves[row]] for minibatch in minibatches]
-            has_signal = self._ranks.any([bool(rows) for rows in live])
+            learned = learns(experience)
+            has_signal = self._ranks.any([any(moves[row] or learned[row] for row in each) for each in minibatches])
             steps: list[dict[str, float]] = []
             for number in [index for index, found in enumerate(has_signal) if found]:
                 step = self._accumulate(experience, minibatches[number], live[number], objective)
@@ -282,9 +288,12 @@ class PolicyGradientModule(StageModule):
         prompts = prompts_of_update(self.policy, experience, experience.towers)
         budget, count = budget_of(settings), self.costs.counting(UPDATE)
         batches = scoring_batches(experience, live, budget=budget, ranks=ranks, prompts=prompts, count=count)
-        totals = accumulate_loss(
-            self.policy, experience, minibatch, batches, objective=objective, backward=self.manual_backward
-        )
+        whole, router = self.manual_backward, self._router
+        backward = whole if router is None else router.rl_backward(whole)
+        totals = accumulate_loss(self.policy, experience, minibatch, batches, objective=objective, backward=backward)
+        if router is not None:
+            parts = {"prompts": prompts, "budget": budget, "count": count, "backward": whole}
+            totals |= router.accumulate(self.policy, experience, minibatch, **parts)
         if experience.towers is not None:
             experience.towers.backward()
         self.costs.take_counters(self.policy, updates=True)
@@ -308,7 +317,8 @@ class PolicyGradientModule(StageModule):
         ranks = self._ranks
         if self._table is not None:
             advantages = collected.advantages(experience)
-            self._table.write(iteration, *collected.everything, ranks, collected.serials, advantages)
+            routes = collected.routes_taken
+            self._table.write(iteration, *collected.everything, ranks, collected.serials, advantages, routes)
         counters = self.policy.media.take_counters()
         counts = ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         has_signal = collected.spread(experience.has_signal)
@@ -320,16 +330,14 @@ class PolicyGradientModule(StageModule):
         metrics = rollout_stats(summary) | response_stats(collected, self._context, ranks)
         if self.algorithm.select is not None:
             metrics |= selection_stats(collected, ranks)
+        if self._router is not None:
+            metrics |= self._router.stats(collected.routes)
         if experience.weights is not None:
             metrics |= resample_stats(collected.batch, experience, ranks)
         if self._critic_trainer is not None:
             metrics |= self._critic_trainer.stats(experience)
         metrics |= {} if self._ahead is None else self._ahead.stats(iteration)
-        if self._reference is not None:
-            metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
-        if self.algorithm.entropy.settings.coefficient:
-            entropy, place = self.algorithm.entropy, self._place(iteration)
-            metrics["train/entropy_coefficient"] = entropy.coefficient_at(place, self._context.settings.steps)
+        metrics |= self.algorithm.coefficients(self._place(iteration), self._context.settings.steps)
         return metrics | update | {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
@@ -338,17 +346,6 @@ class PolicyGradientModule(StageModule):
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
         return cast(list[LightningOptimizer], optimizers), cast(list[LambdaLR], schedulers)
-
-    def _set_learning_rates(self, iteration: int) -> float:
-        """Sets the learning rates of an iteration, and returns the policy's.
-
-        The schedule counts only iterations that update; the cooldown counts all, or it might not reach zero.
-        """
-        factor, (optimizers, schedulers) = self.ending.factor(iteration - 1), self._optimizers()
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            for group, rate in zip(optimizer.param_groups, learning_rates(scheduler), strict=True):
-                group["lr"] = rate * factor
-        return optimizers[0].param_groups[0]["lr"]
 
     def _kl_coefficient(self, iteration: int) -> float:
         return self.algorithm.kl.coefficient_at(self._place(iteration), self._context.settings.steps)

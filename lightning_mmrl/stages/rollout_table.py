@@ -40,12 +40,13 @@ class RolloutTable:
         ranks: Ranks = ALONE,
         serials: Sequence[int] = (),
         advantages: Float[Tensor, "B G"] | None = None,
+        routes: Sequence[str | None] = (),
     ) -> Path | None:
         """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path.
 
         The rows are in the order of their `serials`, or one rank after the other without any. `advantages` are those
-        that the policy is trained on, NaN for completions that do not count. Training goes on without a table that the
-        disk refuses.
+        that the policy is trained on, NaN for completions that do not count; `routes` are those of a router. Training
+        goes on without a table that the disk refuses.
         """
         if iteration % self._every and iteration != 1:
             return None
@@ -53,6 +54,8 @@ class RolloutTable:
         if advantages is not None:
             known = [tuple(None if math.isnan(one) else one for one in group) for group in advantages.tolist()]
             own = [replace(row, advantages=group) for row, group in zip(own, known, strict=True)]
+        if routes:
+            own = [replace(row, route=route) for row, route in zip(own, routes, strict=True)]
         numbered = list(zip(serials or [0] * len(own), own, strict=True))
         gathered = [each for share in ranks.gather(numbered) for each in share]
         rows = [row for _, row in sorted(gathered, key=lambda each: each[0])]

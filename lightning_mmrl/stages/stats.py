@@ -137,6 +137,7 @@ def update_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     - `train/ratio_max`: largest ratio. `train/tokens`: number of tokens that were scored.
     - `train/grad_norm`: mean over the steps, before clipping.
     - `train/value_loss` and `value_clip_fraction`: mean over all tokens that the critic learned from.
+    - `train/sft_loss`: mean over all target tokens that a router had learned, `train/sft_tokens` in number.
     - `train/critic_grad_norm`: mean over the steps. `train/critic_learning_rate`: the same in all of them.
     """
     if not steps:
@@ -165,6 +166,9 @@ def update_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
     if "reference_kl" in steps[0]:
         stats["train/reference_kl"] = total("reference_kl") / tokens
+    if "sft_loss" in steps[0]:
+        stats["train/sft_loss"] = mean("sft_loss", "sft_tokens")
+        stats["train/sft_tokens"] = total("sft_tokens")
     if "value_loss" in steps[0]:
         stats["train/value_loss"] = mean("value_loss", "value_tokens")
         stats["train/value_clip_fraction"] = mean("value_clip_fraction", "value_tokens")

@@ -9,6 +9,7 @@ import ranks
 
 STAGES = {
     "sft": {"stage": "sft"},
+    "dft": {"stage": "sft", "dft": True},
     "grpo": {"stage": "grpo"},
     "rloo": {"stage": "rloo", "aggregation": "constant"},
     "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},
@@ -34,6 +35,15 @@ STAGES = {
         "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
         "minibatches": 2,
         "offload": True,
+    },
+    "routed": {"stage": "grpo", "router": {}, "missing": ["s0-3", "s1-0"]},
+    "routed-of-four-updates": {
+        "stage": "grpo",
+        "router": {"solved_at_least": 1.0, "rl_coefficient": 0.5, "sft_coefficient": 2.0},
+        "minibatches": 2,
+        "epochs": 2,
+        "dealt": True,
+        "kl": {"coefficient": 0.1},
     },
     "ppo": {
         "stage": "ppo",

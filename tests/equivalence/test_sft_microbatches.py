@@ -79,6 +79,17 @@ def separate(checkpoint, name, contents=CONTENTS, askers=1):
     return gradients(policy)
 
 
+def test_the_gradient_of_dft_is_minus_the_mean_of_those_of_the_probabilities(split, checkpoint):
+    """Derived from probabilities, over the whole batch; that of cross-entropy is another one."""
+    encoder, policy = omni.load(Path(checkpoint))
+    batch = collate_targets(rank_cases.items(encoder, CONTENTS, 0, targets=True), encoder.pad_token_id)
+    probabilities = policy(batch.scoring).logprobs.exp()[batch.completion_mask]
+    (-probabilities.mean()).backward()
+    found = split("trained towers", HALF, dft=True)["gradients"]
+    assert worst(found, gradients(policy)) < 1e-7
+    assert worst(found, split("trained towers", HALF)["gradients"]) > 1e-2
+
+
 def log_likelihood(policy, batch):
     """The sum of the log-probabilities of a batch's targets."""
     return masked_sum(policy(batch.scoring).logprobs, batch.completion_mask)
@@ -108,12 +119,14 @@ def test_a_loss_scale_reaches_every_microbatch(split, checkpoint, tmp_path, monk
     assert worst(scaled, {name: 8 * gradient for name, gradient in plain.items()}) < 1e-9
 
 
+@pytest.mark.parametrize("dft", [False, True], ids=["cross-entropy", "dft"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_one_two_and_eight_microbatches_have_one_loss_and_gradient(split, policy):
-    whole = split(policy, WHOLE)
+def test_one_two_and_eight_microbatches_have_one_loss_and_gradient(split, policy, dft):
+    changes = {"dft": True} if dft else {}
+    whole = split(policy, WHOLE, **changes)
     assert whole["passes"] == 1
     for tokens, number in ((HALF, 2), (ALONE, 8)):
-        found = split(policy, tokens)
+        found = split(policy, tokens, **changes)
         assert found["passes"] == number
         assert found["steps"][0]["train/loss"] == pytest.approx(whole["steps"][0]["train/loss"], rel=1e-9)
         assert worst(found["gradients"], whole["gradients"]) < tolerance(policy)

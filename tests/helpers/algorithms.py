@@ -6,7 +6,7 @@ from typing import Any
 from lightning_mmrl.settings.algorithm import AlgorithmSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 
-KEYS = ("group_size", "mask_truncated", "phases", "max_samplings", "select_after", "critic", "update")
+KEYS = ("group_size", "mask_truncated", "phases", "max_samplings", "select_after", "critic", "router", "update")
 
 
 def algorithm_of(**given: Any) -> Algorithm:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.algorithms.losses.dft import DynamicFineTuning
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
@@ -36,6 +37,7 @@ from lightning_mmrl.settings.algorithm import (
     CriticSettings,
     PhaseSettings,
     RewardSettings,
+    RouterSettings,
     UpdateSettings,
 )
 from lightning_mmrl.settings.data import StageDataSettings
@@ -66,9 +68,17 @@ from lightning_mmrl.training.trainer import prepare_process, training_trainer
 from lightning_mmrl.types.costs import StageBudget
 
 STEPS = 6
-SUPERVISED = {"sft": collate_targets, "dpo": collate_pairs}
+SUPERVISED = {"sft": collate_targets, "dft": collate_targets, "dpo": collate_pairs}
 MPO = PreferenceSettings(preference_weight=0.8, quality_weight=0.2, generation_weight=1.0)
-KINDS = {"sft": SFTModule, "dpo": DPOModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
+KINDS = {
+    "sft": SFTModule,
+    "dft": partial(SFTModule, loss=DynamicFineTuning()),
+    "dpo": DPOModule,
+    "grpo": GRPOModule,
+    "routed": GRPOModule,
+    "rloo": RLOOModule,
+    "ppo": PPOModule,
+}
 
 
 class Prompts(Dataset):
@@ -201,8 +211,9 @@ class Options:
 
 def rl_parts(kind, engine, how):
     """The parts of an RL stage that other stages do not have."""
+    reward = rare_alone if kind == "routed" else how.reward
     rewards = InlineRewards(
-        WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
+        WeightedReward(components={"length": reward}, settings=RewardSettings(weights={"length": 1.0}))
     )
     critic = CriticSettings(learning_rate=2e-3, normalize_rewards=how.normalize) if kind == "ppo" else None
     algorithm = Algorithm(
@@ -214,6 +225,7 @@ def rl_parts(kind, engine, how):
             max_samplings=3 if how.select else 1,
             select_after=1 if how.select else 0,
             update=UpdateSettings(num_minibatches=2),
+            router=RouterSettings(solved_at_least=1.0) if kind == "routed" else None,
         ),
         loss=PPOClip(),
         aggregation=TokenMean(),
@@ -221,7 +233,7 @@ def rl_parts(kind, engine, how):
         kl=how.kl,
         entropy=how.entropy,
         select=AccuracyBand() if how.select else None,
-        resample=ReleasedPAD() if how.select else None,
+        resample=ReleasedPAD() if how.select and kind != "routed" else None,
     )
     return {"engine": engine, "rewards": rewards, "algorithm": algorithm}
 
@@ -266,6 +278,7 @@ class Stage:
                 rank_local=interruption.rank_local,
                 refill=data.refill_batch,
                 upcoming=data.upcoming,
+                target_tokens=lambda sample, _: encoder.encode_target("angry " * (1 + int(sample.id[1:]))),
             ),
             "evaluator": evaluator,
         }

@@ -24,6 +24,8 @@ from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from lightning_mmrl.algorithms.losses.cross_entropy import CrossEntropy
+from lightning_mmrl.algorithms.losses.dft import DynamicFineTuning
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
@@ -44,6 +46,7 @@ from lightning_mmrl.settings.algorithm import (
     EntropySettings,
     KLSettings,
     RewardSettings,
+    RouterSettings,
     UpdateSettings,
 )
 from lightning_mmrl.settings.dpo import DpoSettings, PreferenceSettings
@@ -86,6 +89,7 @@ RECIPES = {
 STRATEGIES = ("ddp", "fsdp2")
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user")
 TASK = ClosedLabels(labels=("angry", "sad"))
+REWARDS = {"weights": {"length": 1.0, "passed": 0.0}, "pass_component": "passed"}
 AGGREGATIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(max_tokens=8)}
 
 
@@ -152,6 +156,26 @@ def script(step, index, *, quiet):
     return [" ".join(WORDS[: 1 + (index + step + place) % 5]) for place in range(4)]
 
 
+class Passed:
+    """Right for no, some or all answers to a prompt, by its place in the batch."""
+
+    def __call__(self, sample, completion):
+        place = int(sample.id.rpartition("-")[2]) % 3
+        return float([False, len(completion.text) % 2, True][place])
+
+
+def targets_of(encoder, missing=()):
+    """Gives each sample the target that `items` gives it for SFT, but for those that are named."""
+
+    def found(sample, num_positions):
+        if sample.id in missing:
+            return f"sample {sample.id} has no target"
+        step, index = map(int, sample.id.removeprefix("s").split("-"))
+        return encoder.encode_target(" ".join(WORDS[: 1 + (index + step) % 5]))
+
+    return found
+
+
 class Length:
     """A reward without a meaning, different for different answers."""
 
@@ -185,7 +209,12 @@ def algorithm(case):
     critic = CriticSettings(learning_rate=2e-3, value_clip=0.05) if case["stage"] == "ppo" else None
     return Algorithm(
         advantage=None if critic else advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
-        settings=AlgorithmSettings(critic=critic, group_size=case.get("group_size", 4), update=update),
+        settings=AlgorithmSettings(
+            critic=critic,
+            group_size=case.get("group_size", 4),
+            update=update,
+            router=RouterSettings(**case["router"]) if "router" in case else None,
+        ),
         loss=PPOClip(),
         kl=KLPenalty(KLSettings(**case.get("kl", {}))),
         entropy=EntropyBonus(EntropySettings(coefficient=case.get("entropy", 0.0))),
@@ -264,7 +293,7 @@ def stage_settings(case):
     """The keys of a case's stage; an rl stage has its microbatches in the algorithm."""
     shared = {"num_steps": case.get("steps", 3), "max_grad_norm": case.get("max_grad_norm", 0.5)}
     if case["stage"] not in ("sft", "dpo"):
-        return StageSettings(**shared)
+        return StageSettings(**shared, rewards=RewardSettings(**REWARDS))
     shared["tokens_per_microbatch"] = case.get("tokens", SftSettings.tokens_per_microbatch)
     if case["stage"] == "dpo":
         return DpoSettings(**shared, preference=PreferenceSettings(**case.get("preference", {})))
@@ -280,6 +309,7 @@ def stage_module(case, encoder, policy, folder):
         settings=stage_settings(case),
         seed=0,
         directory=folder,
+        target_tokens=targets_of(encoder, case.get("missing", ())),
         ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else ranks_of(place),
         sharding=OwnTowers() if mistake == "own towers" else sharding_of(place),
     )
@@ -289,14 +319,15 @@ def stage_module(case, encoder, policy, folder):
         AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), task=TASK) if case.get("validate") else None
     )
     if case["stage"] == "sft":
-        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+        loss = DynamicFineTuning() if case.get("dft") else CrossEntropy()
+        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator, loss=loss)
     if case["stage"] == "dpo":
         found = DPOModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
         if mistake == "moving reference":
             found._reference = MovingReference(policy)
         return found
     rewards = InlineRewards(
-        WeightedReward(components={"length": Length()}, settings=RewardSettings(weights={"length": 1.0}))
+        WeightedReward(components={"length": Length(), "passed": Passed()}, settings=RewardSettings(**REWARDS))
     )
     kind = PPOModule if case["stage"] == "ppo" else GRPOModule
     module = kind(

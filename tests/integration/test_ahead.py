@@ -89,6 +89,21 @@ def test_a_process_of_its_own_samples_what_the_oracle_samples(checkpoint, oracle
     assert stage.queue.num_sampled == STEPS  # none after the last iteration
 
 
+def test_a_router_sends_prompts_by_rollouts_of_earlier_weights(checkpoint, tmp_path):
+    """Bit for bit as the oracle; the control: of other weights other prompts are solved."""
+    ahead = Stage("routed", checkpoint, tmp_path / "ahead", Interruption(), lag=1, queue=InlineQueue, **COMPARED)
+    expected = {}
+    for lag in (0, 1):
+        wrapped = partial(Stale, lag=lag)
+        stage = Stage("routed", checkpoint, tmp_path / f"{lag}", Interruption(), wrapped=wrapped, **COMPARED)
+        expected[lag] = stage.outcome()
+    metrics, weights = ahead.outcome()
+    found = without_staleness(metrics), weights
+    assert_equal(found, expected[1])
+    with pytest.raises(AssertionError):
+        assert_equal(found, expected[0])
+
+
 def test_another_version_of_the_weights_is_another_stage(oracle):
     """The negative control."""
     for other in (0, 2):

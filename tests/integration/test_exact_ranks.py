@@ -18,6 +18,7 @@ STAGES = {
     "grpo-token": ("grpo", {"rank": 1, "place": "token", "at": 9}),
     "grpo-validation": ("grpo", {"rank": 0, "place": "validation", "at": 3}),
     "sft-report": ("sft", {"rank": 1, "place": "report", "at": 4}),
+    "routed-reward": ("routed", {"rank": 1, "place": "reward", "at": 3}),
     "dpo-scoring": ("dpo", {"rank": 1, "place": "scoring", "at": 4}),
 }
 """Only one of the ranks is sent the signal."""
@@ -62,7 +63,7 @@ def found(checkpoint, folder):
     """All cases, on two ranks that are started twice: the second time goes on with what the first one left."""
     plans = [[], []]
     for strategy in STRATEGIES:
-        for kind in ("sft", "dpo", "grpo"):
+        for kind in ("sft", "dpo", "grpo", "routed"):
             name = f"{kind}-{strategy}-undisturbed"
             plans[0].append(case(name, kind, strategy, checkpoint, folder / name, options=options_of(kind)))
         for stage, (kind, kill) in STAGES.items():

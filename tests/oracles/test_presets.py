@@ -88,6 +88,7 @@ def product_ratios(new, old):
 
 PAPERS = {
     "grpo": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {}),
+    "hpt": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {}),
     "grpo_token_mean": (z_score, token_ratios, clipped(0.2, 0.2), "token", {}),
     "dr_grpo": (centered, token_ratios, clipped(0.2, 0.2), "constant", {}),
     "dapo": (z_score, token_ratios, clipped(0.2, 0.28), "token", {"drop_truncated": True}),
@@ -110,6 +111,7 @@ PAPERS = {
     "vision_r1_ptst": (z_score, token_ratios, clipped(0.2, 0.2), "token", {"k3_in_loss": 0.01}),
 }
 SAME_FORMULA = [
+    {"grpo", "hpt"},  # tests/equivalence/test_router.py tells what its router adds
     {"r1_omni", "visualthinker"},
     {"revisual_mm", "revisual_filter_only"},  # tests/properties/test_pad_halves.py tells these three apart
     {"revisual_mm", "revisual_subsample_only"},

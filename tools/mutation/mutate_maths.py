@@ -32,7 +32,7 @@ from maths_mutations import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("lightning_mmrl/ops", "lightning_mmrl/algorithms")
-KEPT = ("lightning_mmrl", "tests", "configs", "pyproject.toml", "README.md")
+KEPT = ("lightning_mmrl", "tests", "tools", "configs", "pyproject.toml", "README.md")
 GUARDS = (
     *PACKAGES,  # their doctests
     "tests/unit/ops",
@@ -44,6 +44,7 @@ GUARDS = (
     "tests/oracles/test_ops_numpy.py",
     "tests/oracles/test_algorithms_numpy.py",
     "tests/oracles/test_algorithms_trl.py",
+    "tests/oracles/test_dft.py",
     "tests/oracles/test_ppo.py",
     "tests/oracles/test_presets.py",
 )

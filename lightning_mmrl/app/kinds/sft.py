@@ -43,10 +43,13 @@ class SupervisedKind:
         refuse_parts(path, stage)
 
     def preflight(self, path: str, stage: StageSettings) -> None:
-        """Builds optimizer and schedule."""
-        from lightning_mmrl.app.preflight import SFT_GIVES, preflight_trained
+        """Builds optimizer, schedule and loss."""
+        from lightning_mmrl.app.preflight import SFT_GIVES, preflight_target_loss, preflight_trained
 
-        preflight_trained(path, stage, SFT_GIVES)
+        loss = stage.loss if isinstance(stage, SftSettings) else None
+        preflight_trained(path, stage, SFT_GIVES if loss is None else (*SFT_GIVES, "loss"))
+        if loss is not None:
+            preflight_target_loss(f"{path}.loss", loss)
 
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
@@ -56,8 +59,10 @@ class SupervisedKind:
         from lightning_mmrl.registry import targets
 
         def module(policy: "Policy", encoder: "PromptEncoder", common: dict[str, Any], resources: ExitStack) -> Any:
-            stage = common["context"].settings
-            return targets.build({**stage.module, "_partial_": True}, f"stages.{spec.name}.module")(**common)
+            stage, path = common["context"].settings, f"stages.{spec.name}"
+            if isinstance(stage, SftSettings) and stage.loss is not None:
+                common = {**common, "loss": targets.build(stage.loss, f"{path}.loss")}
+            return targets.build({**stage.module, "_partial_": True}, f"{path}.module")(**common)
 
         return training_job(spec, inputs, directory, run, parts, module)
 

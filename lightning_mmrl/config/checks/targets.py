@@ -3,6 +3,7 @@
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.data import COLUMN
 from lightning_mmrl.settings.dpo import PreferenceSettings
+from lightning_mmrl.settings.lessons import target_of
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.sft import SftSettings
 from lightning_mmrl.settings.stage import NodeSettings
@@ -14,13 +15,14 @@ def check_targets(path: str, stage: NodeSettings) -> None:
     Raises:
         ConfigError: Naming the key.
     """
-    found = {f"{path}.data.sources.{name}.target": each.target for name, each in stage.data.sources.items()}
-    found |= {f"{path}.target": stage.target} if isinstance(stage, SftSettings) else {}
-    for key, target in found.items():
+    name, text = target_of(stage)
+    learns = isinstance(stage, SftSettings) or text is not None
+    found = {f"{path}.data.sources.{source}.target": each.target for source, each in stage.data.sources.items()}
+    for key, target in (found | {f"{path}.{name}": text}).items():
         if target is None:
             continue
         rule = f"null: {path} is {stage.kind}, and an sft stage learns targets"
-        require(isinstance(stage, SftSettings), key, target, rule)
+        require(learns, key, target, rule)
         rule = "a text with a column in braces, such as '<answer>{solution}</answer>'"
         require(COLUMN.search(target), key, target, rule)
 

@@ -338,6 +338,10 @@ def _check_selection(path: str, algorithm: AlgorithmSettings, limit: tuple[float
             f"{path} has both resample and a critic; completions are drawn by advantages of their own, and a critic's "
             "are of tokens, so set one of them to null"
         )
+    if algorithm.router is not None:
+        for name in ("critic", "resample"):
+            rule = f"null: prompts that {path}.router sends to SFT have no completions to learn from"
+            require(getattr(algorithm, name) is None, f"{path}.{name}", "set", rule)
     most, after, (num_steps, steps) = algorithm.max_samplings, algorithm.select_after, limit
     require(0 <= after < num_steps, f"{path}.select_after", after, f"at least 0 and less than {steps}")
     for name, value, neutral in (("max_samplings", most, 1), ("select_after", after, 0)):

@@ -460,6 +460,8 @@ def digests(changed):
 
 
 PLAIN = {"cold_start", "reason"}
+DFT = "lightning_mmrl.algorithms.losses.dft.DynamicFineTuning"
+ROUTER = "stage.algorithm.router"
 
 
 @pytest.mark.parametrize(
@@ -485,6 +487,10 @@ PLAIN = {"cold_start", "reason"}
         ("stages.reason.algorithm.update.tokens_per_microbatch=64", {"reason"}),  # as in earlier versions
         ("stages.cold_start.mask_history=false", set()),
         ("stages.cold_start.mask_history=true", PLAIN),
+        ("stages.cold_start.loss=null", set()),
+        (f"stages.cold_start.loss={{_target_: {DFT}}}", PLAIN),
+        ("stages.reason.algorithm.router=null", set()),
+        ("stages.reason.algorithm.router={unsolved_at_most: 0.1}", {"reason"}),
     ],
 )
 def test_a_digest_is_of_what_decides_the_outcome_and_of_nothing_else(override, moved, digests):
@@ -500,6 +506,11 @@ def test_keys_that_came_later_are_left_out_of_the_content_at_their_first_value(c
     )
     first, _ = stage_specs(changed("stages.cold_start.mask_history=true"))
     assert first.content["stage.mask_history"] is True
+    plain, reason = stage_specs(changed())
+    assert not {key for key in (*plain.content, *reason.content) if key.startswith(("stage.loss", ROUTER))}
+    plain, reason = stage_specs(changed(f"stages.cold_start.loss={{_target_: {DFT}}}", "algorithm@stages.reason=hpt"))
+    assert plain.content["stage.loss._target_"] == DFT
+    assert reason.content[f"{ROUTER}.unsolved_at_most"] == 0.0
 
 
 def test_an_rl_stage_has_no_keys_of_targets():

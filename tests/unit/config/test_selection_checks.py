@@ -47,6 +47,14 @@ def test_a_critic_gives_no_advantages_to_draw_completions_by():
         compose(["experiment=quickstart", "algorithm@stages.reason=ppo", f"{STAGE}.resample={pad}"])
 
 
+@pytest.mark.parametrize(
+    ("preset", "part"), [("ppo", "critic"), ("revisual_mm", "resample")], ids=["critic", "resample"]
+)
+def test_a_router_goes_without_a_critic_and_without_resample(preset, part):
+    with pytest.raises(ConfigError, match=rf"algorithm\.{part} is set; it must be null: prompts that .*router sends"):
+        compose(["experiment=quickstart", f"algorithm@stages.reason={preset}", f"{STAGE}.router={{}}"])
+
+
 def test_a_refill_belongs_to_rl_stages():
     with pytest.raises(ConfigError, match=r"stages\.cold_start\.algorithm: belongs to rl stages"):
         compose(["experiment=quickstart", "++stages.cold_start.algorithm.max_samplings=3"])

@@ -32,6 +32,14 @@ PAIRS = ("+stage@stages.prefer=mpo", "order=[prefer]")
         ),
         (["+stages.reason.target=x"], "stages.reason.target: unknown key"),
         (
+            ["algorithm@stages.reason=hpt", "stages.reason.algorithm.router.target=happy"],
+            "stages.reason.algorithm.router.target is happy; it must be a text with a column in braces, such as",
+        ),
+        (
+            ["algorithm@stages.reason=hpt", "stages.reason.algorithm.router.unsolved_at_most=-0.1"],
+            "stages.reason.algorithm.router.unsolved_at_most is -0.1; it must be from 0 to 1, or null",
+        ),
+        (
             [
                 *PAIRS,
                 *(f"stages.prefer.preference.{name}_weight=0" for name in ("preference", "quality", "generation")),

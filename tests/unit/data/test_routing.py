@@ -14,6 +14,7 @@ from lightning_mmrl.data.manifest_lines import manifest_line
 from lightning_mmrl.data.rollout_table import RolloutRow
 from lightning_mmrl.data.routing import ARTIFACTS, pairs_of, prompt_turns, taught
 from lightning_mmrl.data.schema import LineError, parse_line
+from lightning_mmrl.settings.algorithm import RouterSettings
 from lightning_mmrl.settings.route import RouteSettings
 from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.types.records import Completion, Message, Sample, Score
@@ -209,3 +210,18 @@ def test_a_target_at_the_end_of_a_prompt_is_in_no_pair_and_no_question():
 def test_an_answer_that_a_manifest_cannot_hold_is_not_taught():
     with pytest.raises(LineError, match="media tag"):
         taught(PROMPT, "<image> 2")
+
+
+@pytest.mark.parametrize(
+    ("unsolved", "solved", "expected"),
+    [
+        (None, None, ["sometimes_solved"] * 3),
+        (0.0, None, ["never_solved", "sometimes_solved", "sometimes_solved"]),
+        (None, 0.5, ["sometimes_solved", "solved", "solved"]),
+        (0.5, 1.0, ["never_solved", "never_solved", "solved"]),
+    ],
+)
+def test_a_router_may_leave_a_bound_out(unsolved, solved, expected):
+    bounds = RouterSettings(unsolved_at_most=unsolved, solved_at_least=solved)
+    assert [routing.standing_of(rate, bounds) for rate in (0.0, 0.5, 1.0)] == expected
+    assert routing.standing_of(None, bounds) == "unjudged"

@@ -7,7 +7,7 @@ import pytest
 import words
 
 from lightning_mmrl.data.exchanges import exchanges
-from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.prepared import PreparedSet, TargetTokens
 from lightning_mmrl.data.targets import encoded_exchanges
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -184,3 +184,26 @@ def test_a_set_gives_the_turns_of_its_stage(root, pipeline):
         ("u1", (*a1, *gap, *a2), (True,) * 3 + (False,) * 3 + (True,) * 3),
         ("u1|a1|u2", a2, (True,) * 3),
     ]
+
+
+class Letters:
+    """A tokenizer of letters in the place of an encoder."""
+
+    max_positions = 10
+
+    def encode_target(self, text):
+        return [ord(letter) for letter in text]
+
+    def banned_token_ids(self):
+        return (ord("!"),)
+
+
+def test_the_target_of_a_sample_whose_prompt_was_drawn_alone_is_that_of_sft():
+    tokens = TargetTokens(Letters(), PromptTemplate(PromptSettings(prefill="a")))
+    assert tokens(THREE, 3) == [ord("3")]
+    assert tokens(sample("u1", "a1", "u2"), 3) == "sample talk does not end with an assistant turn"
+    assert tokens(sample("u1", "a!"), 3).startswith("sample talk: its target holds a token that stands for media")
+    assert tokens(sample("u1", "a123456"), 4) == [ord(letter) for letter in "123456"]
+    assert tokens(sample("u1", "a123456"), 5) == (
+        "sample talk: its prompt and target take 11 positions, and the model has 10; shorten them"
+    )
