@@ -114,7 +114,9 @@ class StageOrchestrator:
                 if spec.name in read:
                     self._show_data(spec)
         gated = {spec.name for spec in self._stages} if selection.everything else with_ancestors(due, self._stages)
-        if due or self._manifest.running_id is not None or self._base_to_evaluate() is not None:
+        # A run that began with stages of another run may have nothing left to do, but nothing describes it yet.
+        is_new = self._manifest.tracking_id is None
+        if due or is_new or self._manifest.running_id is not None or self._base_to_evaluate() is not None:
             self._run_due(due, gated)
             for spec in self._stages:
                 if is_stale(spec, self._manifest):

@@ -6,15 +6,9 @@ import pytest
 from run_folders import whole_run
 
 from lightning_mmrl.app import run as app_run
-from lightning_mmrl.app.run import (
-    _lead,
-    absolute_sqlite,
-    check_all_targets,
-    describe_run,
-    manifests,
-    open_tracker,
-    writable,
-)
+from lightning_mmrl.app.run import _lead, check_all_targets, describe_run, manifests
+from lightning_mmrl.app.run_folder import writable
+from lightning_mmrl.app.trackers import open_tracker
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.curriculum.compare import Comparison
@@ -22,6 +16,7 @@ from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.report.page import write_report
 from lightning_mmrl.tracking.null import NullTracker
+from lightning_mmrl.tracking.store import absolute_sqlite
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Which?"}]}) + "\n"
 

@@ -170,7 +170,7 @@ def test_a_stage_runs_again_once_what_it_started_from_was_replaced(lab):
     lab.run(selection=Selection(only_stage="cold_start"))
     lab.salt = ""
     lab.run()
-    assert lab.happened[1:] == ["train reason", "evaluate reason"]
+    assert lab.happened[-2:] == ["train reason", "evaluate reason"]
     assert lab.weights("02-reason") == "base>warm>cold_start!>reason"
 
 
@@ -537,3 +537,30 @@ def test_the_run_in_progress_is_noted_while_it_lasts(lab):
     lab.build = lambda *how: seen.append(Manifest.read(lab.directory).running_id) or build(*how)
     lab.run()
     assert seen == [run.id for run in lab.tracker.runs if run.name != "lab"]
+
+
+def test_a_run_goes_up_to_a_named_stage_and_on_from_there(lab):
+    lab.base_evaluation = "how"
+    lab.run(selection=Selection(until_stage="base"))
+    assert lab.happened.pop() == "evaluate base"
+    lab.run(selection=Selection(until_stage="cold_start"))
+    assert lab.happened[-4:] == [f"{verb} {name}" for name in NAMES[:2] for verb in ("train", "evaluate")]
+    lab.happened.clear()
+    lab.run(selection=Selection(until_stage="cold_start"))
+    assert lab.happened == [], "what is finished is not run again"
+    lab.run()
+    assert lab.happened[1:] == ["train reason", "evaluate reason"]
+    with pytest.raises(ConfigError, match="--until-stage cold: no such stage; order has warm, cold_start, reason"):
+        lab.run(selection=Selection(until_stage="cold"))
+    with pytest.raises(ConfigError, match="--only-stage and --until-stage exclude each other"):
+        lab.run(selection=Selection(only_stage="warm", until_stage="warm"))
+
+
+def test_a_run_that_begins_with_all_its_stages_finished_is_tracked_and_described(lab):
+    """As an arm of a comparison whose stages other arms share."""
+    lab.run()
+    replace(Manifest.read(lab.directory), tracking_id=None).write(lab.directory)
+    lab.happened.clear()
+    lab.run()
+    assert lab.happened == ["start run-2.0"]
+    assert lab.tracker.statuses == {"lab": "FINISHED"}
