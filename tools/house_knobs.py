@@ -46,6 +46,7 @@ COINCIDENCES: Mapping[str, str] = {
             "ProfileSteps.stage",
             "Request.stage",
             "SetResult.stage",
+            "StageBudget.stage",
             "StageProfile.stage",
             "StageRollouts.stage",
         ),
@@ -64,6 +65,11 @@ COINCIDENCES: Mapping[str, str] = {
         ),
         "of the rollout that is decoded, which takes them from the settings",
     ),
+    **dict.fromkeys(
+        ("Clip.seconds", "Operator.seconds", "TimedRollout.seconds", "_Watchdog.seconds"), "a time, and no budget"
+    ),
+    "Tally.steps": "decode steps that were counted",
+    **dict.fromkeys(("CsvSettings.shares", "_Plan.shares"), "of the samples, in splits"),
     "Judgement.subject": "the part of a set that one sample belongs to, not the column that names it",
     **dict.fromkeys(("Outline.format", "Tracks.format"), "FFmpeg's name of the container"),
     **dict.fromkeys(

@@ -50,7 +50,7 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
         return None
     measure, finished = config.budget.measure, Manifest.read(directory.parent.parent).stages
     spent = [_spent(finished[each].result, measure) for each in counted_before(config, name) if each in finished]
-    budget = StageBudget(stage=name, measure=measure, limit=limit, before=sum(spent))
+    budget = StageBudget(stage=name, measure=measure, ends_at=limit, before=sum(spent))
     if budget.own <= 0:
         raise StageError(
             f"stages.{name} may go up to {limit:.4g} {measure}, and the stages before it took {budget.before:.4g}; "

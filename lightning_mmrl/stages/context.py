@@ -79,7 +79,7 @@ class OptimizerSettings:
     """
 
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    schedule: Callable[[int, int], float]
+    schedule: Callable[[int | float, int], float]
     critic: CriticSettings | None = None
 
     def build(

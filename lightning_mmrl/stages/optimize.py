@@ -217,7 +217,7 @@ def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequ
 def _learning_rates(scheduler: LambdaLR) -> list[float]:
     """The learning rate that a scheduler gives each group of parameters now; under a budget it changes by itself."""
     step = scheduler.last_epoch
-    return [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    return [float(base) * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
 
 
 def _divergence(

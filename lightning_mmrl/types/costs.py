@@ -210,19 +210,19 @@ class StageBudget:
     Attributes:
         stage: The name of the stage.
         measure: `flops`, `steps` or `seconds`.
-        limit: What the stage and all counted stages before it may cost together.
+        ends_at: What the stage and all counted stages before it may cost together.
         before: What the counted stages before it cost.
     """
 
     stage: str
     measure: str
-    limit: int | float
+    ends_at: int | float
     before: int | float = 0
 
     @property
     def own(self) -> Fraction:
         """What is left for the stage, exactly."""
-        return Fraction(self.limit) - Fraction(self.before)
+        return Fraction(self.ends_at) - Fraction(self.before)
 
 
 def _sum(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, T]:

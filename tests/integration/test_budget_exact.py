@@ -42,13 +42,13 @@ def costs(checkpoint, tmp_path_factory):
 def of_flops(costs, steps, more=0.0):
     """A budget that ends a stage after some steps, or so much of the next step later."""
     limit = BEFORE + sum(costs[:steps]) + more * costs[steps - 1]
-    return StageBudget(stage="stage", measure="flops", limit=float(limit), before=BEFORE)
+    return StageBudget(stage="stage", measure="flops", ends_at=float(limit), before=BEFORE)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "grpo", "ppo"])
 def test_a_budget_of_all_its_steps_changes_nothing(checkpoint, tmp_path, kind):
     """Also with schedules that fall, and phases."""
-    budget = StageBudget(stage="stage", measure="steps", limit=float(STEPS + 7), before=7)
+    budget = StageBudget(stage="stage", measure="steps", ends_at=float(STEPS + 7), before=7)
     plain = Stage(kind, checkpoint, tmp_path / "plain", Interruption(), schedule=FALLS).outcome()
     assert_equal(
         Stage(kind, checkpoint, tmp_path / "budget", Interruption(), schedule=FALLS, budget=budget).outcome(), plain
@@ -112,14 +112,14 @@ def test_a_stage_that_forgets_what_it_spent_ends_elsewhere(checkpoint, costs, tm
 
 def test_a_budget_that_its_first_step_exceeds_twice_is_refused(checkpoint, costs, tmp_path):
     limit = BEFORE + 0.4 * costs("sft")[0]
-    budget = StageBudget(stage="stage", measure="flops", limit=limit, before=BEFORE)
+    budget = StageBudget(stage="stage", measure="flops", ends_at=limit, before=BEFORE)
     for _ in range(2):  # also after the state of that step
         with pytest.raises(StageError, match=r"stages\.stage: one step takes .* flops, and of budget\.flops"):
             Stage("sft", checkpoint, tmp_path, Interruption(), budget=budget).job.run()
 
 
 def test_seconds_end_a_stage_too(checkpoint, tmp_path):
-    budget = StageBudget(stage="stage", measure="seconds", limit=10.0, before=9.9)
+    budget = StageBudget(stage="stage", measure="seconds", ends_at=10.0, before=9.9)
     stage = Stage("sft", checkpoint, tmp_path, Interruption(), budget=budget, steps=1000)
     found, took = [], stage.module.costs.took
     stage.module.costs.took = lambda ranks: [took(ranks), found.append(stage.module.costs.total.total_s)][0]

@@ -40,7 +40,7 @@ def found(checkpoint, tmp_path_factory):
     folder, single, plan, again = tmp_path_factory.mktemp("stages"), {}, [], []
     for kind in KINDS:
         limit = float(sum(costs_of(alone(kind, checkpoint, folder / f"{kind}-costs"))[:STEPS]))
-        budget = {"measure": "flops", "limit": limit}
+        budget = {"measure": "flops", "ends_at": limit}
         single[kind] = alone(kind, checkpoint, folder / kind, budget=StageBudget(stage="stage", **budget)).outcome()
         plain = {"run": "exact", "kind": kind, "strategy": "ddp", "checkpoint": checkpoint, "dtype": "float64"}
         plain |= {"reward": "plain", "options": {"budget": budget}, "folder": str(folder / f"{kind}-ranks")}
