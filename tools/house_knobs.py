@@ -14,6 +14,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COINCIDENCES: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "Arm.apart",
+            "Arm.order",
+            "Arm.overrides",
+            "Arm.shares",
+            "Plan.all_pairs",
+            "Plan.baseline",
+            "Plan.exploratory",
+            "Plan.folds",
+            "Plan.metric",
+            "Plan.question",
+            "Plan.seeds",
+            "Plan.tolerance",
+            "PlannedRun.seed",
+        ),
+        "what the file of a finished comparison says it was",
+    ),
+    **dict.fromkeys(("ArmRun.seed", "Cell.seed", "Contrast.seeds"), "of one run, or of the runs that are compared"),
+    **dict.fromkeys(
+        ("Ended.seconds", "StageSpent.flops", "StageSpent.seconds", "StageSpent.stage", "StageSpent.steps"),
+        "what a run or a stage took",
+    ),
+    "Summary.metric": "the metric that was read",
+    **dict.fromkeys(
+        (
+            "CsvSettings.question",
+            "Named.question",
+            "Originals.question",
+            "PrepareSettings.question",
+            "Problem.question",
+            "Scene.question",
+        ),
+        "the question of a sample",
+    ),
+    "Request.overrides": "the arguments of one command",
+    "SamplingRequest.seeds": "of the completions of one request",
+    "Canary.tolerance": "between log-probabilities",
     **dict.fromkeys(("SamplePlan.seed", "StageSpec.seed"), "a stage's own, which follows from the run's"),
     **dict.fromkeys(
         (

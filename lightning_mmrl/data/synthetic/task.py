@@ -211,7 +211,8 @@ def _with_wrong_golds(rows: list[dict[str, Any]], task: str, settings: Mapping[s
         return rows
     random = random_stream(task, settings["seed"], len(SPLITS))
     train = [row for row in rows if row["split"] == "train"]
-    drawn = {row["id"] for row in random.permutation(train)[: round(settings[WRONG_GOLDS] * len(train))]}
+    places = random.permutation(len(train))[: round(settings[WRONG_GOLDS] * len(train))]
+    drawn = {train[place]["id"] for place in places}
     solutions: dict[str | None, set[str]] = {}
     for row in train:
         solutions.setdefault(row.get(KIND), set()).add(row["solution"])
