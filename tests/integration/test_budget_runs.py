@@ -104,10 +104,11 @@ def test_the_operations_of_a_stage_are_those_of_what_it_logged(run, stage):
 
 def test_a_recount_that_leaves_a_part_out_is_noticed(run):
     """The negative control: an update without its backward pass, and an iteration without what it sampled."""
-    assert counted(run, "cold_start") != pytest.approx(recounted(run, "cold_start") / 3, rel=0.02)
+    third = recounted(run, "cold_start") / 3
+    assert counted(run, "cold_start") != pytest.approx(third, rel=0.02)  # as a right recount may be off
     costs = finished(run, "reason")["costs"]["ranks"][0]["operations"]
     assert costs["sampling"] > 0
-    assert costs["training"] != pytest.approx(recounted(run, "reason"), rel=0.02)
+    assert costs["training"] != pytest.approx(recounted(run, "reason"), rel=0.02)  # as a right recount may be off
 
 
 def test_the_stages_of_a_run_end_where_their_shares_say(run):
@@ -115,4 +116,4 @@ def test_the_stages_of_a_run_end_where_their_shares_say(run):
     for spent, limit, stage in ((first, 0.4 * BUDGET, "cold_start"), (both, BUDGET, "reason")):
         step = counted(run, stage) / finished(run, stage)["num_steps"]
         assert abs(spent - limit) <= 0.6 * step  # half of the last step, which may be longer than the mean
-    assert math.isclose(both, BUDGET, rel_tol=0.02)
+    assert math.isclose(both, BUDGET, rel_tol=0.02)  # half of a step, of about fifty

@@ -81,8 +81,8 @@ def counted(kind, checkpoint, folder, settings, rule=None):
 )
 def test_a_step_counts_the_operations_that_torch_saw(checkpoint, tmp_path, kind, name):
     ours, torchs = counted(kind, checkpoint, tmp_path, StageSettings(num_steps=1, **STAGES[name]))
-    # What differs: attention within towers, which torch counts in part; the first block's inputs need no gradient.
-    assert ours == pytest.approx(torchs, rel=0.03)
+    # What differs: the first block's inputs need no gradient, and torch counts a part of the attention within towers.
+    assert ours == pytest.approx(torchs, rel=0.03)  # measured: 0.973 to 1.012
 
 
 @pytest.mark.parametrize(
