@@ -106,7 +106,7 @@ class Router:
         """The experience whose completions count for the prompts of RL alone, with the targets of those of SFT."""
         device = batch.trainable.device
         to_rl = torch.tensor([[route.to == RL] for route in routes]).to(device, non_blocking=True)
-        width = max(1, *(len(route.target) for route in routes))
+        width = max([1, *(len(route.target) for route in routes)])
         ids = torch.zeros(len(routes), width, dtype=torch.long)
         mask = torch.zeros(len(routes), width, dtype=torch.bool)
         for row, route in enumerate(routes):

@@ -508,7 +508,8 @@ def test_keys_that_came_later_are_left_out_of_the_content_at_their_first_value(c
     assert first.content["stage.mask_history"] is True
     plain, reason = stage_specs(changed())
     assert not {key for key in (*plain.content, *reason.content) if key.startswith(("stage.loss", ROUTER))}
-    plain, reason = stage_specs(changed(f"stages.cold_start.loss={{_target_: {DFT}}}", "algorithm@stages.reason=hpt"))
+    router = "stages.reason.algorithm.router={unsolved_at_most: 0.0}"
+    plain, reason = stage_specs(changed(f"stages.cold_start.loss={{_target_: {DFT}}}", router))
     assert plain.content["stage.loss._target_"] == DFT
     assert reason.content[f"{ROUTER}.unsolved_at_most"] == 0.0
 

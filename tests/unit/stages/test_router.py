@@ -94,6 +94,11 @@ def test_completions_count_for_rl_alone_and_targets_for_sft_alone():
     assert torch.equal(found.all_scores.valid, scored.scores.valid), "metrics see all scores"
 
 
+def test_a_completion_that_did_not_count_before_does_not_count_in_rl():
+    batch = Collector(router=router()).chosen([experience(NEVER, (1, None), ALWAYS)]).batch
+    assert batch.trainable.tolist() == batch.scores.valid.tolist() == [[False, False], [True, False], [True, True]]
+
+
 def test_without_a_router_nothing_is_learned_but_completions():
     batch = Collector().chosen([experience(NEVER, ONCE, ALWAYS)]).batch
     assert batch.targets is None
