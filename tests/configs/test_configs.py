@@ -9,8 +9,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from lightning_mmrl.app.run import check_all_targets
+from lightning_mmrl.config.comparisons import read_comparison
 from lightning_mmrl.config.compose import compose, compose_tree
-from lightning_mmrl.config.folders import configs_dir, groups
+from lightning_mmrl.config.folders import COMPARE, configs_dir, groups, options
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.allowed import ALL_NAMES
@@ -140,12 +141,23 @@ def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
 
 @each_experiment
 def test_an_experiment_only_overrides(path):
-    """It names a run of its own, and every stage it changes runs."""
+    """It names a run of its own, and every stage it changes runs, in it or in an arm of a shipped comparison."""
     config = composed(path)
     assert config.run_name == path.stem
     tree = yaml.safe_load(path.read_text())
     assert set(tree) - {"defaults"} <= {field.name for field in fields(RunSettings)}
-    assert set(tree.get("stages", {})) <= set(config.order)
+    assert set(tree.get("stages", {})) <= set(config.order) | stages_of_arms(path.stem)
+
+
+def stages_of_arms(experiment: str) -> set[str]:
+    """The stages that arms of shipped comparisons over an experiment have."""
+    found = set()
+    for name in options(COMPARE):
+        comparison = read_comparison(name)
+        if f"experiment={experiment}" in comparison.overrides:
+            for arm in comparison.arms.values():
+                found |= set(compose([*comparison.overrides, *arm.overrides]).order)
+    return found
 
 
 @pytest.mark.slow
