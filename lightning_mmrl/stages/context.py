@@ -86,7 +86,7 @@ class OptimizerSettings:
         self,
         module: nn.Module,
         context: StageContext,
-        place: Callable[[int], int | float],
+        place: Callable[[int], int | float] = lambda step: step,
         factor: Callable[[int], float] = lambda step: 1.0,
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
