@@ -53,6 +53,8 @@ class CompareSettings:
     budget: BudgetSettings | None = None
     """What each arm may spend after the stages that all arms share: flops, steps or seconds; null: each stage runs its
     steps."""
+    shares: dict[str, float] = setting(factory=dict)
+    """Shares of the budget by stage, for arms that give none: in proportion, among the stages that the arm has."""
     tolerance: float = setting(0.02, at_least=0, below=1)
     """Largest relative difference of what two arms spent that still counts as equal."""
     measure: MeasureSettings = field(default_factory=MeasureSettings)
