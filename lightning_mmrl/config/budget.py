@@ -16,6 +16,10 @@ ROUNDING = 1e-5
 """How far the sum of shares may be from 1, as with three times 0.333333."""
 
 
+ASKED = ("endpoint", "local_checkpoint")
+"""Keys of a reward that asks a model: where the model is."""
+
+
 def shares(config: RunSettings) -> dict[str, float]:
     """The share of each stage that the budget ends, in the order of the stages; empty without a budget."""
     if config.budget is None:
@@ -62,19 +66,24 @@ def known_steps(config: RunSettings) -> Mapping[str, float]:
     return found
 
 
-def uncounted(config: RunSettings) -> list[str]:
-    """The stages whose experts or judges answer at an endpoint, so that a budget of operations does not count them."""
+def uncounted(config: RunSettings) -> str | None:
+    """A sentence about the models that a budget of operations does not count; None if there are none.
+
+    These are experts and judges of stages that count, at an endpoint or on this machine.
+    """
     if config.budget is None or config.budget.measure != "flops":
-        return []
+        return None
     found = []
     for name in config.order:
         stage = config.stages[name]
+        if name in config.budget.apart:
+            continue
+        if isinstance(stage, RouteSettings) and stage.expert is not None:
+            found.append(f"the expert of stages.{name}")
         components = {} if stage.rewards is None else stage.rewards.components
-        judged = any(isinstance(node, Mapping) and node.get("endpoint") for node in components.values())
-        asks = isinstance(stage, RouteSettings) and stage.expert is not None
-        if (judged or asks) and name not in config.budget.apart:
-            found.append(name)
-    return found
+        if any(isinstance(node, Mapping) and any(map(node.get, ASKED)) for node in components.values()):
+            found.append(f"the judges of stages.{name}")
+    return f"budget.flops does not count the operations of {' and '.join(found)}" if found else None
 
 
 def check_budget(config: RunSettings) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_mmrl.config.budget import counted_before, known_steps, limits
+from lightning_mmrl.config.budget import counted_before, known_steps, limits, uncounted
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
@@ -107,6 +107,35 @@ def test_a_budget_that_cannot_work_is_refused_in_one_sentence(budget, more, mess
     with pytest.raises(ConfigError, match=message) as caught:
         budgeted(budget, *more)
     assert "\n" not in str(caught.value)
+
+
+ASKED = "{model: m}", "{base_url: 'http://127.0.0.1:1/v1'}"
+
+
+def with_judge(where):
+    node = f"{{_target_: lightning_mmrl.rewards.llm_judge.LlmJudge, {where}}}"
+    return f"+stages.reason.rewards.components.judge={node}", "+stages.reason.rewards.weights.judge=1"
+
+
+@pytest.mark.parametrize("where", ["expert: {}, endpoint: {}".format(*ASKED), "local_checkpoint: models/judge"])
+def test_a_judge_is_named_as_not_counted_wherever_it_runs(where):
+    judge = with_judge(where)
+    named = "budget.flops does not count the operations of the judges of stages.reason"
+    assert uncounted(compose([EXPERIMENT, SHARED, *judge])) == named
+    assert uncounted(compose([EXPERIMENT, SHARED])) is None
+    assert uncounted(budgeted("seconds: 900", *judge)) is None  # its time counts
+    assert uncounted(compose([EXPERIMENT, *judge])) is None
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_expert_of_a_stage_that_counts_is_named(apart):
+    expert = [f"stages.sort.{key}={value}" for key, value in zip(("expert", "endpoint"), ASKED, strict=True)]
+    stages = ["order=[draw,sort,reason]", "+stage@stages.draw=sample", "+stage@stages.sort=route"]
+    budget = f"flops: 1e9, apart: [{'sort' if apart else ''}]"
+    given = budgeted(budget, *stages, *expert, *with_judge("local_checkpoint: models/judge"))
+    whose = "" if apart else "the expert of stages.sort and "
+    named = f"budget.flops does not count the operations of {whose}the judges of stages.reason"
+    assert uncounted(given) == named
 
 
 def test_passes_give_the_nominal_length():
