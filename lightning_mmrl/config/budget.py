@@ -52,16 +52,20 @@ def counted_before(config: RunSettings, name: str) -> list[str]:
 
 
 def known_steps(config: RunSettings) -> Mapping[str, float]:
-    """Steps of each stage that trains under a budget of steps; infinite from a stage of unknown length on.
+    """Steps of each stage that trains under a budget of steps; infinite where they are not known before.
 
-    A stage ends at the step whose end is nearest to its limit, the earlier one of two.
+    A stage that the budget ends does so at the step whose end is nearest to its limit, the earlier one of two, whatever
+    the stages before it took. Not known are the steps of a stage that `stop_when` may end or that runs for epochs, and
+    then those of the next stage that the budget ends, unless the former does not count.
     """
     ends, spent, found = limits(config), 0.0, {}
     for name, stage in config.trained.items():
         if name in ends:
-            found[name] = max(0, math.ceil(ends[name] - spent - 0.5)) if math.isfinite(spent) else math.inf
-        else:
-            found[name] = math.inf if stage.num_steps is None else stage.num_steps
+            end = math.ceil(ends[name] - 0.5)
+            found[name] = max(0, end - spent) if math.isfinite(spent) else math.inf
+            spent = end
+            continue
+        found[name] = math.inf if stage.num_steps is None or stage.stop_when is not None else stage.num_steps
         spent += 0 if config.budget is None or name in config.budget.apart else found[name]
     return found
 

@@ -1,5 +1,7 @@
 """The budget of a run: cumulative limits, what of it is part of a stage's content, and what is refused."""
 
+import math
+
 import pytest
 
 from lightning_mmrl.config.budget import counted_before, known_steps, limits, uncounted
@@ -37,6 +39,18 @@ def test_steps_are_known_before():
     assert known_steps(budgeted(f"{steps}, apart: [pretrain]")) == {"pretrain": 100, "cold_start": 125, "reason": 75}
     halves = "steps: 5, apart: [pretrain], shares: {cold_start: 0.5, reason: 0.5}"
     assert known_steps(budgeted(halves)) == {"pretrain": 100, "cold_start": 2, "reason": 3}  # the earlier of two
+
+
+def test_steps_after_a_stage_of_unknown_length_are_known_from_the_next_limit_on():
+    """Such a stage may end at its first validation, so a small budget may suffice."""
+    early = "++stages.pretrain.stop_when={metric: validation/uar, at_least: 0.5}", "++stages.pretrain.validate_every=5"
+    shared = "steps: 90, shares: {cold_start: 0.5, reason: 0.5}"
+    assert known_steps(budgeted(shared, *early)) == {"pretrain": math.inf, "cold_start": math.inf, "reason": 45}
+    assert known_steps(budgeted("steps: 90", *early, "order=[pretrain,reason]"))["reason"] == math.inf
+    apart = known_steps(budgeted(f"{shared}, apart: [pretrain]", *early))
+    assert apart == {"pretrain": math.inf, "cold_start": 45, "reason": 45}
+    with pytest.raises(ConfigError, match=r"leaves no step for stages\.reason"):
+        budgeted("steps: 90, shares: {cold_start: 0.995, reason: 0.005}", *early)
 
 
 def contents(*overrides):
