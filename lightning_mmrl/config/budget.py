@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from lightning_mmrl.errors import ConfigError
@@ -51,15 +52,19 @@ def counted_before(config: RunSettings, name: str) -> list[str]:
     return [each for each in config.order[: config.order.index(name)] if each not in apart]
 
 
-def known_steps(config: RunSettings) -> Mapping[str, float]:
+def known_steps(config: RunSettings, stages: Mapping[str, StageSettings] | None = None) -> Mapping[str, float]:
     """Steps of each stage that trains under a budget of steps; infinite where they are not known before.
 
     A stage that the budget ends does so at the step whose end is nearest to its limit, the earlier one of two, whatever
     the stages before it took. Not known are the steps of a stage that `stop_when` may end or that runs for epochs, and
     then those of the next stage that the budget ends, unless the former does not count.
+
+    Args:
+        config: The run.
+        stages: The stages that train, with the steps of their epochs where these are known; None for those of the run.
     """
     ends, spent, found = limits(config), 0.0, {}
-    for name, stage in config.trained.items():
+    for name, stage in (stages or config.trained).items():
         if name in ends:
             end = math.ceil(ends[name] - 0.5)
             found[name] = max(0, end - spent) if math.isfinite(spent) else math.inf
@@ -67,6 +72,16 @@ def known_steps(config: RunSettings) -> Mapping[str, float]:
             continue
         found[name] = math.inf if stage.num_steps is None or stage.stop_when is not None else stage.num_steps
         spent += 0 if config.budget is None or name in config.budget.apart else found[name]
+    return found
+
+
+def with_budget(config: RunSettings, stages: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
+    """The stages that train, with the steps that they will make in the place of nominal ones: None if not known."""
+    measured = config.budget is not None and config.budget.measure == "steps"
+    known, found = known_steps(config, stages) if measured else {}, dict(stages)
+    for name in limits(config):
+        steps = known.get(name, math.inf)
+        found[name] = replace(found[name], num_steps=int(steps) if math.isfinite(steps) else None, num_epochs=None)
     return found
 
 
