@@ -43,13 +43,20 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
         directory: The stage's folder, in the folder of the run.
 
     Raises:
-        StageError: Nothing is left for the stage, or what a stage before it cost is not known.
+        StageError: Nothing is left for the stage, or a stage before it is not finished, or its costs are not known.
     """
     limit = limits(config).get(name)
     if config.budget is None or limit is None:
         return None
     measure, finished = config.budget.measure, Manifest.read(directory.parent.parent).stages
-    spent = [_spent(finished[each].result, measure) for each in counted_before(config, name) if each in finished]
+    counted = counted_before(config, name)
+    for each in counted:
+        if each not in finished:
+            raise StageError(
+                f"stages.{name} ends by what stage {each} took of budget.{measure} too, and {each} is not finished; "
+                f"run {each} first, or name it in budget.apart"
+            )
+    spent = [_spent(finished[each].result, measure) for each in counted]
     budget = StageBudget(stage=name, measure=measure, ends_at=limit, before=sum(spent))
     if budget.own <= 0:
         raise StageError(
