@@ -1,4 +1,4 @@
-"""What a stage may cost under the budget of its run, after what the stages before it cost."""
+"""The costs that the budget of a run leaves to a stage, after the stages before it."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def check_sizes(config: RunSettings) -> None:
 
 
 def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget | None:
-    """What a stage may cost; None if the budget does not end it.
+    """The budget of one stage; None if the budget of the run does not end it.
 
     Args:
         config: The run.
@@ -67,13 +67,17 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
 
 
 def _spent(result: StageResult, measure: str) -> float:
-    """What a finished stage took of a budget; a stage of which that is not known is refused."""
+    """The part of a budget that a finished stage took.
+
+    Raises:
+        StageError: Its costs are not known.
+    """
     spent = result.spent(measure)
     if spent is not None:
         return spent
     if result.costs is None:
         raise StageError(
-            f"what stage {result.name} took is not known, since an earlier version ran it; run it again with "
+            f"the costs of stage {result.name} are not known, since an earlier version ran it; run it again with "
             f"--from-stage {result.name}, or give the budget in steps"
         )
     raise StageError(

@@ -27,7 +27,7 @@ class Ending:
     Args:
         settings: `stop_when` is the bound that a validation must meet, if there is one; over the `cooldown_steps` after
             that validation, the learning rate falls linearly to zero.
-        budget: What the stage may cost; None if it runs all its steps.
+        budget: The limit of the stage's costs; None if it runs all its steps.
         costs: Measures what the stage cost; needed with a budget.
 
     >>> from lightning_mmrl.settings.stage import Bound

@@ -1,4 +1,4 @@
-"""What is left of a budget for a stage, after what finished stages took."""
+"""The part of a budget that finished stages leave to the next one."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_a_stage_before_that_is_not_finished_is_refused_and_not_taken_as_free(tm
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("flops: 450", "stage pretrain took is not known, since an earlier version ran it"),
+        ("flops: 450", "the costs of stage pretrain are not known, since an earlier version ran it"),
         ("steps: 170, apart: [cold_start]", None),
     ],
 )
