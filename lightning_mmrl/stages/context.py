@@ -45,7 +45,7 @@ class StageContext:
         target_tokens: Gives the tokens of a sample's target after a prompt of so many positions, or says why there are
             none.
         costs: Measures what the steps cost.
-        budget: What the stage may cost; None if it runs all its steps.
+        budget: The limit of the stage's costs; None if it runs all its steps.
         say: Tells the user something.
     """
 
