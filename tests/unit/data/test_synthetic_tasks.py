@@ -135,5 +135,5 @@ def test_every_generator_is_called_alike() -> None:
     wanted = {"directory", "seed", "scale", "workers", "overwrite", "on_progress"}
     for generate in TASKS.values():
         parameters = inspect.signature(generate).parameters
-        assert set(parameters) == wanted
+        assert set(parameters) - {"wrong_golds"} == wanted  # a share of wrong solutions, where the generator has one
         assert parameters["seed"].default == 0
