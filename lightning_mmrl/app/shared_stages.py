@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from lightning_mmrl.app.arms import SHARED, ArmRun
@@ -21,8 +22,8 @@ BEGUN = "begun_with.json"
 DECIDED = (EXCLUSIONS, "experts", "judges")
 """Files and folders of a run that later stages read: left-out samples, and answers of experts and judges."""
 EVALUATION = "evaluation"
-Steps = Sequence[tuple[str, str]]
-"""The stages of a run in order, each with its digest."""
+Steps = Sequence[tuple[str, str, str]]
+"""The evaluation of the base model and the stages of a run in order, each with its digest and its conditions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,26 +76,31 @@ class Segment:
     @property
     def is_finished(self) -> bool:
         """Whether the stages are finished, or there is an evaluation of the base model."""
-        known = known_of(self.directory, self.runs[0])
+        known = known_of(self.directory, self.runs[0], self.runs[0])
         return known.base is not None if self.until == BASE_MODEL else self.until in known.stages
 
 
 def segments(runs: Sequence[ArmRun]) -> list[Segment]:
     """The stages that at least two runs with one seed and fold share; each segment after the one it follows.
 
-    Runs share a stage if they share all stages before it and its digest, which follows everything that decides its
-    outcome. The evaluation of the base model counts as a stage before the first.
+    Runs share a stage if they share all stages before it, its digest, and all with which it is run, also what a digest
+    leaves out because a run may continue with another value. The evaluation of the base model counts as a stage before
+    the first.
     """
     by_place: dict[tuple[int, str | None], list[tuple[ArmRun, Steps]]] = {}
     for run in runs:
-        path = [(BASE_MODEL, run.base_evaluation()), *((spec.name, spec.digest) for spec in run.specs())]
-        by_place.setdefault((run.seed, run.fold), []).append((run, path))
+        by_place.setdefault((run.seed, run.fold), []).append((run, _steps(run)))
     found = [each for pairs in by_place.values() for each in _grown(pairs, 0, None)]
     return [each for each in found if each.until != BASE_MODEL or each.runs[0].base_evaluation()]
 
 
+def _steps(run: ArmRun) -> Steps:
+    stages = [(spec.name, spec.digest, run.conditions(spec.name)) for spec in run.specs()]
+    return [(BASE_MODEL, run.base_evaluation(), run.conditions()), *stages]
+
+
 def _grown(pairs: Sequence[tuple[ArmRun, Steps]], depth: int, above: Segment | None) -> Iterator[Segment]:
-    groups: dict[tuple[str, str], list[tuple[ArmRun, Steps]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[ArmRun, Steps]]] = {}
     for run, path in pairs:
         if len(path) > depth:
             groups.setdefault(path[depth], []).append((run, path))
@@ -114,20 +120,27 @@ def segment_of(run: ArmRun, found: Iterable[Segment]) -> Segment | None:
     return next((each for each in reversed(list(found)) if run in each.runs), None)  # by identity
 
 
-def known_of(folder: Path, run: ArmRun) -> Manifest:
-    """What a run folder holds of the beginning of a run: its evaluated base model, and its first finished stages."""
-    manifest = Manifest.read(folder)
-    base = manifest.base if manifest.base is not None and manifest.base.evaluation == run.base_evaluation() else None
+def known_of(folder: Path, run: ArmRun, owner: ArmRun) -> Manifest:
+    """What a run folder holds of the beginning of a run: its evaluated base model, and its first finished stages.
+
+    Args:
+        folder: The folder.
+        run: The run that would begin with it.
+        owner: The run with whose configuration the folder was made; stages that the two do not share are left out.
+    """
+    manifest, steps = Manifest.read(folder), zip(_steps(run), _steps(owner), strict=False)
+    alike = [own for own, _ in takewhile(lambda pair: pair[0] == pair[1], steps)]
+    base = manifest.base if manifest.base is not None and alike and manifest.base.evaluation == alike[0][1] else None
     stages: dict[str, FinishedStage] = {}
-    for spec in run.specs():
-        finished = manifest.stages.get(spec.name)
-        if finished is None or finished.digest != spec.digest:
+    for name, digest, _ in alike[1:]:
+        finished = manifest.stages.get(name)
+        if finished is None or finished.digest != digest:
             break
-        stages[spec.name] = finished
+        stages[name] = finished
     return Manifest(stages=stages, base=base)
 
 
-def begin(directory: Path, run: ArmRun, others: Iterable[Path]) -> None:
+def begin(directory: Path, run: ArmRun, others: Iterable[tuple[Path, ArmRun]]) -> None:
     """Puts the longest finished beginning of a run that is found elsewhere into the folder of the run, if it is new.
 
     Sealed files are hard links, or copies on another file system; all others are copies, because evaluations and
@@ -136,7 +149,7 @@ def begin(directory: Path, run: ArmRun, others: Iterable[Path]) -> None:
     Args:
         directory: The folder of the run, which is left as it is if a run has begun there.
         run: The run.
-        others: Folders of runs that may have finished the same stages.
+        others: Folders that may hold the same finished stages, each with the run whose configuration made it.
 
     Raises:
         DiskError: The disk refuses.
@@ -144,7 +157,7 @@ def begin(directory: Path, run: ArmRun, others: Iterable[Path]) -> None:
     """
     if Manifest.read(directory) != Manifest() or (directory / BEGUN).exists():
         return
-    found = [(known_of(other, run), other) for other in others if other != directory and other.is_dir()]
+    found = [(known_of(other, run, owner), other) for other, owner in others if other != directory and other.is_dir()]
     best = max(found, key=lambda pair: (len(pair[0].stages), pair[0].base is not None), default=None)
     if best is None or not (best[0].stages or best[0].base):
         return
@@ -207,8 +220,10 @@ def _link(path: Path, copy: Path) -> None:
         shutil.copy2(path, copy)
 
 
-def folders_of(run: ArmRun, found: Iterable[Segment], runs: Iterable[ArmRun]) -> list[Path]:
-    """The folders of a comparison that may hold finished stages of a run: those with the same seed and fold."""
-    place = (run.seed, run.fold)
-    shared = [each.directory for each in found if (each.runs[0].seed, each.runs[0].fold) == place]
-    return [*shared, *(each.directory for each in runs if (each.seed, each.fold) == place)]
+def folders_of(run: ArmRun, found: Iterable[Segment], runs: Iterable[ArmRun]) -> list[tuple[Path, ArmRun]]:
+    """The folders of a comparison that may hold finished stages of a run: those with the same seed and fold.
+
+    Each comes with the run whose configuration made it.
+    """
+    owned = [*((each.directory, each.runs[0]) for each in found), *((each.directory, each) for each in runs)]
+    return [(folder, owner) for folder, owner in owned if (owner.seed, owner.fold) == (run.seed, run.fold)]
