@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.arms import BEST, RUNS, ArmRun
+from lightning_mmrl.app.arm_best import (
+    best_weights,
+    evaluation_command,
+    evaluation_of_best,
+    is_evaluated,
+    note_evaluated,
+)
+from lightning_mmrl.app.arms import RUNS, ArmRun
 from lightning_mmrl.app.processes import Command, Ended, Pool, Steps, Task
 from lightning_mmrl.app.run_folder import LOCK, locked, writable
 from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, segment_of
@@ -21,6 +28,7 @@ from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.report.arms_page import write_comparison
+from lightning_mmrl.report.comparison import FILE, VERSION
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE
@@ -29,13 +37,7 @@ from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import duration, printable
 
-FILE = "compare.json"
-VERSION = 1
 LOGS = "logs"
-BEST_WEIGHTS = "best"
-"""Folder of a stage with the weights of its best validation."""
-EVALUATIONS = "evaluations"
-SUMMARY = "evaluation.json"
 
 Say = Callable[[str], object]
 
@@ -73,9 +75,16 @@ class Comparison:
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What `compare.json` knows beside the plan: how each run ended, and the run of the comparison in the tracker."""
+    """What `compare.json` knows beside the plan.
+
+    Attributes:
+        codes: The exit code of each run by its name; None if it has not ended.
+        best_codes: The exit code of the evaluation of a run's best weights, None without one.
+        tracking_id: The run of the comparison in the tracker.
+    """
 
     codes: dict[str, int | None] = field(default_factory=dict)
+    best_codes: dict[str, int | None] = field(default_factory=dict)
     tracking_id: str | None = None
 
     @classmethod
@@ -93,7 +102,8 @@ class State:
             if content["version"] != VERSION:
                 raise StageError(f"{path} has version {content['version']}, this program reads {VERSION}; {remedy}")
             codes = {Path(run["folder"]).name: run["exit_code"] for run in content["runs"]}
-            return cls(codes=codes, tracking_id=content.get("tracking_id"))
+            best_codes = {Path(run["folder"]).name: run.get("best_exit_code") for run in content["runs"]}
+            return cls(codes=codes, best_codes=best_codes, tracking_id=content.get("tracking_id"))
         except (KeyError, TypeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); {remedy}") from error
 
@@ -127,35 +137,29 @@ class State:
         }
         write_json(comparison.directory / FILE, content)
 
+    @property
+    def failed(self) -> list[str]:
+        """The runs that failed, and those whose best weights could not be evaluated."""
+        return [name for name, code in self.codes.items() if code or self.best_codes.get(name)]
+
     def _plain(self, run: ArmRun) -> dict[str, Any]:
         best = evaluation_of_best(run)
+        has_best = best_weights(run) is not None and is_evaluated(run)
         return {
             "arm": run.arm,
             "seed": run.seed,
             "fold": run.fold,
             "folder": f"{RUNS}/{run.name}",
             "exit_code": self.codes.get(run.name),
+            "best_exit_code": self.best_codes.get(run.name),
             "shared": begun_with(run.directory),
-            "best": str(best.relative_to(run.comparison)) if (best / SUMMARY).is_file() else None,
+            "best": str(best.relative_to(run.comparison)) if has_best else None,
         }
-
-
-def evaluation_of_best(run: ArmRun) -> Path:
-    """The folder of the evaluation of a run's best weights, whether or not it exists."""
-    return run.comparison / BEST / run.name / EVALUATIONS / BEST_WEIGHTS
-
-
-def best_weights(run: ArmRun) -> Path | None:
-    """The best weights of a run's last trained stage; None if it keeps none."""
-    last = next((spec for spec in reversed(run.specs()) if spec.trains), None)
-    place = None if last is None else stage_folder(run.directory, last) / BEST_WEIGHTS
-    return place if place is not None and place.is_dir() else None
 
 
 def is_whole(run: ArmRun) -> bool:
     """Whether nothing of a run is left to do."""
-    whole = not due_actions(run.specs(), Manifest.read(run.directory), Selection())
-    return whole and (best_weights(run) is None or (evaluation_of_best(run) / SUMMARY).is_file())
+    return not due_actions(run.specs(), Manifest.read(run.directory), Selection()) and is_evaluated(run)
 
 
 def refuse_changes(comparison: Comparison) -> None:
@@ -179,7 +183,7 @@ def refuse_changes(comparison: Comparison) -> None:
             )
 
 
-def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str, int | None]:
+def run_comparison(comparison: Comparison, parallel: int, say: Say) -> State:
     """Runs what is unfinished of a comparison, and writes `compare.json` after each run that ends.
 
     Args:
@@ -188,7 +192,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         say: Shows a line.
 
     Returns:
-        The exit code of each run by its name.
+        How each run ended.
 
     Raises:
         ConfigError: Another process works in the folder, or a run began with another configuration.
@@ -202,6 +206,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         names = [run.name for run in comparison.runs]
         whole = {run.name for run in comparison.runs if state.codes.get(run.name) == 0 and is_whole(run)}
         state.codes = {name: 0 if name in whole else None for name in names}
+        state.best_codes = {name: code for name, code in state.best_codes.items() if name in whole}
         state.write(comparison)
         left = [run for run in comparison.runs if run.name not in whole]
         if whole:
@@ -209,7 +214,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         if left:
             with _tracked(comparison, state) as parent:
                 _Work(comparison, state, say).run(left, parallel, parent)
-        return dict(state.codes)
+        return state
 
 
 class _Work:
@@ -261,12 +266,15 @@ class _Work:
         prepare = partial(begin, folder, run, self._folders(run))
         code = yield Command(arguments=arguments, log=log, lock=folder / LOCK, prepare=prepare)
         best = best_weights(run)
-        if code or best is None or (evaluation_of_best(run) / SUMMARY).is_file():
+        if code or best is None or is_evaluated(run):
             return code
-        lock = evaluation_of_best(run).with_name(f".{BEST_WEIGHTS}.lock")  # as `mmrl evaluate` names it
-        return (yield Command(arguments=("evaluate", str(best), *run.command(BEST, run.name)), log=log, lock=lock))
+        code = yield evaluation_command(run, best, log)
+        self._state.best_codes[run.name] = code
+        if not code:
+            note_evaluated(run, best)
+        return 0  # the run itself is whole
 
-    def _folders(self, run: ArmRun) -> list[Path]:
+    def _folders(self, run: ArmRun) -> list[tuple[Path, ArmRun]]:
         return folders_of(run, self._comparison.shared, self._comparison.runs)
 
     def log(self, name: str) -> Path:
@@ -285,8 +293,13 @@ class _Work:
             self._state.write(self._comparison)
             write_comparison(self._comparison.directory)
         how = f"finished in {duration(ended.seconds)}"
+        best = self._state.best_codes.get(name)
         if ended.code:
             how = f"failed with exit code {ended.code}: {_last_line(self.log(name))}"
+        elif best:
+            how += (
+                f", but the evaluation of its best weights failed with exit code {best}: {_last_line(self.log(name))}"
+            )
         done, failed = sum(code == 0 for code in codes.values()), sum(bool(code) for code in codes.values())
         rest = len(self._tasks) - len(self._codes)
         ahead = rest * sum(self._seconds) / len(self._seconds) / min(self._parallel, max(rest, 1))
@@ -328,7 +341,7 @@ def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
         except BaseException as error:
             parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        parent.finish("FAILED" if any(state.codes.values()) else "FINISHED")
+        parent.finish("FAILED" if state.failed else "FINISHED")
     finally:
         tracker.close()
 

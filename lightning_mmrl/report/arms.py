@@ -11,9 +11,10 @@ from typing import Any
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds, over_seeds
 from lightning_mmrl.evaluation.seeds import PairedT
-from lightning_mmrl.report.comparison import MEASURES, Plan, PlannedRun, read_plan
+from lightning_mmrl.report.comparison import Plan, PlannedRun, read_plan
 from lightning_mmrl.report.page import FAULTS
 from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
+from lightning_mmrl.settings.budget import MEASURES
 from lightning_mmrl.settings.stage import BASE
 
 AT = ("value", "base", "best")
@@ -313,13 +314,22 @@ def _run_notes(summary: Summary) -> list[str]:
 
 
 def _best_notes(summary: Summary, runs: Iterable[PlannedRun]) -> list[str]:
-    """Evaluations of the best validation that the plan names and that have no figure."""
-    named = {(run.arm, run.seed, run.fold) for run in runs if run.best is not None}
-    return [
-        f"{cell.title}: the evaluation of its weights with the best validation has no figure that can be read."
-        for cell in summary.cells
-        if (cell.arm, cell.seed, cell.fold) in named and cell.value is not None and cell.best is None
-    ]
+    """Evaluations of the best validation that failed, or that the plan names and that have no figure."""
+    told, planned = [], {(run.arm, run.seed, run.fold): run for run in runs}
+    for cell in summary.cells:
+        run = planned.get((cell.arm, cell.seed, cell.fold))
+        if run is None or cell.value is None or cell.best is not None:
+            continue
+        if run.best_exit_code:
+            told.append(
+                f"{cell.title}: its weights with the best validation were not evaluated; `mmrl evaluate` failed with "
+                f"exit code {run.best_exit_code}."
+            )
+        elif run.best is not None:
+            told.append(
+                f"{cell.title}: the evaluation of its weights with the best validation has no figure that can be read."
+            )
+    return told
 
 
 def _size_notes(found: Sequence[_Read]) -> list[str]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.files import read_json
+from lightning_mmrl.settings.budget import MEASURES
 
 FILE = "compare.json"
 VERSION = 1
-MEASURES = ("flops", "steps", "seconds")
-"""What a budget is given in."""
 _REMEDY = "restore it, or run the same `mmrl compare` again"
 Number = int | float
 
@@ -31,6 +30,7 @@ class Arm:
 class PlannedRun:
     """A run of the comparison; `exit_code` is None if it has not ended, and `best` if nothing was evaluated there.
 
+    `best_exit_code` is that of the evaluation of its best weights, apart from that of the run; None without one.
     `folder` and `best` are relative to the folder of the comparison. `shared` are the stages that it took over.
     """
 
@@ -41,6 +41,7 @@ class PlannedRun:
     exit_code: int | None
     shared: tuple[str, ...]
     best: str | None
+    best_exit_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ def _run(part: "_Part") -> PlannedRun:
         exit_code=part.get("exit_code", int, None),
         shared=part.listed("shared", str),
         best=part.get("best", str, None),
+        best_exit_code=part.get("best_exit_code", int, None),
     )
 
 

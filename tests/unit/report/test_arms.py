@@ -196,6 +196,17 @@ def test_a_lost_evaluation_of_the_best_validation_is_said(arms):
     assert "rl, seed 1: the evaluation of its weights with the best validation has no figure" in " ".join(found.notes)
 
 
+def test_an_evaluation_of_the_best_validation_that_failed_costs_that_figure_alone(arms):
+    arms.content["runs"][4] |= {"best": None, "best_exit_code": 3}
+    arms.save()
+    found = summarize(arms.folder)
+    assert cell(found, "rl", 1).value == RL[1]
+    assert (found.contrasts[0].seeds, found.best_contrasts[0].seeds) == ((0, 1, 2), (0, 2))
+    assert found.notes[0] == (
+        "rl, seed 1: its weights with the best validation were not evaluated; `mmrl evaluate` failed with exit code 3."
+    )
+
+
 @pytest.mark.parametrize("seeds", [{0: 0.5}, {}])
 def test_one_seed_or_none_has_no_interval_and_one_arm_no_comparison(tmp_path, seeds):
     alone = ArmsFolder(tmp_path / "alone", {"sft": seeds})
