@@ -53,14 +53,14 @@ def note_evaluated(run: ArmRun, best: Path) -> None:
     write_json(_record(run), _asked(run, best))
 
 
-def evaluation_command(run: ArmRun, best: Path, log: Path) -> Command:
+def evaluation_command(run: ArmRun, best: Path) -> Command:
     """The process that evaluates the best weights of a run."""
     last = _last(run)
     assert last is not None
     assert isinstance(last.settings, StageSettings)
     overrides = (*_prompts(run.config, last.name, last.settings), *_policy_itself(run.config))
-    lock = evaluation_lock(evaluation_of_best(run))
-    return Command(arguments=("evaluate", str(best), *run.command(BEST, run.name), *overrides), log=log, lock=lock)
+    arguments = ("evaluate", str(best), *run.command(BEST, run.name), *overrides)
+    return Command(arguments=arguments, lock=evaluation_lock(evaluation_of_best(run)))
 
 
 def _prompts(config: RunSettings, name: str, stage: StageSettings) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Trains and evaluates the arms of a comparison, each run in a process of its own, and continues what is unfinished."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from lightning_mmrl.app.arm_best import (
 from lightning_mmrl.app.arms import RUNS, ArmRun
 from lightning_mmrl.app.processes import Command, Ended, Pool, Steps, Task
 from lightning_mmrl.app.run_folder import LOCK, locked, writable
-from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, segment_of
+from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, manifest_of, segment_of
 from lightning_mmrl.app.trackers import open_tracker, origin
 from lightning_mmrl.curriculum.attempt import Attempt, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
@@ -159,28 +159,44 @@ class State:
 
 def is_whole(run: ArmRun) -> bool:
     """Whether nothing of a run is left to do."""
-    return not due_actions(run.specs(), Manifest.read(run.directory), Selection()) and is_evaluated(run)
+    manifest = manifest_of(run.directory)
+    return manifest is not None and not due_actions(run.specs(), manifest, Selection()) and is_evaluated(run)
 
 
 def refuse_changes(comparison: Comparison) -> None:
     """Refuses an arm whose runs began with another configuration, as `mmrl train` would.
 
+    A damaged run is no reason to refuse the others; it is refused when it is started.
+
     Raises:
         ConfigError: Naming the arm and the changes.
     """
     for run in comparison.runs:
-        specs, manifest = run.specs(), Manifest.read(run.directory)
-        changed = dict(changed_stages(specs, manifest, due_actions(specs, manifest, Selection())))
-        for spec in specs:
-            attempt = None if spec.name in manifest.stages else Attempt.read(stage_folder(run.directory, spec))
-            if attempt is not None and not same_content(attempt.content, spec.content):
-                changed[spec.name] = attempt.content
+        try:
+            changed = _changed(run)
+        except StageError:
+            continue
         if changed:
-            lines = describe_changes(changed, specs)
+            lines = describe_changes(changed, run.specs())
             raise ConfigError(
                 f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}); undo the "
                 "change, give the arm another name, or begin a new comparison with --name"
             )
+
+
+def _changed(run: ArmRun) -> dict[str, Mapping[str, Any]]:
+    """The stages that began with another configuration, each with what it began with.
+
+    Raises:
+        StageError: The folder of the run is damaged.
+    """
+    specs, manifest = run.specs(), Manifest.read(run.directory)
+    changed = dict(changed_stages(specs, manifest, due_actions(specs, manifest, Selection())))
+    for spec in specs:
+        attempt = None if spec.name in manifest.stages else Attempt.read(stage_folder(run.directory, spec))
+        if attempt is not None and not same_content(attempt.content, spec.content):
+            changed[spec.name] = attempt.content
+    return changed
 
 
 def run_comparison(comparison: Comparison, parallel: int, say: Say) -> State:
@@ -232,29 +248,31 @@ class _Work:
     def run(self, left: Sequence[ArmRun], parallel: int, parent: TrackedRun) -> None:
         """Runs what is left, after the stages that runs share which have not begun."""
         self._parallel = parallel
-        new = [run for run in left if Manifest.read(run.directory) == Manifest()]
+        new = [run for run in left if manifest_of(run.directory) == Manifest()]
         shared = [each for each in self._comparison.shared if any(run in each.runs for run in new)]
         for run in left:  # the first run of a seed brings the stages that runs of this seed share
             for segment in shared:
-                if segment.suffix == run.suffix and segment.name not in [task.name for task in self._tasks]:
-                    above = () if segment.above is None else (segment.above.name,)
-                    self._tasks.append(Task(name=segment.name, begin=partial(self._share, segment), waits_for=above))
+                if segment.suffix == run.suffix and segment.place not in [task.name for task in self._tasks]:
+                    above = () if segment.above is None else (segment.above.place,)
+                    self._add(segment.place, partial(self._share, segment), above)
             own = segment_of(run, shared)
-            waits = () if own is None else (own.name,)
-            self._tasks.append(Task(name=run.name, begin=partial(self._train, run, waits), waits_for=waits))
+            waits = () if own is None else (own.place,)
+            self._add(run.name, partial(self._train, run, waits), waits)
         environment = _environment(parent, parallel)
         Pool(parallel, environment, on_start=self._on_start, on_end=self._on_end).run(self._tasks)
+
+    def _add(self, name: str, begin: Callable[[], Steps], waits_for: Sequence[str]) -> None:
+        self._tasks.append(Task(name=name, log=self.log(name), begin=begin, waits_for=waits_for))
 
     def _share(self, segment: Segment) -> Steps:
         above = segment.above
         if above is not None and not above.is_finished:
-            return self._codes.get(above.name) or 1
+            return self._codes.get(above.place) or 1
         if segment.is_finished:
             return 0
         first, folder = segment.runs[0], segment.directory
         prepare = partial(begin, folder, first, self._folders(first))
-        log = self.log(segment.name)
-        return (yield Command(arguments=segment.command, log=log, lock=folder / LOCK, prepare=prepare))
+        return (yield Command(arguments=segment.command, lock=folder / LOCK, prepare=prepare))
 
     def _train(self, run: ArmRun, waits: Sequence[str]) -> Steps:
         failed = [name for name in waits if self._codes[name]]
@@ -262,13 +280,13 @@ class _Work:
         if failed and segment is not None and not segment.is_finished:
             self._say(f"{run.name}: {failed[0]} failed, whose stages it needs")
             return self._codes[failed[0]]
-        arguments, log, folder = ("train", *run.command(RUNS, run.name)), self.log(run.name), run.directory
+        arguments, folder = ("train", *run.command(RUNS, run.name)), run.directory
         prepare = partial(begin, folder, run, self._folders(run))
-        code = yield Command(arguments=arguments, log=log, lock=folder / LOCK, prepare=prepare)
+        code = yield Command(arguments=arguments, lock=folder / LOCK, prepare=prepare)
         best = best_weights(run)
         if code or best is None or is_evaluated(run):
             return code
-        code = yield evaluation_command(run, best, log)
+        code = yield evaluation_command(run, best)
         self._state.best_codes[run.name] = code
         if not code:
             note_evaluated(run, best)

@@ -13,6 +13,7 @@ from lightning_mmrl.curriculum.attempt import FILE as ATTEMPT
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.data.exclusions import EXCLUSIONS
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import folder_beside, read_json, sync, sync_tree, write_json, writing
 from lightning_mmrl.settings.stage import BASE as BASE_MODEL
 from lightning_mmrl.tracking.null import UNTRACKED_STAGE
@@ -46,9 +47,14 @@ class Segment:
         return f"{self.until}-{self.runs[0].name}"
 
     @property
+    def place(self) -> str:
+        """That folder within the comparison; a name that no run of an arm has."""
+        return f"{SHARED}/{self.name}"
+
+    @property
     def directory(self) -> Path:
         """Folder of the run that trains them."""
-        return self.runs[0].comparison / SHARED / self.name
+        return self.runs[0].comparison / self.place
 
     @property
     def stages(self) -> list[str]:
@@ -120,6 +126,14 @@ def segment_of(run: ArmRun, found: Iterable[Segment]) -> Segment | None:
     return next((each for each in reversed(list(found)) if run in each.runs), None)  # by identity
 
 
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest of a run folder; None if it is damaged, which costs that run alone: it is refused when it starts."""
+    try:
+        return Manifest.read(folder)
+    except StageError:
+        return None
+
+
 def known_of(folder: Path, run: ArmRun, owner: ArmRun) -> Manifest:
     """What a run folder holds of the beginning of a run: its evaluated base model, and its first finished stages.
 
@@ -128,7 +142,7 @@ def known_of(folder: Path, run: ArmRun, owner: ArmRun) -> Manifest:
         run: The run that would begin with it.
         owner: The run with whose configuration the folder was made; stages that the two do not share are left out.
     """
-    manifest, steps = Manifest.read(folder), zip(_steps(run), _steps(owner), strict=False)
+    manifest, steps = manifest_of(folder) or Manifest(), zip(_steps(run), _steps(owner), strict=False)
     alike = [own for own, _ in takewhile(lambda pair: pair[0] == pair[1], steps)]
     base = manifest.base if manifest.base is not None and alike and manifest.base.evaluation == alike[0][1] else None
     stages: dict[str, FinishedStage] = {}
@@ -147,15 +161,14 @@ def begin(directory: Path, run: ArmRun, others: Iterable[tuple[Path, ArmRun]]) -
     trackers write to them again. What tracked the stages there does not track them here.
 
     Args:
-        directory: The folder of the run, which is left as it is if a run has begun there.
+        directory: The folder of the run, which is left as it is if a run has begun there or its manifest is damaged.
         run: The run.
         others: Folders that may hold the same finished stages, each with the run whose configuration made it.
 
     Raises:
         DiskError: The disk refuses.
-        StageError: A manifest is damaged.
     """
-    if Manifest.read(directory) != Manifest() or (directory / BEGUN).exists():
+    if manifest_of(directory) != Manifest() or (directory / BEGUN).exists():
         return
     found = [(known_of(other, run, owner), other) for other, owner in others if other != directory and other.is_dir()]
     best = max(found, key=lambda pair: (len(pair[0].stages), pair[0].base is not None), default=None)
@@ -183,9 +196,12 @@ def begin(directory: Path, run: ArmRun, others: Iterable[tuple[Path, ArmRun]]) -
 
 
 def begun_with(directory: Path) -> list[str]:
-    """The stages that were put into a run folder before the run began."""
+    """The stages that were put into a run folder before the run began; none if the record is damaged."""
     path = directory / BEGUN
-    return list(read_json(path, f"remove {directory}")["stages"]) if path.is_file() else []
+    try:
+        return list(read_json(path, "")["stages"]) if path.is_file() else []
+    except (StageError, KeyError, TypeError):
+        return []
 
 
 def _untracked(stage: FinishedStage) -> FinishedStage:

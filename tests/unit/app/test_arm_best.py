@@ -81,7 +81,7 @@ def asked(tmp_path, *overrides):
     arguments = (*GIVEN, f"output_dir={tmp_path}", *overrides)
     config = compose([*arguments, "run_name=mine/runs/a-seed0"])
     run = ArmRun(arm="a", seed=0, fold=None, arguments=arguments, config=config, folder="mine")
-    command = evaluation_command(run, tmp_path / "best", tmp_path / "log")
+    command = evaluation_command(run, tmp_path / "best")
     assert command.arguments[:2] == ("evaluate", str(tmp_path / "best"))
     assert command.lock == evaluation_of_best(run).with_name(".best.lock")
     return compose(command.arguments[2:]), config
