@@ -38,6 +38,8 @@ from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import duration, printable
 
 LOGS = "logs"
+_AFTER = "budget.after"
+"""Key of a stage's content with the stages before it whose costs count."""
 
 Say = Callable[[str], object]
 
@@ -178,10 +180,17 @@ def refuse_changes(comparison: Comparison) -> None:
             continue
         if changed:
             lines = describe_changes(changed, run.specs())
+            why = ""
+            if any(_AFTER in was and was[_AFTER] != now.get(_AFTER) for was, now in _pairs(changed, run)):
+                why = "; the arms share other stages at their beginning than before, and these do not count"
             raise ConfigError(
-                f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}); undo the "
-                "change, give the arm another name, or begin a new comparison with --name"
+                f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}{why}); undo "
+                "the change, give the arm another name, or begin a new comparison with --name"
             )
+
+
+def _pairs(changed: Mapping[str, Mapping[str, Any]], run: ArmRun) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(changed[spec.name], spec.content) for spec in run.specs() if spec.name in changed]
 
 
 def _changed(run: ArmRun) -> dict[str, Mapping[str, Any]]:

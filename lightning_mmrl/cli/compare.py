@@ -49,8 +49,8 @@ once. The same command continues: finished runs are kept, stopped ones go on, fa
   --budget flops=1e13    what each arm may spend after the stages that all arms share; or steps=N, or seconds=N
   --parallel N           processes at a time (default 1); give trainer.num_threads, or they share the processors
   --output-dir DIR       folder of comparisons (default: output_dir of the experiment)
-  --name N               name of the comparison's folder (default: NAME of the file, or of the experiment's run)
-  --plan                 show arms, shared stages and runs, and run nothing
+  --name N               name of the comparison's folder (default: NAME of the file, or EXPERIMENT-compare)
+  --plan                 show arms, shared stages, budget, runs and what so many seeds can find, and run nothing
 
 Arms that start from other models, or have other data or evaluations, are refused unless the file says may_differ. The
 exit code is 1 if a run failed; the others are run all the same. Logs of the runs are in OUTPUT_DIR/NAME/logs.

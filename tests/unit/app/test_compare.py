@@ -2,17 +2,21 @@
 
 import json
 import stat
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from run_folders import RunFolder
 
 from lightning_mmrl.app import processes
 from lightning_mmrl.app.arms import planned
-from lightning_mmrl.app.compare import Comparison, run_comparison
+from lightning_mmrl.app.compare import Comparison, refuse_changes, run_comparison
 from lightning_mmrl.app.shared_stages import BEGUN, segments
 from lightning_mmrl.config.comparisons import comparison_of
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.artifacts import write_artifact
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS
 
 EXPERIMENT = ["experiment=emotions_sft_only", "+stage@stages.reason=tiny/reason", "tracking=none"]
 SFT, RL, BOTH = "order=[pretrain,cold_start]", "order=[pretrain,reason]", "order=[pretrain,cold_start,reason]"
@@ -22,6 +26,11 @@ SFT, RL, BOTH = "order=[pretrain,cold_start]", "order=[pretrain,reason]", "order
 def lab(tmp_path, monkeypatch):
     """Runs comparisons whose processes end at once; `script` may use $1, the subcommand, and $run, its run_name."""
 
+    def plan_of(arms, **keys):
+        settings = comparison_of({"overrides": EXPERIMENT, "arms": arms, **keys})
+        runs = planned(settings, [f"output_dir={tmp_path}"], "mine", {None: []}, lambda each: compose(list(each)))
+        return Comparison(settings=settings, runs=runs, shared=segments(runs))
+
     def run(arms, script="exit 0"):
         shell = tmp_path / "python"
         find = 'for each in "$@"; do case "$each" in run_name=*) run="${each#run_name=}";; esac; done'
@@ -29,15 +38,13 @@ def lab(tmp_path, monkeypatch):
         shell.write_text(f"#!/bin/sh\nshift 2\n{find}\n{note}\n{script}\n")
         shell.chmod(shell.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(processes, "sys", SimpleNamespace(executable=str(shell)))
-        settings = comparison_of({"overrides": EXPERIMENT, "arms": arms})
-        runs = planned(settings, [f"output_dir={tmp_path}"], "mine", {None: []}, lambda each: compose(list(each)))
         said = []
-        state = run_comparison(Comparison(settings=settings, runs=runs, shared=segments(runs)), 1, said.append)
+        state = run_comparison(plan_of(arms), 1, said.append)
         plan = json.loads((tmp_path / "mine" / "compare.json").read_text())
         calls = (tmp_path / "calls").read_text().splitlines()
         return SimpleNamespace(state=state, said=said, calls=calls, runs={each["arm"]: each for each in plan["runs"]})
 
-    return SimpleNamespace(run=run, folder=tmp_path / "mine")
+    return SimpleNamespace(run=run, planned=plan_of, folder=tmp_path / "mine")
 
 
 def put_best(folder):
@@ -70,6 +77,30 @@ def test_best_weights_are_evaluated_again_only_if_that_is_another_evaluation(lab
     assert found.calls.count("evaluate mine/best/sft-seed0") == 1
     found = lab.run({arm: [*own, "evaluation.limit=3"] for arm, own in arms.items()}, script)
     assert found.calls.count("evaluate mine/best/sft-seed0") == 2
+
+
+def test_a_new_arm_that_leaves_less_in_common_is_refused_with_the_reason(lab):
+    arms = {"sft": [SFT], "both": [BOTH]}
+    found = lab.planned(arms, budget={"steps": 400})
+    [run, _] = found.runs
+    folder = RunFolder(run.directory, order=run.config.order)
+    reads = {}
+    for spec in run.specs():
+        reads = {WEIGHTS: folder.finish(spec.name, reads=reads)[HANDOFF]}
+    stages = folder.manifest.stages
+    finished = {
+        spec.name: replace(stages[spec.name], digest=spec.digest, content=spec.content, evaluation=spec.evaluation)
+        for spec in run.specs()
+    }
+    replace(folder.manifest, stages=finished).write(run.directory)
+    refuse_changes(found)
+    with pytest.raises(ConfigError) as error:
+        refuse_changes(lab.planned({**arms, "alone": ["order=[reason]"]}, budget={"steps": 400}))
+    assert "arm sft began with another configuration" in str(error.value)
+    assert "the arms share other stages at their beginning than before, and these do not count" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        refuse_changes(lab.planned(arms, budget={"steps": 500}))
+    assert "at their beginning" not in str(error.value)
 
 
 @pytest.mark.parametrize("file", ["manifest.json", BEGUN])
