@@ -25,14 +25,15 @@ from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import Selection, changed_stages, due_actions
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.files import read_json, write_json
+from lightning_mmrl.files import write_json
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.report.arms_page import write_comparison
-from lightning_mmrl.report.comparison import FILE, VERSION
+from lightning_mmrl.report.comparison import FILE, VERSION, read_plan
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE
 from lightning_mmrl.tracking.null import UNTRACKED
+from lightning_mmrl.tracking.store import STORE, settle_tracking, store_of_mlflow_run
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import duration, printable
@@ -94,20 +95,14 @@ class State:
         """The state in a comparison's folder; an empty one if the comparison is new.
 
         Raises:
-            StageError: The file is damaged or of another version.
+            DataError: The file is damaged or of another version.
         """
-        path, remedy = directory / FILE, "remove it, or give another --name"
-        if not path.is_file():
+        if not (directory / FILE).is_file():
             return cls()
-        content = read_json(path, remedy)
-        try:
-            if content["version"] != VERSION:
-                raise StageError(f"{path} has version {content['version']}, this program reads {VERSION}; {remedy}")
-            codes = {Path(run["folder"]).name: run["exit_code"] for run in content["runs"]}
-            best_codes = {Path(run["folder"]).name: run.get("best_exit_code") for run in content["runs"]}
-            return cls(codes=codes, best_codes=best_codes, tracking_id=content.get("tracking_id"))
-        except (KeyError, TypeError) as error:
-            raise StageError(f"{path} is damaged ({error!r}); {remedy}") from error
+        plan = read_plan(directory)
+        codes = {Path(run.folder).name: run.exit_code for run in plan.runs}
+        best_codes = {Path(run.folder).name: run.best_exit_code for run in plan.runs}
+        return cls(codes=codes, best_codes=best_codes, tracking_id=plan.tracking_id)
 
     def write(self, comparison: Comparison) -> None:
         """Replaces `compare.json`."""
@@ -221,6 +216,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> State:
 
     Raises:
         ConfigError: Another process works in the folder, or a run began with another configuration.
+        DataError: `compare.json` is damaged.
         Interrupted: A signal came; all processes have ended, and the same command continues.
     """
     directory = comparison.directory
@@ -344,7 +340,9 @@ def _last_line(log: Path) -> str:
 
 def _environment(parent: TrackedRun, parallel: int) -> dict[str, str]:
     """The variables of the processes: they open their runs below the comparison's, and share the processors."""
-    found = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", ABOVE)}
+    found = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", ABOVE, STORE)}
+    if (theirs := store_of_mlflow_run()) is not None:
+        found[STORE] = theirs
     if parent.id != UNTRACKED and not parent.id.startswith(LOCAL_PREFIX):
         found[ABOVE] = parent.id
     if parallel > 1:
@@ -355,7 +353,7 @@ def _environment(parent: TrackedRun, parallel: int) -> dict[str, str]:
 @contextmanager
 def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
     """Opens the run of the comparison in the tracker, or continues it, and closes it with its true status."""
-    config = comparison.runs[0].config
+    config = settle_tracking(comparison.runs[0].config)
     quiet = replace(config, tracking=replace(config.tracking, system_every_s=None))
     tracker = open_tracker(quiet, origin(comparison.command))
     try:

@@ -12,7 +12,7 @@ from lightning_mmrl.settings.budget import MEASURES
 
 FILE = "compare.json"
 VERSION = 1
-_REMEDY = "restore it, or run the same `mmrl compare` again"
+_REMEDY = "restore it, or remove it and run the same `mmrl compare` again"
 Number = int | float
 
 
@@ -49,7 +49,8 @@ class Plan:
     """A comparison as it was planned, and the runs that began.
 
     `set_name` is the evaluation set, `metric` the name of a metric or None for the headline. `measure` and `total` are
-    the budget of each run, None without one. `folds` is (None,) without folds.
+    the budget of each run, None without one. `folds` is (None,) without folds. `tracking_id` is the run of
+    the comparison in the tracker.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Plan:
     folds: tuple[str | None, ...]
     runs: tuple[PlannedRun, ...]
     all_pairs: bool
+    tracking_id: str | None
 
     def within(self, place: str) -> Path | None:
         """A place that the file names, if it leads to the folder of the comparison."""
@@ -111,6 +113,7 @@ def read_plan(folder: Path) -> Plan:
         folds=whole.listed("folds", str, None) or (None,),
         runs=tuple(_run(part) for _, part in whole.parts("runs")),
         all_pairs=whole.get("all_pairs", bool, None) or False,
+        tracking_id=whole.get("tracking_id", str, None),
     )
     _check(path, plan)
     return plan

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 from run_folders import RunFolder
 
-from lightning_mmrl.app import processes
+from lightning_mmrl.app import compare, processes
 from lightning_mmrl.app.arms import planned
 from lightning_mmrl.app.compare import Comparison, refuse_changes, run_comparison
 from lightning_mmrl.app.shared_stages import BEGUN, segments
 from lightning_mmrl.config.comparisons import comparison_of
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.artifacts import write_artifact
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS
 
 EXPERIMENT = ["experiment=emotions_sft_only", "+stage@stages.reason=tiny/reason", "tracking=none"]
@@ -101,6 +102,39 @@ def test_a_new_arm_that_leaves_less_in_common_is_refused_with_the_reason(lab):
     with pytest.raises(ConfigError) as error:
         refuse_changes(lab.planned(arms, budget={"steps": 500}))
     assert "at their beginning" not in str(error.value)
+
+
+@pytest.mark.parametrize("under", [True, False])
+def test_under_mlflow_run_all_runs_go_to_its_store(lab, monkeypatch, under):
+    """The runs lie below the run of the comparison, and thus in its store."""
+    opened = []
+
+    class Tracker(NullTracker):
+        def __init__(self, config, made_by=None):
+            opened.append(config.tracking.uri)
+
+    monkeypatch.setattr(compare, "open_tracker", Tracker)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////theirs.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    if under:
+        monkeypatch.setenv("MLFLOW_RUN_ID", "4f2a")
+    note = f'echo "$MMRL_TRACKING_URI/$MLFLOW_RUN_ID" >> {lab.folder}/stores'
+    lab.run({"sft": [SFT, "tracking=mlflow"], "rl": [RL, "tracking=mlflow"]}, note)
+    own = f"sqlite:///{lab.folder.parent}/mlflow.db"
+    assert opened == ["sqlite:////theirs.db" if under else own]
+    expected = "sqlite:////theirs.db/" if under else "/"
+    assert set((lab.folder / "stores").read_text().splitlines()) == {expected}
+
+
+def test_a_damaged_plan_is_refused_and_the_way_out_works(lab):
+    arms = {"sft": [SFT], "rl": [RL]}
+    lab.run(arms)
+    file = lab.folder / "compare.json"
+    file.write_text("{")
+    with pytest.raises(DataError, match="remove it and run the same `mmrl compare` again"):
+        lab.run(arms)
+    file.unlink()
+    assert lab.run(arms).state.failed == []
 
 
 @pytest.mark.parametrize("file", ["manifest.json", BEGUN])

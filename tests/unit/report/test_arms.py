@@ -277,7 +277,7 @@ KEYS = ("version", "name", "question", "exploratory", "command", "baseline", "me
 def test_a_plan_that_lacks_a_key_gets_one_sentence(arms, key):
     del arms.content[key]
     arms.save()
-    with pytest.raises(DataError, match=rf"compare.json has no key {key}; restore it, or run"):
+    with pytest.raises(DataError, match=rf"compare.json has no key {key}; restore it, or remove"):
         summarize(arms.folder)
 
 
