@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.app.arm_shares import with_shares
 from lightning_mmrl.config.checks.values import check_name
 from lightning_mmrl.config.specs import base_evaluation, flattened, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.changes import changed_keys
@@ -129,7 +130,7 @@ def check_arms(settings: CompareSettings) -> None:
     for place, overrides in places.items():
         refuse_own(place, overrides, has_budget=settings.budget is not None)
     for name, arm in arms.items():
-        if arm.shares and settings.budget is None:
+        if (arm.shares or settings.shares) and settings.budget is None:
             raise ConfigError(f"arms.{name}.shares are given, and there is no budget to share; give budget or --budget")
 
 
@@ -219,6 +220,7 @@ def planned(
         return ArmRun(arm=arm, seed=seed, fold=fold, arguments=arguments, config=config, folder=folder)
 
     free = [composed(arm, *first, ()) for arm in settings.arms]
+    settings = with_shares(settings, free)
     refuse_equal(free, settings)
     refuse_differences(free, settings.may_differ)
     for run in free:

@@ -44,7 +44,7 @@ def best_weights(
 
 
 def _read(inputs: Mapping[str, Path], directory: Path) -> dict[str, Input]:
-    """What a stage that has begun reads."""
+    """The inputs of a stage that has begun."""
     attempt = Attempt.begun(directory)
     digests = {} if attempt is None else attempt.inputs
     return {

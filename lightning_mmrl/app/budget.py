@@ -1,4 +1,4 @@
-"""What a stage may cost under the budget of its run, after what the stages before it cost."""
+"""The costs that the budget of a run leaves to a stage, after the stages before it."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def check_sizes(config: RunSettings) -> None:
 
 
 def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget | None:
-    """What a stage may cost; None if the budget does not end it.
+    """The budget of one stage; None if the budget of the run does not end it.
 
     Args:
         config: The run.
@@ -43,13 +43,20 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
         directory: The stage's folder, in the folder of the run.
 
     Raises:
-        StageError: Nothing is left for the stage, or what a stage before it cost is not known.
+        StageError: Nothing is left for the stage, or a stage before it is not finished, or its costs are not known.
     """
     limit = limits(config).get(name)
     if config.budget is None or limit is None:
         return None
     measure, finished = config.budget.measure, Manifest.read(directory.parent.parent).stages
-    spent = [_spent(finished[each].result, measure) for each in counted_before(config, name) if each in finished]
+    counted = counted_before(config, name)
+    for each in counted:
+        if each not in finished:
+            raise StageError(
+                f"stages.{name} ends by what stage {each} took of budget.{measure} too, and {each} is not finished; "
+                f"run {each} first, or name it in budget.apart"
+            )
+    spent = [_spent(finished[each].result, measure) for each in counted]
     budget = StageBudget(stage=name, measure=measure, ends_at=limit, before=sum(spent))
     if budget.own <= 0:
         raise StageError(
@@ -60,13 +67,17 @@ def stage_budget(config: RunSettings, name: str, directory: Path) -> StageBudget
 
 
 def _spent(result: StageResult, measure: str) -> float:
-    """What a finished stage took of a budget; a stage of which that is not known is refused."""
+    """The part of a budget that a finished stage took.
+
+    Raises:
+        StageError: Its costs are not known.
+    """
     spent = result.spent(measure)
     if spent is not None:
         return spent
     if result.costs is None:
         raise StageError(
-            f"what stage {result.name} took is not known, since an earlier version ran it; run it again with "
+            f"the costs of stage {result.name} are not known, since an earlier version ran it; run it again with "
             f"--from-stage {result.name}, or give the budget in steps"
         )
     raise StageError(

@@ -163,8 +163,8 @@ def _lead(
             if begun:  # a command that is refused leaves the folder as it is
                 page.refresh()
             raise
-        if asked := uncounted(config):
-            parts.console.say(f"budget.flops does not count what experts and judges did for {', '.join(asked)}")
+        if sentence := uncounted(config):
+            parts.console.say(sentence)
         note_report(config, directory)
         comparison = compare()
         page.write()

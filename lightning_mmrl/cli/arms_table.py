@@ -12,6 +12,13 @@ from lightning_mmrl.training.console import PlainConsole
 
 def print_comparison(summary: Summary, console: PlainConsole) -> None:
     """Prints the differences and the arms, and names the files of `write_comparison`."""
+    print_summary(summary, console)
+    folder: Path = summary.plan.folder
+    console.print(f"{folder / PAGE} is the whole; {TABLE}, {FIGURE} and {RESULTS} lie beside it", soft_wrap=True)
+
+
+def print_summary(summary: Summary, console: PlainConsole) -> None:
+    """Prints the differences and the arms."""
     if summary.plan.exploratory:
         console.print(EXPLORATORY, soft_wrap=True)
     if not summary.is_complete:
@@ -22,8 +29,6 @@ def print_comparison(summary: Summary, console: PlainConsole) -> None:
             console.print(f"  {line}", soft_wrap=True)
     for note in summary.notes:
         console.print(note, soft_wrap=True)
-    folder: Path = summary.plan.folder
-    console.print(f"{folder / PAGE} is the whole; {TABLE}, {FIGURE} and {RESULTS} lie beside it", soft_wrap=True)
 
 
 def _table(grid: Grid) -> Table:

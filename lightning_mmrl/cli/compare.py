@@ -47,6 +47,8 @@ once. The same command continues: finished runs are kept, stopped ones go on, fa
   --seeds 0-7            seeds of each arm: 0-7, or 0,2,4
   --folds SET            a folder of folds, as mmrl folds takes it, or names that {fold} in an override stands for
   --budget flops=1e13    what each arm may spend after the stages that all arms share; or steps=N, or seconds=N
+  --shares A=0.3,B=0.7   how the stages A and B share the budget, in each arm that has both; without it,
+                         the last trained stage of an arm gets what its other stages leave
   --parallel N           processes at a time (default 1); give trainer.num_threads, or they share the processors
   --output-dir DIR       folder of comparisons (default: output_dir of the experiment)
   --name N               name of the comparison's folder (default: NAME of the file, or EXPERIMENT-compare)
@@ -57,11 +59,11 @@ exit code is 1 if a run failed; the others are run all the same. Logs of the run
 
 examples:
   mmrl compare compare=NAME --plan
-  mmrl compare experiment=own_clips data.root=emotions --arm sft='order=[cold_start]' --arm rl='order=[reason]' \\
-      --seeds 0-2 --budget steps=200
+  mmrl compare experiment=own_clips data.root=emotions --arm sft_then_rl='order=[cold_start,reason]' \\
+      --arm rl_then_sft='order=[reason,cold_start]' --shares cold_start=0.3,reason=0.7 --budget flops=1e13 --seeds 0-2
   mmrl compare compare=NAME --seeds 0-7 --parallel 2 trainer.num_threads=1
 """
-VALUED = ("--baseline", "--seeds", "--folds", "--budget", "--parallel", "--output-dir", "--name")
+VALUED = ("--baseline", "--seeds", "--folds", "--budget", "--shares", "--parallel", "--output-dir", "--name")
 ARM = "--arm"
 FILE_KEY = "compare="
 EXIT_FAILED = 1
@@ -167,6 +169,12 @@ def settings_of(
             given["budget"] = comparison_of({"budget": {measure: limit}}).budget
         except ConfigError as error:
             raise ConfigError(f"--budget {flags['--budget']}: {error}") from error
+    if "--shares" in flags:
+        pairs = [each.partition("=") for each in flags["--shares"].split(",")]
+        try:
+            given["shares"] = comparison_of({"shares": {stage.strip(): share for stage, _, share in pairs}}).shares
+        except ConfigError as error:
+            raise ConfigError(f"--shares {flags['--shares']}: {error}; write STAGE=0.3,STAGE=0.7") from error
     return replace(settings, **given)
 
 
@@ -288,7 +296,7 @@ def show_plan(comparison: Comparison) -> None:
             console.print(f"shared by {arms}: {', '.join(segment.own) or 'the evaluation of the base model'}")
     folds = len({run.fold for run in comparison.runs})
     of_folds = f" x {folds} folds" if folds > 1 else ""
-    counts = f"{len(first)} arms x {len(settings.seeds)} seeds{of_folds}"
+    counts = f"{len(first)} arms x {len(settings.seeds)} seed{'s' if len(settings.seeds) > 1 else ''}{of_folds}"
     console.print(f"runs: {len(comparison.runs)} ({counts}), and {len(comparison.shared)} of shared stages")
     for measure, limit in (comparison.budget or {}).items():
         console.print(f"budget: {limit:g} {measure} for each arm")

@@ -9,6 +9,7 @@ from rich.table import Table
 from lightning_mmrl.cli.cost_lines import show_costs
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
+from lightning_mmrl.config.budget import counted_before, limits, uncounted, with_budget
 from lightning_mmrl.config.epochs import num_samples, with_steps
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
@@ -54,7 +55,7 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
-    stages = {name: with_steps(config, name) for name in config.trained}
+    stages = with_budget(config, {name: with_steps(config, name) for name in config.trained})
     table = Table(title=f"{config.run_name}: {len(config.order)} stages")
     for name in ("stage", "kind", "starts from", "data", "samples", "steps", "per step", "passes", "state"):
         table.add_column(name)
@@ -74,11 +75,13 @@ def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> Non
     for name, stage in stages.items():
         for line in [*adapters(stage), *conditions(stage)]:
             console.print(f"{name:<12} {line}")
+    for line in budget_lines(config):
+        console.print(line, soft_wrap=True)
     for spec in specs:
         if not spec.trains:
             console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
     known = show_memory(console, config, list(config.trained), lengths, clip)
-    show_costs(console, config, known)
+    show_costs(console, config, stages, known)
     sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     for data in config.all_data.values():
@@ -142,6 +145,21 @@ def conditions(stage: StageSettings) -> list[str]:
     chosen = stage.evaluation_sets
     lines += [] if chosen is None else [f"evaluated on {', '.join(chosen) or 'no set'}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
+
+
+def budget_lines(config: RunSettings) -> list[str]:
+    """Returns a line for each stage that the budget ends, and one about what the budget does not count, if anything."""
+    budget, missing = config.budget, uncounted(config)
+    lines = []
+    for name, limit in limits(config).items():
+        stage, counted = config.trained[name], [*counted_before(config, name), name]
+        together = f" of {', '.join(counted[:-1])} and {name} together" if counted[1:] else ""
+        nominal = f"{stage.num_epochs:g} passes" if stage.num_steps is None else f"{stage.num_steps} steps"
+        lines.append(
+            f"{name:<12} ends by the budget, at {limit:.6g} {'' if budget is None else budget.measure}{together}; its "
+            f"schedules go by the share that is spent, as over {nominal}"
+        )
+    return lines if missing is None else [*lines, f"budget       {missing}"]
 
 
 def adapters(stage: StageSettings) -> list[str]:

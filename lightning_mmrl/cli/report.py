@@ -23,6 +23,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--media-root", type=Path, help="folder that paths of media are relative to; as in the configuration if unset"
     )
+    parser.add_argument(
+        "--measure",
+        metavar="SET/METRIC",
+        help="of a comparison: print the tables of another measure, such as ood/uar, and write nothing",
+    )
     options = parser.parse_args(arguments)
 
     # Loaded here, so that argument errors load no libraries.
@@ -31,6 +36,8 @@ def run(arguments: Sequence[str]) -> int:
 
     if any((folder / FILE).is_file() for folder in options.runs):
         return _compared(options)
+    if options.measure is not None:
+        parser.error(f"--measure {options.measure} is for the folder of a comparison, which has a {FILE}")
 
     media = None
     if options.media or options.media_root is not None:
@@ -43,12 +50,24 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _compared(options: argparse.Namespace) -> int:
-    from lightning_mmrl.cli.arms_table import print_comparison
+    from lightning_mmrl.cli.arms_table import print_comparison, print_summary
     from lightning_mmrl.errors import ConfigError
+    from lightning_mmrl.report.arms import summarize
     from lightning_mmrl.report.arms_page import write_comparison
     from lightning_mmrl.training.console import report_console
 
     if len(options.runs) > 1 or options.out or options.media or options.media_root:
         raise ConfigError("the outputs of a comparison lie in its folder; name that folder alone, without an option")
-    print_comparison(write_comparison(options.runs[0]), report_console(width=140))
+    [folder] = options.runs
+    console = report_console(width=140)
+    if options.measure is None:
+        print_comparison(write_comparison(folder), console)
+        return 0
+    name, slash, metric = options.measure.partition("/")
+    if not (name and slash and metric):
+        raise ConfigError(f"--measure is {options.measure!r}; give an evaluation set and a metric, such as ood/uar")
+    summary = summarize(folder, (name, metric))
+    if all(cell.value is None for cell in summary.cells):
+        raise ConfigError(f"--measure {options.measure}: no run has a value; {summary.notes[0]}")
+    print_summary(summary, console)
     return 0

@@ -7,6 +7,7 @@ from lightning_mmrl.cli.device_memory import require_memory
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
+from lightning_mmrl.config.budget import with_budget
 from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import GateError, OutOfMemoryError
@@ -53,12 +54,7 @@ def train(config: RunSettings, selection: Selection, command: Sequence[str] = ()
     with Interruption() as interruption, joined(settings, interruption) as group:
         require_memory(config, print if group.leads else lambda line: None)
         for name in config.order if group.leads else ():
-            stage = config.stages[name]
-            steps = ""
-            if isinstance(stage, StageSettings):
-                stage = with_steps(config, name)
-                steps = f"{stage.num_steps or f'{stage.num_epochs:g} epochs'} x "
-            print(f"{name}: {steps}{kind_of(stage, name).describe(stage)}")
+            print(f"{name}: {described(config, name)}")
         with ConsoleProgress(quiet=not group.leads) as console:
             try:
                 outcome = run_curriculum(config, console, selection, group, command=command)
@@ -70,3 +66,15 @@ def train(config: RunSettings, selection: Selection, command: Sequence[str] = ()
     deliver_leftovers(config, print)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)
+
+
+def described(config: RunSettings, name: str) -> str:
+    """Says how long a stage is, if that is known, and what it does in a step."""
+    stage = config.stages[name]
+    if not isinstance(stage, StageSettings):
+        return kind_of(stage, name).describe(stage)
+    stage = with_budget(config, {each: with_steps(config, each) for each in config.trained})[name]
+    work = kind_of(stage, name).describe(stage)
+    if stage.num_steps is None and stage.num_epochs is None:
+        return f"{work}, until its budget is spent"
+    return f"{stage.num_steps or f'{stage.num_epochs:g} epochs'} x {work}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from lightning_mmrl.errors import ConfigError
@@ -14,6 +15,10 @@ from lightning_mmrl.settings.stage import StageSettings
 
 ROUNDING = 1e-5
 """How far the sum of shares may be from 1, as with three times 0.333333."""
+
+
+ASKED = ("endpoint", "local_checkpoint")
+"""Keys of a reward that asks a model: where the model is."""
 
 
 def shares(config: RunSettings) -> dict[str, float]:
@@ -47,34 +52,57 @@ def counted_before(config: RunSettings, name: str) -> list[str]:
     return [each for each in config.order[: config.order.index(name)] if each not in apart]
 
 
-def known_steps(config: RunSettings) -> Mapping[str, float]:
-    """Steps of each stage that trains under a budget of steps; infinite from a stage of unknown length on.
+def known_steps(config: RunSettings, stages: Mapping[str, StageSettings] | None = None) -> Mapping[str, float]:
+    """Steps of each stage that trains under a budget of steps; infinite where they are not known before.
 
-    A stage ends at the step whose end is nearest to its limit, the earlier one of two.
+    A stage that the budget ends does so at the step whose end is nearest to its limit, the earlier one of two, whatever
+    the stages before it took. Not known are the steps of a stage that `stop_when` may end or that runs for epochs, and
+    then those of the next stage that the budget ends, unless the former does not count.
+
+    Args:
+        config: The run.
+        stages: The stages that train, with the steps of their epochs where these are known; None for those of the run.
     """
     ends, spent, found = limits(config), 0.0, {}
-    for name, stage in config.trained.items():
+    for name, stage in (stages or config.trained).items():
         if name in ends:
-            found[name] = max(0, math.ceil(ends[name] - spent - 0.5)) if math.isfinite(spent) else math.inf
-        else:
-            found[name] = math.inf if stage.num_steps is None else stage.num_steps
+            end = math.ceil(ends[name] - 0.5)
+            found[name] = max(0, end - spent) if math.isfinite(spent) else math.inf
+            spent = end
+            continue
+        found[name] = math.inf if stage.num_steps is None or stage.stop_when is not None else stage.num_steps
         spent += 0 if config.budget is None or name in config.budget.apart else found[name]
     return found
 
 
-def uncounted(config: RunSettings) -> list[str]:
-    """The stages whose experts or judges answer at an endpoint, so that a budget of operations does not count them."""
+def with_budget(config: RunSettings, stages: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
+    """The stages that train, with the steps that they will make in the place of nominal ones: None if not known."""
+    measured = config.budget is not None and config.budget.measure == "steps"
+    known, found = known_steps(config, stages) if measured else {}, dict(stages)
+    for name in limits(config):
+        steps = known.get(name, math.inf)
+        found[name] = replace(found[name], num_steps=int(steps) if math.isfinite(steps) else None, num_epochs=None)
+    return found
+
+
+def uncounted(config: RunSettings) -> str | None:
+    """A sentence about the models that a budget of operations does not count; None if there are none.
+
+    These are experts and judges of stages that count, at an endpoint or on this machine.
+    """
     if config.budget is None or config.budget.measure != "flops":
-        return []
+        return None
     found = []
     for name in config.order:
         stage = config.stages[name]
+        if name in config.budget.apart:
+            continue
+        if isinstance(stage, RouteSettings) and stage.expert is not None:
+            found.append(f"the expert of stages.{name}")
         components = {} if stage.rewards is None else stage.rewards.components
-        judged = any(isinstance(node, Mapping) and node.get("endpoint") for node in components.values())
-        asks = isinstance(stage, RouteSettings) and stage.expert is not None
-        if (judged or asks) and name not in config.budget.apart:
-            found.append(name)
-    return found
+        if any(isinstance(node, Mapping) and any(map(node.get, ASKED)) for node in components.values()):
+            found.append(f"the judges of stages.{name}")
+    return f"budget.flops does not count the operations of {' and '.join(found)}" if found else None
 
 
 def check_budget(config: RunSettings) -> None:

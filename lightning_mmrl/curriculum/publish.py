@@ -192,7 +192,8 @@ def _stage_table(stages: Sequence[FinishedStage]) -> str:
     if not stages:
         return ""
     by_steps = {
-        stage.result.name: "stage.num_epochs" not in stage.content and not stage.result.idle for stage in stages
+        stage.result.name: not {"stage.num_epochs", "budget.after"} & stage.content.keys() and not stage.result.idle
+        for stage in stages
     }
     rows = [
         f"| {stage.result.name} | {stage.content.get('stage.kind', '-')} | {stage.content.get('starts_from', '-')} | "

@@ -190,13 +190,19 @@ def _plain_mean(values: Mapping[int, float]) -> dict[str, Any]:
     return {"mean": fmean(values.values()) if values else None, **ends, "by_seed": by_seed}
 
 
-def summarize(folder: Path) -> Summary:
+def summarize(folder: Path, other: tuple[str, str] | None = None) -> Summary:
     """Reads a comparison, which may still be running.
+
+    Args:
+        folder: The folder of the comparison.
+        other: Set and metric in the place of those that the comparison states; the result is then exploratory.
 
     Raises:
         DataError: The folder is none of a comparison, or its plan is damaged.
     """
     plan = read_plan(folder)
+    if other is not None:
+        plan = replace(plan, set_name=other[0], metric=other[1], exploratory=True)
     begun = {(run.arm, run.seed, run.fold): run for run in plan.runs}
     found = [
         _read(plan, Cell(arm=arm, seed=seed, fold=fold), begun.get((arm, seed, fold)))

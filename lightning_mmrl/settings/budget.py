@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from lightning_mmrl.settings.setting import setting
 
 MEASURES = ("flops", "steps", "seconds")
-"""What a budget can be given in; a budget has exactly one of these keys."""
+"""The measures of a budget, which is given in exactly one of them."""
 
 
 @dataclass

@@ -53,6 +53,8 @@ class CompareSettings:
     budget: BudgetSettings | None = None
     """What each arm may spend after the stages that all arms share: flops, steps or seconds; null: each stage runs its
     steps."""
+    shares: dict[str, float] = setting(factory=dict)
+    """Shares of the budget by stage, for arms that give none: in proportion, among the stages that the arm has."""
     tolerance: float = setting(0.02, at_least=0, below=1)
     """Largest share of the budget (without one, of the mean that the baseline spent) by which a run may be off it,
     and by which the largest and the smallest run of two arms may be apart, that still counts as equal."""

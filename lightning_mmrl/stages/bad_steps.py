@@ -35,17 +35,25 @@ class BadSteps:
     The stage ends in an error
 
     - at once if the weights themselves are not finite: no further step could mend them;
-    - once more than `max_bad_steps` steps, or more than half of the stage's steps, were skipped;
+    - once more than `max_bad_steps` steps, or more than half of the stage's steps, were skipped; under a budget, of the
+      steps that the stage is expected to make, by the costs of the steps before, and at its end of those that it made;
     - at its end if its last two steps were skipped.
 
     Args:
-        context: The stage's name, length, bound, folder and ranks.
+        context: The stage's name, bound, folder and ranks.
         weights: The parameters by name.
+        expected_steps: How many steps the stage will have made after all, once it has made so many.
     """
 
-    def __init__(self, context: StageContext, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        weights: Callable[[], Mapping[str, Tensor]],
+        expected_steps: Callable[[int], int],
+    ) -> None:
         self._context = context
         self._weights = weights
+        self._expected_steps = expected_steps
         self._steps: set[int] = set()
 
     def found(
@@ -108,15 +116,16 @@ class BadSteps:
         return self._context.directory / FILE
 
     def refuse_end(self, num_steps: int) -> None:
-        """Refuses a stage whose last steps were skipped: its weights no longer give finite numbers.
+        """Refuses a stage whose weights no longer give finite numbers, or gave them in too few steps.
 
         Raises:
-            StageError: The last two steps were skipped.
+            StageError: The last two steps, or more than half of all, were skipped.
         """
-        if {num_steps - 1, num_steps} <= self._steps:
-            name = self._context.name
+        ends_so = {num_steps - 1, num_steps} <= self._steps
+        if ends_so or len(self) > self._expected_steps(num_steps) // 2:
+            name, which = self._context.name, "its last steps" if ends_so else "most of its steps"
             raise StageError(
-                f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are "
+                f"stages.{name}: {which} were skipped, {len(self)} of {num_steps} in all, so its weights are "
                 f"not written as the handoff; {self._file} names their samples: leave these out, or lower "
                 f"stages.{name}.optimizer.lr, and train the stage with --from-stage {name}"
             )
@@ -142,13 +151,13 @@ class BadSteps:
                 f"checkpoint that the stage started from, or lower stages.{name}.optimizer.lr and train the stage with "
                 f"--from-stage {name}"
             )
-        context, number = self._context, self.number(step)
-        if number <= min(context.settings.max_bad_steps, context.settings.steps // 2):
+        context, number, num_steps = self._context, self.number(step), self._expected_steps(step - 1)
+        if number <= min(context.settings.max_bad_steps, num_steps // 2):
             return
         key = f"stages.{context.name}.max_bad_steps"
         bound, other = f"{key} {context.settings.max_bad_steps} allows", f", or raise {key} and go on"
         if number <= context.settings.max_bad_steps:
-            bound, other = f"half of its {context.settings.steps} steps", ""
+            bound, other = f"half of its {num_steps} steps", ""
         raise StageError(
             f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
             f"than {bound}; {self._file} names their samples: leave these out or lower "

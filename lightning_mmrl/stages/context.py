@@ -45,7 +45,7 @@ class StageContext:
         target_tokens: Gives the tokens of a sample's target after a prompt of so many positions, or says why there are
             none.
         costs: Measures what the steps cost.
-        budget: What the stage may cost; None if it runs all its steps.
+        budget: The limit of the stage's costs; None if it runs all its steps.
         say: Tells the user something.
     """
 
@@ -86,7 +86,7 @@ class OptimizerSettings:
         self,
         module: nn.Module,
         context: StageContext,
-        place: Callable[[int], int | float],
+        place: Callable[[int], int | float] = lambda step: step,
         factor: Callable[[int], float] = lambda step: 1.0,
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.

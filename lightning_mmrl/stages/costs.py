@@ -235,7 +235,7 @@ class CostMeter:
         return step_metrics(self.step)
 
     def spent(self, measure: str) -> tuple[int | float, int | float]:
-        """What all steps took of a budget, and what the last one of them took, as far as that is known.
+        """The part of a budget that all steps took, and the part that the last one of them took, as far as it is known.
 
         See `StageCosts.spent`. Unknown, and zero here, is the last step of a stage that goes on after it, in a new
         process, if the old one had closed the next step.

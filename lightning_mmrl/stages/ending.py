@@ -1,5 +1,6 @@
 """Ends a stage before its last step: once a validation meets a bound, or by what the stage has spent of a budget."""
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -26,7 +27,7 @@ class Ending:
     Args:
         settings: `stop_when` is the bound that a validation must meet, if there is one; over the `cooldown_steps` after
             that validation, the learning rate falls linearly to zero.
-        budget: What the stage may cost; None if it runs all its steps.
+        budget: The limit of the stage's costs; None if it runs all its steps.
         costs: Measures what the stage cost; needed with a budget.
 
     >>> from lightning_mmrl.settings.stage import Bound
@@ -75,13 +76,20 @@ class Ending:
         return place.numerator if place.denominator == 1 else float(place)
 
     def expected_steps(self, step: int) -> int:
-        """How many steps the stage will have done after all, if it has done `step`."""
-        if not self.spends:
+        """How many steps the stage will have done after all, if it has done `step`.
+
+        Under a budget all steps are expected to cost what those so far did on average; before the first one they are
+        as many as `num_steps`, unless the budget is in steps.
+        """
+        budget = self._budget
+        if budget is None:
             return self._settings.steps
         if self.ended(step):
             return step
+        if budget.measure == "steps":
+            return max(step + 1, math.ceil(budget.own - Fraction(1, 2)))
         share = self._share
-        return max(step + 1, round(step / share)) if share else step + 1
+        return max(step + 1, round(step / share) if share else self._settings.steps)
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate in the step after `step` steps."""

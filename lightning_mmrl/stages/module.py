@@ -53,7 +53,7 @@ class StageModule(lightning.LightningModule):
         self.ending = Ending(context.settings, context.budget, context.costs)
         self.costs = context.costs
         self._ranks = timed(context.ranks, self.costs)
-        self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
+        self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()), self.ending.expected_steps)
         self._num_steps = 0
         self._start_digest: str | None = None
         self._validation = (

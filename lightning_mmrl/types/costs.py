@@ -177,7 +177,7 @@ class StageCosts:
         return sum(found.get(kind, 0) for kind in counted) / (self.peak * len(self.ranks) * time_s)
 
     def spent(self, measure: str) -> int | float:
-        """What of a budget in `flops`, `steps` or `seconds` this is; `flops` are those of training and sampling."""
+        """The part of a budget in `flops`, `steps` or `seconds` that this takes; `flops`: of training and sampling."""
         if measure == "flops":
             return sum(self.operations.values())
         return self.num_steps if measure == "steps" else self.total_s
@@ -210,8 +210,8 @@ class StageBudget:
     Attributes:
         stage: The name of the stage.
         measure: `flops`, `steps` or `seconds`.
-        ends_at: What the stage and all counted stages before it may cost together.
-        before: What the counted stages before it cost.
+        ends_at: The limit of the costs of the stage and of all counted stages before it, together.
+        before: The costs of the counted stages before it.
     """
 
     stage: str
@@ -221,7 +221,7 @@ class StageBudget:
 
     @property
     def own(self) -> Fraction:
-        """What is left for the stage, exactly."""
+        """The costs that are left for the stage, exactly."""
         return Fraction(self.ends_at) - Fraction(self.before)
 
 

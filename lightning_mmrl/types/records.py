@@ -188,7 +188,7 @@ class StageResult:
         return self.artifacts.get(HANDOFF)
 
     def spent(self, measure: str) -> int | float | None:
-        """What the stage took of a budget in `flops`, `steps` or `seconds`; None if that is not known.
+        """The part that the stage took of a budget in `flops`, `steps` or `seconds`; None if that is not known.
 
         A stage that trains nothing takes no steps, and no operations if it measured no costs. Without measured costs
         the seconds are those of the whole stage but its evaluation.

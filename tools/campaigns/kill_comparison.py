@@ -4,8 +4,9 @@
     python tools/campaigns/kill_comparison.py --kills 3 --work DIR
 
 Every second SIGKILL ends the comparison and all processes that it started; the others end the comparison alone, so that
-a run of it goes on by itself while the same command starts again. At the end the weights, metrics, answers and counted
-operations of each run and the table over arms (times left out) must equal those of the comparison that was left alone.
+a run of it goes on by itself while the same command starts again. At the end the weights, metrics, answers (of the last
+weights and of the best validation) and counted operations of each run and the table over arms (times left out) must
+equal those of the comparison that was left alone.
 Exits with 1 if anything differs. A finished comparison is kept in --work, and not run again.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 STEPS = {"cold_start": 6, "reason": 4}
 GIVEN = (
     "+data.build.settings.scale=0.02",
-    "data.validation=null",
+    "data.validation_limit=8",
     "evaluation.num_resamples=50",
     "evaluation.limit=8",
     "evaluation.max_new_tokens=4",
@@ -33,14 +34,18 @@ GIVEN = (
     "trainer.num_threads=1",
     "tracking=none",
     "state.every_n_steps=1",
+    "stages.cold_start.data.batch_size=4",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
     "stages.reason.sampling.max_new_tokens=4",
     *(f"stages.{name}.num_steps={steps}" for name, steps in STEPS.items()),
-    *(f"stages.{name}.validate_every=null" for name in STEPS),
+    *(f"stages.{name}.validate_every=2" for name in STEPS),
+    *(f"stages.{name}.keep_best=true" for name in STEPS),
 )
 ARMS = ("sft=order=[cold_start]", "sft_then_rl=order=[cold_start,reason]", "rl=order=[reason]")
 SEEDS = "0-1"
+BUDGET = "flops=1.5e10"
+"""Takes the last stage of an arm about ten steps."""
 EARLIEST_S, LATEST_S = 3.0, 45.0
 """A SIGKILL comes so many seconds after the command began."""
 TIMES = ("seconds", "time", "started", "took")
@@ -72,7 +77,13 @@ def main() -> int:
 
 def _begin(work: Path, name: str) -> "subprocess.Popen[bytes]":
     arms = [f"--arm={arm}" for arm in ARMS]
-    where = [f"data.root={work / 'data'}", f"--output-dir={work}", f"--name={name}", f"--seeds={SEEDS}"]
+    where = [
+        f"data.root={work / 'data'}",
+        f"--output-dir={work}",
+        f"--name={name}",
+        f"--seeds={SEEDS}",
+        f"--budget={BUDGET}",
+    ]
     command = [sys.executable, "-m", "lightning_mmrl.cli.main", "compare", *GIVEN, *arms, *where]
     with work.joinpath(f"{name}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -115,7 +126,8 @@ def _outcome(folder: Path) -> Iterator[tuple[str, Any]]:
             yield f"{place}/metrics", _timeless(result["metrics"])
             ranks = result["costs"]["ranks"]
             yield f"{place}/operations", [{key: rank[key] for key in ("operations", "tokens")} for rank in ranks]
-    for path in sorted(folder.glob("runs/*/stages/*/evaluation/*.jsonl")):
+    answers = [*folder.glob("runs/*/stages/*/evaluation/*.jsonl"), *folder.glob("best/**/*.jsonl")]
+    for path in sorted(answers):
         yield str(path.relative_to(folder)), path.read_text(encoding="utf-8")
     yield "results.json", _timeless(json.loads((folder / "results.json").read_text(encoding="utf-8")))
 

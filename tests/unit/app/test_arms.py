@@ -1,5 +1,6 @@
 """The runs of a comparison: composed, given a budget, and refused in one sentence."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -68,6 +69,27 @@ def test_the_budget_is_apart_from_what_all_arms_share():
     assert found["other_way"].shares == {"cold_start": 1.0}
     assert found["both"].shares == shares
     assert {each.total for each in found.values()} == {400}
+
+
+def test_shares_of_all_arms_are_in_proportion_among_the_stages_of_each():
+    arms = {**ARMS, "own": {"overrides": [BOTH], "shares": {"reason": 1.0}}}
+    runs = plan(arms, budget={"steps": 400}, shares={"cold_start": 0.25, "reason": 0.75})
+    both = {"cold_start": 0.25, "reason": 0.75}
+    found = {run.arm: run.config.budget.shares for run in runs}
+    assert found == {"sft": {"cold_start": 1.0}, "both": both, "other_way": both, "own": {"reason": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"cold_strat": 1.0}, "did you mean 'cold_start'"),
+        ({"cold_start": -1.0}, "shares.cold_start is -1.0; it must be above 0"),
+        ({"reason": 1.0}, "none of the stages that arm sft trains; give pretrain, cold_start one"),
+    ],
+)
+def test_shares_that_an_arm_cannot_have_are_refused(shares, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        plan(ARMS, budget={"steps": 400}, shares=shares)
 
 
 @pytest.mark.parametrize("budget", [{"flops": 1.5e13}, {"seconds": 2.5}])

@@ -27,6 +27,37 @@ def test_the_folder_of_a_comparison_gets_its_outputs_again(tmp_path, capsys):
     assert "name that folder alone" in capsys.readouterr().err
 
 
+def test_another_measure_of_a_comparison_is_printed_and_not_written(tmp_path, capsys):
+    arms = ArmsFolder(tmp_path / "orders", {"sft": {0: 0.5, 1: 0.6}, "rl": {0: 0.7, 1: 0.9}})
+    before = sorted(arms.folder.iterdir())
+    assert main(["report", str(arms.folder), "--measure", "test/uar"]) == 0
+    told = capsys.readouterr().out
+    assert "Differences to sft in uar on test" in told
+    assert "Exploratory" in told
+    assert sorted(arms.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [
+        ("uar", "such as ood/uar"),
+        ("/uar", "such as ood/uar"),
+        ("ood/uar", "no run has a value"),
+        ("test/x", "no metric x"),
+    ],
+)
+def test_a_measure_that_no_run_has_is_refused(tmp_path, capsys, measure, says):
+    arms = ArmsFolder(tmp_path / "orders", {"sft": {0: 0.5, 1: 0.6}, "rl": {0: 0.7, 1: 0.9}})
+    assert main(["report", str(arms.folder), "--measure", measure]) == EXIT_BAD_INPUT
+    assert says in capsys.readouterr().err
+
+
+def test_a_measure_is_for_a_comparison(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["report", str(whole_run(tmp_path / "run").folder), "--measure", "test/uar"])
+    assert "folder of a comparison" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_gets_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == EXIT_BAD_INPUT
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,8 +1,10 @@
 """The budget of a run: cumulative limits, what of it is part of a stage's content, and what is refused."""
 
+import math
+
 import pytest
 
-from lightning_mmrl.config.budget import counted_before, known_steps, limits
+from lightning_mmrl.config.budget import counted_before, known_steps, limits, uncounted
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
@@ -37,6 +39,18 @@ def test_steps_are_known_before():
     assert known_steps(budgeted(f"{steps}, apart: [pretrain]")) == {"pretrain": 100, "cold_start": 125, "reason": 75}
     halves = "steps: 5, apart: [pretrain], shares: {cold_start: 0.5, reason: 0.5}"
     assert known_steps(budgeted(halves)) == {"pretrain": 100, "cold_start": 2, "reason": 3}  # the earlier of two
+
+
+def test_steps_after_a_stage_of_unknown_length_are_known_from_the_next_limit_on():
+    """Such a stage may end at its first validation, so a small budget may suffice."""
+    early = "++stages.pretrain.stop_when={metric: validation/uar, at_least: 0.5}", "++stages.pretrain.validate_every=5"
+    shared = "steps: 90, shares: {cold_start: 0.5, reason: 0.5}"
+    assert known_steps(budgeted(shared, *early)) == {"pretrain": math.inf, "cold_start": math.inf, "reason": 45}
+    assert known_steps(budgeted("steps: 90", *early, "order=[pretrain,reason]"))["reason"] == math.inf
+    apart = known_steps(budgeted(f"{shared}, apart: [pretrain]", *early))
+    assert apart == {"pretrain": math.inf, "cold_start": 45, "reason": 45}
+    with pytest.raises(ConfigError, match=r"leaves no step for stages\.reason"):
+        budgeted("steps: 90, shares: {cold_start: 0.995, reason: 0.005}", *early)
 
 
 def contents(*overrides):
@@ -107,6 +121,35 @@ def test_a_budget_that_cannot_work_is_refused_in_one_sentence(budget, more, mess
     with pytest.raises(ConfigError, match=message) as caught:
         budgeted(budget, *more)
     assert "\n" not in str(caught.value)
+
+
+ASKED = "{model: m}", "{base_url: 'http://127.0.0.1:1/v1'}"
+
+
+def with_judge(where):
+    node = f"{{_target_: lightning_mmrl.rewards.llm_judge.LlmJudge, {where}}}"
+    return f"+stages.reason.rewards.components.judge={node}", "+stages.reason.rewards.weights.judge=1"
+
+
+@pytest.mark.parametrize("where", ["expert: {}, endpoint: {}".format(*ASKED), "local_checkpoint: models/judge"])
+def test_a_judge_is_named_as_not_counted_wherever_it_runs(where):
+    judge = with_judge(where)
+    named = "budget.flops does not count the operations of the judges of stages.reason"
+    assert uncounted(compose([EXPERIMENT, SHARED, *judge])) == named
+    assert uncounted(compose([EXPERIMENT, SHARED])) is None
+    assert uncounted(budgeted("seconds: 900", *judge)) is None  # its time counts
+    assert uncounted(compose([EXPERIMENT, *judge])) is None
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_expert_of_a_stage_that_counts_is_named(apart):
+    expert = [f"stages.sort.{key}={value}" for key, value in zip(("expert", "endpoint"), ASKED, strict=True)]
+    stages = ["order=[draw,sort,reason]", "+stage@stages.draw=sample", "+stage@stages.sort=route"]
+    budget = f"flops: 1e9, apart: [{'sort' if apart else ''}]"
+    given = budgeted(budget, *stages, *expert, *with_judge("local_checkpoint: models/judge"))
+    whose = "" if apart else "the expert of stages.sort and "
+    named = f"budget.flops does not count the operations of {whose}the judges of stages.reason"
+    assert uncounted(given) == named
 
 
 def test_passes_give_the_nominal_length():

@@ -1,6 +1,7 @@
 """Handoffs as folders to share: complete, loaded by plain transformers, with a card that tells the truth."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import foreign
@@ -87,6 +88,18 @@ def test_the_card_has_metadata_stages_scores_and_lineage(run, tmp_path):
     digest = json.loads((run / SEAL).read_text())["digest"]
     assert f"- This checkpoint: `{digest}`\n- Stage reason started from `cold-hash`" in text
     assert "- Stage cold_start started from `base-hash`\n- Base model: `org/model`" in text
+
+
+def test_the_card_has_the_steps_that_a_budget_allowed_and_not_the_nominal_ones(run, tmp_path):
+    folder = tmp_path / "runs" / "first"
+    stages = dict(Manifest.read(folder).stages)
+    limit = {"budget.flops": 1e12, "budget.after": ["cold_start"]}
+    old = stages["reason"]
+    stages["reason"] = replace(old, content={**old.content, **limit}, result=replace(old.result, num_steps=7))
+    Manifest(stages=stages).write(folder)
+    text = publish(run, tmp_path / "shared").read_text()
+    assert "| reason | rl | base | 7 | - |" in text
+    assert "| cold_start | sft | base | 300 | - |" in text
 
 
 def test_a_hand_over_without_its_run_has_a_card_without_scores(run, tmp_path):

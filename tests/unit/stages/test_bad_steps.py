@@ -10,6 +10,9 @@ from lightning_mmrl.protocols.ranks import Alone
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.bad_steps import FILE, BadSteps, NotFiniteError
 from lightning_mmrl.stages.context import StageContext
+from lightning_mmrl.stages.costs import CostMeter
+from lightning_mmrl.stages.ending import Ending
+from lightning_mmrl.types.costs import RankCosts, StageBudget
 from lightning_mmrl.types.records import Sample
 
 NAN, INF = float("nan"), float("inf")
@@ -30,7 +33,7 @@ class OfTwo(Alone):
         return [item, self.other.pop(0)]
 
 
-def bad_steps(folder, *, weights=None, ranks=None, num_steps=100, max_bad_steps=10):
+def bad_steps(folder, *, weights=None, ranks=None, num_steps=100, max_bad_steps=10, ending=None):
     said = []
     context = StageContext(
         name="reason",
@@ -40,7 +43,8 @@ def bad_steps(folder, *, weights=None, ranks=None, num_steps=100, max_bad_steps=
         say=said.append,
         **({"ranks": ranks} if ranks else {}),
     )
-    found = BadSteps(context, lambda: weights or {"layer.weight": torch.ones(2)})
+    ending = ending or Ending(context.settings)
+    found = BadSteps(context, lambda: weights or {"layer.weight": torch.ones(2)}, ending.expected_steps)
     return found, said
 
 
@@ -127,6 +131,69 @@ def test_one_step_too_many_ends_the_stage_in_one_sentence(tmp_path, num_steps, m
     assert f"more than {bound}; {tmp_path / FILE} names their samples" in str(error.value)
     assert ("or raise stages.reason.max_bad_steps" in str(error.value)) == ("allows" in bound)
     assert len(lines(tmp_path)) == borne + 1
+
+
+class Budgeted:
+    """A stage of nominally 100 steps under a budget, of which each step takes 3 operations."""
+
+    def __init__(self, folder, **budget):
+        self.costs = CostMeter()
+        settings = StageSettings(num_steps=100, max_bad_steps=10)
+        self.ending = Ending(settings, StageBudget(stage="reason", **budget), self.costs)
+        self.found, _ = bad_steps(folder, ending=self.ending)
+
+    def skips(self, step):
+        try:
+            return self.found.found(step, {"loss": [NAN]}, SAMPLES)
+        finally:
+            self.closes()
+
+    def closes(self):
+        self.costs.took([RankCosts(operations={"training": 3})])
+
+
+@pytest.mark.parametrize("budget", [{"measure": "flops", "ends_at": 18}, {"measure": "steps", "ends_at": 6}])
+def test_half_of_the_steps_is_half_of_those_that_a_budget_allows(tmp_path, budget):
+    """Six steps, and not the hundred of num_steps."""
+    stage = Budgeted(tmp_path, **budget)
+    assert all(stage.skips(step) for step in (1, 2, 3))
+    with pytest.raises(StageError, match=r"that makes 4 skipped steps, more than half of its 6 steps; "):
+        stage.skips(4)
+
+
+def test_a_budget_may_allow_more_steps_than_the_nominal_ones(tmp_path):
+    found, _ = bad_steps(tmp_path, num_steps=6)
+    with pytest.raises(StageError, match="more than half of its 6 steps"):
+        [found.found(step, {"loss": [NAN]}, SAMPLES) for step in (1, 2, 3, 4)]
+    costs = CostMeter()
+    ending = Ending(StageSettings(num_steps=6), StageBudget(stage="reason", measure="steps", ends_at=100), costs)
+    found, _ = bad_steps(tmp_path, num_steps=6, ending=ending)
+    assert all(found.found(step, {"loss": [NAN]}, SAMPLES) for step in (1, 2, 3, 4))
+
+
+def test_a_budget_of_one_step_that_was_skipped_hands_nothing_over(tmp_path):
+    """Before the first step, its costs are not known, and so how many steps there are."""
+    stage = Budgeted(tmp_path, measure="flops", ends_at=3)
+    assert stage.skips(1)
+    assert stage.ending.ended(1)
+    with pytest.raises(StageError, match="most of its steps were skipped, 1 of 1 in all"):
+        stage.found.refuse_end(1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"measure": "flops", "ends_at": 18}, [100, 6, 6]),
+        ({"measure": "steps", "ends_at": 3.5}, [3, 3, 3]),  # the earlier of two
+        ({"measure": "steps", "ends_at": 9, "before": 2}, [7, 7, 7]),
+    ],
+)
+def test_how_many_steps_are_expected(tmp_path, budget, expected):
+    stage, found = Budgeted(tmp_path, **budget), []
+    for step in range(3):
+        found.append(stage.ending.expected_steps(step))
+        stage.closes()
+    assert found == expected
 
 
 @pytest.mark.parametrize(("own", "other"), [(NAN, ()), (1.0, ("layer.weight",))])
