@@ -1,5 +1,6 @@
 """The runs of a comparison: each arm with each seed on each fold, composed and checked before anything trains."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,10 @@ best weights."""
 FOLD = "{fold}"
 """Stands for the fold in an override."""
 MOST_SHOWN = 6
+NO_PART = ("run_name", "trial", "output_dir", "state", "tracking")
+"""Keys of a run that change nothing of what it trains and measures."""
+NO_PART_OF_A_STAGE = ("evaluation_sets", "gate")
+"""Keys of a stage that change nothing of its weights; a gate only says whether the run goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,6 +87,18 @@ class ArmRun:
         specs = stage_specs(self.config)
         starts = any(spec.trains and spec.source is None and not spec.settings.checkpoint for spec in specs)
         return base_evaluation(self.config) if starts else ""
+
+    def conditions(self, stage: str | None = None) -> str:
+        """A hash of all with which a stage is run that a digest may leave out, such as engine, devices and threads.
+
+        Args:
+            stage: Name of the stage; None for the evaluation of the base model.
+        """
+        found = _essence(self.config)
+        del found["order"], found["budget"]  # the digest has what comes before a stage and what it may spend
+        own = found.pop("stages").get(stage, {})
+        found["stage"] = {key: value for key, value in own.items() if key not in NO_PART_OF_A_STAGE}
+        return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def budgeted(self) -> dict[str, Any]:
@@ -263,15 +280,24 @@ def _plain(value: Any) -> str:
 
 
 def refuse_equal(runs: Sequence[ArmRun], settings: CompareSettings) -> None:
-    """Refuses two arms with the same configuration and the same shares.
+    """Refuses two arms with the same shares whose configurations differ in no key that can change a result.
 
     Raises:
         ConfigError: Naming both arms.
     """
     for one, two in combinations(runs, 2):
-        configs = [{**asdict(run.config), "run_name": ""} for run in (one, two)]
-        if configs[0] == configs[1] and settings.arms[one.arm].shares == settings.arms[two.arm].shares:
-            raise ConfigError(f"arms {one.arm} and {two.arm} have the same configuration; change or remove one of them")
+        same = _essence(one.config) == _essence(two.config)
+        if same and settings.arms[one.arm].shares == settings.arms[two.arm].shares:
+            raise ConfigError(
+                f"arms {one.arm} and {two.arm} have the same configuration, or differ in stages that they do not run, "
+                "in state or in tracking alone; change or remove one of them"
+            )
+
+
+def _essence(config: RunSettings) -> dict[str, Any]:
+    """The configuration without keys that can change no result: names, places, and stages that are not run."""
+    found = {key: value for key, value in asdict(config).items() if key not in NO_PART}
+    return found | {"stages": {name: found["stages"][name] for name in config.order}}
 
 
 def refuse_differences(runs: Sequence[ArmRun], permitted: Sequence[str]) -> None:

@@ -4,15 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.artifacts import SEAL, sealed, write_artifact
+from lightning_mmrl.curriculum.artifacts import BEST, SEAL, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import Attempt
 from lightning_mmrl.curriculum.inputs import Input, origin_of
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.training.callbacks.best_weights import Best, BestWeights
 from lightning_mmrl.types.records import StageSpec
-
-BEST = "best"
-"""Name of the folder below the folder of the stage, and of the fact in its seal that says which validation it is."""
 
 
 def best_weights(

@@ -1,41 +1,46 @@
 """Trains and evaluates the arms of a comparison, each run in a process of its own, and continues what is unfinished."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.arms import BEST, RUNS, ArmRun
+from lightning_mmrl.app.arm_best import (
+    best_weights,
+    evaluation_command,
+    evaluation_of_best,
+    is_evaluated,
+    note_evaluated,
+)
+from lightning_mmrl.app.arms import RUNS, ArmRun
 from lightning_mmrl.app.processes import Command, Ended, Pool, Steps, Task
 from lightning_mmrl.app.run_folder import LOCK, locked, writable
-from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, segment_of
+from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, manifest_of, segment_of
 from lightning_mmrl.app.trackers import open_tracker, origin
 from lightning_mmrl.curriculum.attempt import Attempt, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import Selection, changed_stages, due_actions
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.files import read_json, write_json
+from lightning_mmrl.files import write_json
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.report.arms_page import write_comparison
+from lightning_mmrl.report.comparison import FILE, VERSION, read_plan
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE
 from lightning_mmrl.tracking.null import UNTRACKED
+from lightning_mmrl.tracking.store import STORE, settle_tracking, store_of_mlflow_run
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import duration, printable
 
-FILE = "compare.json"
-VERSION = 1
 LOGS = "logs"
-BEST_WEIGHTS = "best"
-"""Folder of a stage with the weights of its best validation."""
-EVALUATIONS = "evaluations"
-SUMMARY = "evaluation.json"
+_AFTER = "budget.after"
+"""Key of a stage's content with the stages before it whose costs count."""
 
 Say = Callable[[str], object]
 
@@ -73,9 +78,16 @@ class Comparison:
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What `compare.json` knows beside the plan: how each run ended, and the run of the comparison in the tracker."""
+    """What `compare.json` knows beside the plan.
+
+    Attributes:
+        codes: The exit code of each run by its name; None if it has not ended.
+        best_codes: The exit code of the evaluation of a run's best weights, None without one.
+        tracking_id: The run of the comparison in the tracker.
+    """
 
     codes: dict[str, int | None] = field(default_factory=dict)
+    best_codes: dict[str, int | None] = field(default_factory=dict)
     tracking_id: str | None = None
 
     @classmethod
@@ -83,19 +95,14 @@ class State:
         """The state in a comparison's folder; an empty one if the comparison is new.
 
         Raises:
-            StageError: The file is damaged or of another version.
+            DataError: The file is damaged or of another version.
         """
-        path, remedy = directory / FILE, "remove it, or give another --name"
-        if not path.is_file():
+        if not (directory / FILE).is_file():
             return cls()
-        content = read_json(path, remedy)
-        try:
-            if content["version"] != VERSION:
-                raise StageError(f"{path} has version {content['version']}, this program reads {VERSION}; {remedy}")
-            codes = {Path(run["folder"]).name: run["exit_code"] for run in content["runs"]}
-            return cls(codes=codes, tracking_id=content.get("tracking_id"))
-        except (KeyError, TypeError) as error:
-            raise StageError(f"{path} is damaged ({error!r}); {remedy}") from error
+        plan = read_plan(directory)
+        codes = {Path(run.folder).name: run.exit_code for run in plan.runs}
+        best_codes = {Path(run.folder).name: run.best_exit_code for run in plan.runs}
+        return cls(codes=codes, best_codes=best_codes, tracking_id=plan.tracking_id)
 
     def write(self, comparison: Comparison) -> None:
         """Replaces `compare.json`."""
@@ -127,59 +134,76 @@ class State:
         }
         write_json(comparison.directory / FILE, content)
 
+    @property
+    def failed(self) -> list[str]:
+        """The runs that failed, and those whose best weights could not be evaluated."""
+        return [name for name, code in self.codes.items() if code or self.best_codes.get(name)]
+
     def _plain(self, run: ArmRun) -> dict[str, Any]:
         best = evaluation_of_best(run)
+        has_best = best_weights(run) is not None and is_evaluated(run)
         return {
             "arm": run.arm,
             "seed": run.seed,
             "fold": run.fold,
             "folder": f"{RUNS}/{run.name}",
             "exit_code": self.codes.get(run.name),
+            "best_exit_code": self.best_codes.get(run.name),
             "shared": begun_with(run.directory),
-            "best": str(best.relative_to(run.comparison)) if (best / SUMMARY).is_file() else None,
+            "best": str(best.relative_to(run.comparison)) if has_best else None,
         }
-
-
-def evaluation_of_best(run: ArmRun) -> Path:
-    """The folder of the evaluation of a run's best weights, whether or not it exists."""
-    return run.comparison / BEST / run.name / EVALUATIONS / BEST_WEIGHTS
-
-
-def best_weights(run: ArmRun) -> Path | None:
-    """The best weights of a run's last trained stage; None if it keeps none."""
-    last = next((spec for spec in reversed(run.specs()) if spec.trains), None)
-    place = None if last is None else stage_folder(run.directory, last) / BEST_WEIGHTS
-    return place if place is not None and place.is_dir() else None
 
 
 def is_whole(run: ArmRun) -> bool:
     """Whether nothing of a run is left to do."""
-    whole = not due_actions(run.specs(), Manifest.read(run.directory), Selection())
-    return whole and (best_weights(run) is None or (evaluation_of_best(run) / SUMMARY).is_file())
+    manifest = manifest_of(run.directory)
+    return manifest is not None and not due_actions(run.specs(), manifest, Selection()) and is_evaluated(run)
 
 
 def refuse_changes(comparison: Comparison) -> None:
     """Refuses an arm whose runs began with another configuration, as `mmrl train` would.
 
+    A damaged run is no reason to refuse the others; it is refused when it is started.
+
     Raises:
         ConfigError: Naming the arm and the changes.
     """
     for run in comparison.runs:
-        specs, manifest = run.specs(), Manifest.read(run.directory)
-        changed = dict(changed_stages(specs, manifest, due_actions(specs, manifest, Selection())))
-        for spec in specs:
-            attempt = None if spec.name in manifest.stages else Attempt.read(stage_folder(run.directory, spec))
-            if attempt is not None and not same_content(attempt.content, spec.content):
-                changed[spec.name] = attempt.content
+        try:
+            changed = _changed(run)
+        except StageError:
+            continue
         if changed:
-            lines = describe_changes(changed, specs)
+            lines = describe_changes(changed, run.specs())
+            why = ""
+            if any(_AFTER in was and was[_AFTER] != now.get(_AFTER) for was, now in _pairs(changed, run)):
+                why = "; the arms share other stages at their beginning than before, and these do not count"
             raise ConfigError(
-                f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}); undo the "
-                "change, give the arm another name, or begin a new comparison with --name"
+                f"arm {run.arm} began with another configuration in {run.directory} ({'; '.join(lines)}{why}); undo "
+                "the change, give the arm another name, or begin a new comparison with --name"
             )
 
 
-def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str, int | None]:
+def _pairs(changed: Mapping[str, Mapping[str, Any]], run: ArmRun) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(changed[spec.name], spec.content) for spec in run.specs() if spec.name in changed]
+
+
+def _changed(run: ArmRun) -> dict[str, Mapping[str, Any]]:
+    """The stages that began with another configuration, each with what it began with.
+
+    Raises:
+        StageError: The folder of the run is damaged.
+    """
+    specs, manifest = run.specs(), Manifest.read(run.directory)
+    changed = dict(changed_stages(specs, manifest, due_actions(specs, manifest, Selection())))
+    for spec in specs:
+        attempt = None if spec.name in manifest.stages else Attempt.read(stage_folder(run.directory, spec))
+        if attempt is not None and not same_content(attempt.content, spec.content):
+            changed[spec.name] = attempt.content
+    return changed
+
+
+def run_comparison(comparison: Comparison, parallel: int, say: Say) -> State:
     """Runs what is unfinished of a comparison, and writes `compare.json` after each run that ends.
 
     Args:
@@ -188,10 +212,11 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         say: Shows a line.
 
     Returns:
-        The exit code of each run by its name.
+        How each run ended.
 
     Raises:
         ConfigError: Another process works in the folder, or a run began with another configuration.
+        DataError: `compare.json` is damaged.
         Interrupted: A signal came; all processes have ended, and the same command continues.
     """
     directory = comparison.directory
@@ -202,6 +227,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         names = [run.name for run in comparison.runs]
         whole = {run.name for run in comparison.runs if state.codes.get(run.name) == 0 and is_whole(run)}
         state.codes = {name: 0 if name in whole else None for name in names}
+        state.best_codes = {name: code for name, code in state.best_codes.items() if name in whole}
         state.write(comparison)
         left = [run for run in comparison.runs if run.name not in whole]
         if whole:
@@ -209,7 +235,7 @@ def run_comparison(comparison: Comparison, parallel: int, say: Say) -> dict[str,
         if left:
             with _tracked(comparison, state) as parent:
                 _Work(comparison, state, say).run(left, parallel, parent)
-        return dict(state.codes)
+        return state
 
 
 class _Work:
@@ -227,29 +253,31 @@ class _Work:
     def run(self, left: Sequence[ArmRun], parallel: int, parent: TrackedRun) -> None:
         """Runs what is left, after the stages that runs share which have not begun."""
         self._parallel = parallel
-        new = [run for run in left if Manifest.read(run.directory) == Manifest()]
+        new = [run for run in left if manifest_of(run.directory) == Manifest()]
         shared = [each for each in self._comparison.shared if any(run in each.runs for run in new)]
         for run in left:  # the first run of a seed brings the stages that runs of this seed share
             for segment in shared:
-                if segment.suffix == run.suffix and segment.name not in [task.name for task in self._tasks]:
-                    above = () if segment.above is None else (segment.above.name,)
-                    self._tasks.append(Task(name=segment.name, begin=partial(self._share, segment), waits_for=above))
+                if segment.suffix == run.suffix and segment.place not in [task.name for task in self._tasks]:
+                    above = () if segment.above is None else (segment.above.place,)
+                    self._add(segment.place, partial(self._share, segment), above)
             own = segment_of(run, shared)
-            waits = () if own is None else (own.name,)
-            self._tasks.append(Task(name=run.name, begin=partial(self._train, run, waits), waits_for=waits))
+            waits = () if own is None else (own.place,)
+            self._add(run.name, partial(self._train, run, waits), waits)
         environment = _environment(parent, parallel)
         Pool(parallel, environment, on_start=self._on_start, on_end=self._on_end).run(self._tasks)
+
+    def _add(self, name: str, begin: Callable[[], Steps], waits_for: Sequence[str]) -> None:
+        self._tasks.append(Task(name=name, log=self.log(name), begin=begin, waits_for=waits_for))
 
     def _share(self, segment: Segment) -> Steps:
         above = segment.above
         if above is not None and not above.is_finished:
-            return self._codes.get(above.name) or 1
+            return self._codes.get(above.place) or 1
         if segment.is_finished:
             return 0
         first, folder = segment.runs[0], segment.directory
         prepare = partial(begin, folder, first, self._folders(first))
-        log = self.log(segment.name)
-        return (yield Command(arguments=segment.command, log=log, lock=folder / LOCK, prepare=prepare))
+        return (yield Command(arguments=segment.command, lock=folder / LOCK, prepare=prepare))
 
     def _train(self, run: ArmRun, waits: Sequence[str]) -> Steps:
         failed = [name for name in waits if self._codes[name]]
@@ -257,16 +285,19 @@ class _Work:
         if failed and segment is not None and not segment.is_finished:
             self._say(f"{run.name}: {failed[0]} failed, whose stages it needs")
             return self._codes[failed[0]]
-        arguments, log, folder = ("train", *run.command(RUNS, run.name)), self.log(run.name), run.directory
+        arguments, folder = ("train", *run.command(RUNS, run.name)), run.directory
         prepare = partial(begin, folder, run, self._folders(run))
-        code = yield Command(arguments=arguments, log=log, lock=folder / LOCK, prepare=prepare)
+        code = yield Command(arguments=arguments, lock=folder / LOCK, prepare=prepare)
         best = best_weights(run)
-        if code or best is None or (evaluation_of_best(run) / SUMMARY).is_file():
+        if code or best is None or is_evaluated(run):
             return code
-        lock = evaluation_of_best(run).with_name(f".{BEST_WEIGHTS}.lock")  # as `mmrl evaluate` names it
-        return (yield Command(arguments=("evaluate", str(best), *run.command(BEST, run.name)), log=log, lock=lock))
+        code = yield evaluation_command(run, best)
+        self._state.best_codes[run.name] = code
+        if not code:
+            note_evaluated(run, best)
+        return 0  # the run itself is whole
 
-    def _folders(self, run: ArmRun) -> list[Path]:
+    def _folders(self, run: ArmRun) -> list[tuple[Path, ArmRun]]:
         return folders_of(run, self._comparison.shared, self._comparison.runs)
 
     def log(self, name: str) -> Path:
@@ -285,8 +316,13 @@ class _Work:
             self._state.write(self._comparison)
             write_comparison(self._comparison.directory)
         how = f"finished in {duration(ended.seconds)}"
+        best = self._state.best_codes.get(name)
         if ended.code:
             how = f"failed with exit code {ended.code}: {_last_line(self.log(name))}"
+        elif best:
+            how += (
+                f", but the evaluation of its best weights failed with exit code {best}: {_last_line(self.log(name))}"
+            )
         done, failed = sum(code == 0 for code in codes.values()), sum(bool(code) for code in codes.values())
         rest = len(self._tasks) - len(self._codes)
         ahead = rest * sum(self._seconds) / len(self._seconds) / min(self._parallel, max(rest, 1))
@@ -304,7 +340,9 @@ def _last_line(log: Path) -> str:
 
 def _environment(parent: TrackedRun, parallel: int) -> dict[str, str]:
     """The variables of the processes: they open their runs below the comparison's, and share the processors."""
-    found = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", ABOVE)}
+    found = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", ABOVE, STORE)}
+    if (theirs := store_of_mlflow_run()) is not None:
+        found[STORE] = theirs
     if parent.id != UNTRACKED and not parent.id.startswith(LOCAL_PREFIX):
         found[ABOVE] = parent.id
     if parallel > 1:
@@ -315,7 +353,7 @@ def _environment(parent: TrackedRun, parallel: int) -> dict[str, str]:
 @contextmanager
 def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
     """Opens the run of the comparison in the tracker, or continues it, and closes it with its true status."""
-    config = comparison.runs[0].config
+    config = settle_tracking(comparison.runs[0].config)
     quiet = replace(config, tracking=replace(config.tracking, system_every_s=None))
     tracker = open_tracker(quiet, origin(comparison.command))
     try:
@@ -328,7 +366,7 @@ def _tracked(comparison: Comparison, state: State) -> Iterator[TrackedRun]:
         except BaseException as error:
             parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        parent.finish("FAILED" if any(state.codes.values()) else "FINISHED")
+        parent.finish("FAILED" if state.failed else "FINISHED")
     finally:
         tracker.close()
 

@@ -32,7 +32,7 @@ from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import PromptSettings
-from lightning_mmrl.settings.rollout import engine_node
+from lightning_mmrl.settings.rollout import POLICY_ITSELF, engine_node
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.stages.answers import SUBJECT, AnswerEvaluator
@@ -44,9 +44,6 @@ from lightning_mmrl.training.job import raising_interrupts
 from lightning_mmrl.training.memory import free_memory
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
-
-POLICY_ITSELF = "lightning_mmrl.rollout.hf.HFEngine.of"
-"""Target of an engine that is the policy itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +238,8 @@ class CheckpointEvaluator:
 
     def _warn_of_prompt(self, checkpoint: Checkpoint) -> None:
         parts, facts = self._assembly, checkpoint.facts
-        if facts is None or facts.get("prompt") == asdict(parts.config.prompt):
+        asked = [parts.config.prompt, *(parts.config.prompt_of(each) for each in parts.config.sets().values())]
+        if facts is None or facts.get("prompt") in [asdict(prompt) for prompt in asked]:
             return
         trained = ", ".join(f"{key} {value!r}" for key, value in facts.get("prompt", {}).items() if value)
         parts.console.say(

@@ -1,5 +1,6 @@
 """Runs commands of `mmrl` as processes: several at a time, each with a log, and signals passed on to all of them."""
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -7,14 +8,19 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.training.interruption import SIGNALS, Interrupted
 
 _PAUSE_S = 0.1
+EXIT_REFUSED = 2
+"""Exit code of a task that fails in this process, as `mmrl` gives it with its one sentence."""
 
 
 @contextmanager
@@ -58,13 +64,11 @@ class Command:
 
     Attributes:
         arguments: Its arguments.
-        log: The file that its output is appended to.
         lock: The file that it holds while it works.
         prepare: Called before it starts, when no other process holds the lock.
     """
 
     arguments: Sequence[str]
-    log: Path
     lock: Path
     prepare: Callable[[], object] = lambda: None
 
@@ -75,9 +79,17 @@ Steps = Generator[Command, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Commands one after another, once the tasks that it waits for have ended, whatever their exit codes."""
+    """Commands one after another, once the tasks that it waits for have ended, whatever their exit codes.
+
+    Attributes:
+        name: Its name.
+        log: The file that all output is appended to, and the error of a step between two commands.
+        begin: Begins its steps.
+        waits_for: Names of the tasks that it waits for.
+    """
 
     name: str
+    log: Path
     begin: Callable[[], Steps]
     waits_for: Sequence[str] = ()
 
@@ -98,7 +110,7 @@ class _Running:
     task: Task
     steps: Steps
     started: float
-    command: Command
+    command: Command | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
 
@@ -163,19 +175,17 @@ class Pool:
                 return
             waiting.remove(task)
             self._on_start(task)
-            started, steps = time.monotonic(), task.begin()
-            try:
-                running = _Running(task=task, steps=steps, started=started, command=next(steps))
-            except StopIteration as end:
-                self._end(task, started, end.value)
-                continue
+            running = _Running(task=task, steps=task.begin(), started=time.monotonic())
             self._running.append(running)
-            self._launch(running)
+            self._advance(running, partial(next, running.steps))
 
     def _look(self, running: _Running) -> None:
         """Sees whether the process of a task has ended, and goes on with its next command if no signal came."""
         if running.process is None:
-            self._launch(running)
+            try:
+                self._launch(running)
+            except (MmrlError, OSError) as error:
+                self._fail(running, error)
             return
         code = running.process.poll()
         if code is None:
@@ -185,26 +195,41 @@ class Pool:
         if self._received:
             self._running.remove(running)
             return
-        try:
-            running.command = running.steps.send(exit_code(code))
-        except StopIteration as end:
-            self._running.remove(running)
-            self._end(running.task, running.started, end.value)
-        else:
-            self._launch(running)
+        self._advance(running, partial(running.steps.send, exit_code(code)))
 
-    def _end(self, task: Task, started: float, code: int) -> None:
-        self._codes[task.name] = code
-        self._on_end(Ended(task=task, code=code, seconds=time.monotonic() - started))
+    def _advance(self, running: _Running, step: Callable[[], Command]) -> None:
+        """Takes the next step of a task, and launches its command."""
+        try:
+            running.command = step()
+            self._launch(running)
+        except StopIteration as end:
+            self._end(running, end.value)
+        except (MmrlError, OSError) as error:
+            self._fail(running, error)
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        """Ends a task by an error of this process, which goes to its log; the others go on."""
+        with _log_of(running.task) as log:
+            log.write(f"{error}\n".encode())
+        self._end(running, EXIT_REFUSED)
+
+    def _end(self, running: _Running, code: int) -> None:
+        self._running.remove(running)
+        self._codes[running.task.name] = code
+        self._on_end(Ended(task=running.task, code=code, seconds=time.monotonic() - running.started))
 
     def _launch(self, running: _Running) -> None:
-        """Starts the process, unless one of an earlier call, which was killed alone, still works in the folder."""
+        """Starts the process, unless one of an earlier call, which was killed alone, still works in the folder.
+
+        That process holds the lock of the task from its start, and the lock of its folder once it has begun to work.
+        """
         command = running.command
-        if self._received or is_locked(command.lock):
+        if command is None or self._received or is_locked(command.lock):
             return
-        command.prepare()
-        command.log.parent.mkdir(parents=True, exist_ok=True)
-        with command.log.open("ab") as log:
+        with _log_of(running.task) as log, _start_of(running.task) as start:
+            if start is None:
+                return
+            command.prepare()
             process = subprocess.Popen(
                 mmrl(command.arguments),
                 stdin=subprocess.DEVNULL,
@@ -212,11 +237,32 @@ class Pool:
                 stderr=subprocess.STDOUT,
                 env=dict(self._environment),
                 start_new_session=True,
+                pass_fds=[start],
             )
         self._processes.append(process)
         running.process = process
         for signum in tuple(self._received):  # those that came before the process was in the list
             process.send_signal(signum)
+
+
+def _log_of(task: Task) -> BinaryIO:
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    return task.log.open("ab")
+
+
+@contextmanager
+def _start_of(task: Task) -> Iterator[int | None]:
+    """Locks a file beside the log; yields its descriptor, None if another process holds it.
+
+    A process that inherits the descriptor keeps the lock until it ends, however this process ends.
+    """
+    with task.log.with_name(f".{task.log.name}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file.fileno()
 
 
 def is_locked(lock: Path) -> bool:

@@ -13,6 +13,14 @@ from lightning_mmrl.errors import ConfigError
 LOCK = ".lock"
 """File in a run folder that the process that works there holds."""
 
+EVALUATIONS = "evaluations"
+"""Folder in a run folder of evaluations outside of the run."""
+
+
+def evaluation_lock(directory: Path) -> Path:
+    """The file that the process holds which evaluates in a folder."""
+    return directory.with_name(f".{directory.name}.lock")
+
 
 def writable(directory: Path) -> Path:
     """Creates the folder, checks that it can be written to, and returns it.

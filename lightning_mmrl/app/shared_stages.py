@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from lightning_mmrl.app.arms import SHARED, ArmRun
@@ -12,6 +13,7 @@ from lightning_mmrl.curriculum.attempt import FILE as ATTEMPT
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.data.exclusions import EXCLUSIONS
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import folder_beside, read_json, sync, sync_tree, write_json, writing
 from lightning_mmrl.settings.stage import BASE as BASE_MODEL
 from lightning_mmrl.tracking.null import UNTRACKED_STAGE
@@ -21,8 +23,8 @@ BEGUN = "begun_with.json"
 DECIDED = (EXCLUSIONS, "experts", "judges")
 """Files and folders of a run that later stages read: left-out samples, and answers of experts and judges."""
 EVALUATION = "evaluation"
-Steps = Sequence[tuple[str, str]]
-"""The stages of a run in order, each with its digest."""
+Steps = Sequence[tuple[str, str, str]]
+"""The evaluation of the base model and the stages of a run in order, each with its digest and its conditions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,9 +47,14 @@ class Segment:
         return f"{self.until}-{self.runs[0].name}"
 
     @property
+    def place(self) -> str:
+        """That folder within the comparison; a name that no run of an arm has."""
+        return f"{SHARED}/{self.name}"
+
+    @property
     def directory(self) -> Path:
         """Folder of the run that trains them."""
-        return self.runs[0].comparison / SHARED / self.name
+        return self.runs[0].comparison / self.place
 
     @property
     def stages(self) -> list[str]:
@@ -75,26 +82,31 @@ class Segment:
     @property
     def is_finished(self) -> bool:
         """Whether the stages are finished, or there is an evaluation of the base model."""
-        known = known_of(self.directory, self.runs[0])
+        known = known_of(self.directory, self.runs[0], self.runs[0])
         return known.base is not None if self.until == BASE_MODEL else self.until in known.stages
 
 
 def segments(runs: Sequence[ArmRun]) -> list[Segment]:
     """The stages that at least two runs with one seed and fold share; each segment after the one it follows.
 
-    Runs share a stage if they share all stages before it and its digest, which follows everything that decides its
-    outcome. The evaluation of the base model counts as a stage before the first.
+    Runs share a stage if they share all stages before it, its digest, and all with which it is run, also what a digest
+    leaves out because a run may continue with another value. The evaluation of the base model counts as a stage before
+    the first.
     """
     by_place: dict[tuple[int, str | None], list[tuple[ArmRun, Steps]]] = {}
     for run in runs:
-        path = [(BASE_MODEL, run.base_evaluation()), *((spec.name, spec.digest) for spec in run.specs())]
-        by_place.setdefault((run.seed, run.fold), []).append((run, path))
+        by_place.setdefault((run.seed, run.fold), []).append((run, _steps(run)))
     found = [each for pairs in by_place.values() for each in _grown(pairs, 0, None)]
     return [each for each in found if each.until != BASE_MODEL or each.runs[0].base_evaluation()]
 
 
+def _steps(run: ArmRun) -> Steps:
+    stages = [(spec.name, spec.digest, run.conditions(spec.name)) for spec in run.specs()]
+    return [(BASE_MODEL, run.base_evaluation(), run.conditions()), *stages]
+
+
 def _grown(pairs: Sequence[tuple[ArmRun, Steps]], depth: int, above: Segment | None) -> Iterator[Segment]:
-    groups: dict[tuple[str, str], list[tuple[ArmRun, Steps]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[ArmRun, Steps]]] = {}
     for run, path in pairs:
         if len(path) > depth:
             groups.setdefault(path[depth], []).append((run, path))
@@ -114,37 +126,51 @@ def segment_of(run: ArmRun, found: Iterable[Segment]) -> Segment | None:
     return next((each for each in reversed(list(found)) if run in each.runs), None)  # by identity
 
 
-def known_of(folder: Path, run: ArmRun) -> Manifest:
-    """What a run folder holds of the beginning of a run: its evaluated base model, and its first finished stages."""
-    manifest = Manifest.read(folder)
-    base = manifest.base if manifest.base is not None and manifest.base.evaluation == run.base_evaluation() else None
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest of a run folder; None if it is damaged, which costs that run alone: it is refused when it starts."""
+    try:
+        return Manifest.read(folder)
+    except StageError:
+        return None
+
+
+def known_of(folder: Path, run: ArmRun, owner: ArmRun) -> Manifest:
+    """What a run folder holds of the beginning of a run: its evaluated base model, and its first finished stages.
+
+    Args:
+        folder: The folder.
+        run: The run that would begin with it.
+        owner: The run with whose configuration the folder was made; stages that the two do not share are left out.
+    """
+    manifest, steps = manifest_of(folder) or Manifest(), zip(_steps(run), _steps(owner), strict=False)
+    alike = [own for own, _ in takewhile(lambda pair: pair[0] == pair[1], steps)]
+    base = manifest.base if manifest.base is not None and alike and manifest.base.evaluation == alike[0][1] else None
     stages: dict[str, FinishedStage] = {}
-    for spec in run.specs():
-        finished = manifest.stages.get(spec.name)
-        if finished is None or finished.digest != spec.digest:
+    for name, digest, _ in alike[1:]:
+        finished = manifest.stages.get(name)
+        if finished is None or finished.digest != digest:
             break
-        stages[spec.name] = finished
+        stages[name] = finished
     return Manifest(stages=stages, base=base)
 
 
-def begin(directory: Path, run: ArmRun, others: Iterable[Path]) -> None:
+def begin(directory: Path, run: ArmRun, others: Iterable[tuple[Path, ArmRun]]) -> None:
     """Puts the longest finished beginning of a run that is found elsewhere into the folder of the run, if it is new.
 
     Sealed files are hard links, or copies on another file system; all others are copies, because evaluations and
     trackers write to them again. What tracked the stages there does not track them here.
 
     Args:
-        directory: The folder of the run, which is left as it is if a run has begun there.
+        directory: The folder of the run, which is left as it is if a run has begun there or its manifest is damaged.
         run: The run.
-        others: Folders of runs that may have finished the same stages.
+        others: Folders that may hold the same finished stages, each with the run whose configuration made it.
 
     Raises:
         DiskError: The disk refuses.
-        StageError: A manifest is damaged.
     """
-    if Manifest.read(directory) != Manifest() or (directory / BEGUN).exists():
+    if manifest_of(directory) != Manifest() or (directory / BEGUN).exists():
         return
-    found = [(known_of(other, run), other) for other in others if other != directory and other.is_dir()]
+    found = [(known_of(other, run, owner), other) for other, owner in others if other != directory and other.is_dir()]
     best = max(found, key=lambda pair: (len(pair[0].stages), pair[0].base is not None), default=None)
     if best is None or not (best[0].stages or best[0].base):
         return
@@ -170,9 +196,12 @@ def begin(directory: Path, run: ArmRun, others: Iterable[Path]) -> None:
 
 
 def begun_with(directory: Path) -> list[str]:
-    """The stages that were put into a run folder before the run began."""
+    """The stages that were put into a run folder before the run began; none if the record is damaged."""
     path = directory / BEGUN
-    return list(read_json(path, f"remove {directory}")["stages"]) if path.is_file() else []
+    try:
+        return list(read_json(path, "")["stages"]) if path.is_file() else []
+    except (StageError, KeyError, TypeError):
+        return []
 
 
 def _untracked(stage: FinishedStage) -> FinishedStage:
@@ -207,8 +236,10 @@ def _link(path: Path, copy: Path) -> None:
         shutil.copy2(path, copy)
 
 
-def folders_of(run: ArmRun, found: Iterable[Segment], runs: Iterable[ArmRun]) -> list[Path]:
-    """The folders of a comparison that may hold finished stages of a run: those with the same seed and fold."""
-    place = (run.seed, run.fold)
-    shared = [each.directory for each in found if (each.runs[0].seed, each.runs[0].fold) == place]
-    return [*shared, *(each.directory for each in runs if (each.seed, each.fold) == place)]
+def folders_of(run: ArmRun, found: Iterable[Segment], runs: Iterable[ArmRun]) -> list[tuple[Path, ArmRun]]:
+    """The folders of a comparison that may hold finished stages of a run: those with the same seed and fold.
+
+    Each comes with the run whose configuration made it.
+    """
+    owned = [*((each.directory, each.runs[0]) for each in found), *((each.directory, each) for each in runs)]
+    return [(folder, owner) for folder, owner in owned if (owner.seed, owner.fold) == (run.seed, run.fold)]

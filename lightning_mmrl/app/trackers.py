@@ -19,7 +19,7 @@ OWN_TRACKING = "tracking"
 
 
 def open_tracker(config: RunSettings, made_by: Mapping[str, str] | None = None) -> Tracker:
-    """The configured tracker; `made_by` are tags of the runs that it creates in MLflow, see `published.origin`."""
+    """The configured tracker; `made_by` are tags of the runs that it creates in MLflow, see `origin`."""
     uri, node = config.tracking.uri, config.tracking.tracker
     if node is not None:
         folder = Path(config.output_dir).absolute() / OWN_TRACKING

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from lightning_mmrl.app.arms import folds_named, planned, refuse_own
-from lightning_mmrl.app.compare import FILE, Comparison, run_comparison
+from lightning_mmrl.app.compare import Comparison, run_comparison
 from lightning_mmrl.app.shared_stages import segments
 from lightning_mmrl.cli.arms_table import print_comparison
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
@@ -26,6 +26,7 @@ from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.evaluation.arms import power_line
 from lightning_mmrl.report.arms_page import write_comparison
+from lightning_mmrl.report.comparison import FILE
 from lightning_mmrl.settings.compare import ArmSettings, CompareSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import shown
@@ -50,8 +51,8 @@ once. The same command continues: finished runs are kept, stopped ones go on, fa
                          the last trained stage of an arm gets what its other stages leave
   --parallel N           processes at a time (default 1); give trainer.num_threads, or they share the processors
   --output-dir DIR       folder of comparisons (default: output_dir of the experiment)
-  --name N               name of the comparison's folder (default: NAME of the file, or of the experiment's run)
-  --plan                 show arms, shared stages and runs, and run nothing
+  --name N               name of the comparison's folder (default: NAME of the file, or EXPERIMENT-compare)
+  --plan                 show arms, shared stages, budget, runs and what so many seeds can find, and run nothing
 
 Arms that start from other models, or have other data or evaluations, are refused unless the file says may_differ. The
 exit code is 1 if a run failed; the others are run all the same. Logs of the runs are in OUTPUT_DIR/NAME/logs.
@@ -66,7 +67,7 @@ VALUED = ("--baseline", "--seeds", "--folds", "--budget", "--shares", "--paralle
 ARM = "--arm"
 FILE_KEY = "compare="
 EXIT_FAILED = 1
-"""Exit code if a run failed; a bad argument gives 2."""
+"""Exit code if a run, or the evaluation of one's best weights, failed; a bad argument gives 2."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -91,13 +92,17 @@ def run(arguments: Sequence[str]) -> int:
     if "--plan" in flags:
         show_plan(comparison)
         return 0
-    codes = run_comparison(comparison, parallel, partial(print, flush=True))
+    state = run_comparison(comparison, parallel, partial(print, flush=True))
     print_comparison(write_comparison(comparison.directory), report_console(width=140))
-    failed = [name for name, code in codes.items() if code]
+    failed = [name for name, code in state.codes.items() if code]
     if failed:
-        print(f"{len(failed)} of {len(codes)} runs failed: {', '.join(failed)}; the same command tries them again")
+        print(
+            f"{len(failed)} of {len(state.codes)} runs failed: {', '.join(failed)}; the same command tries them again"
+        )
+    if lacking := [name for name in state.failed if name not in failed]:
+        print(f"best weights not evaluated: {', '.join(lacking)}; the same command tries again")
     print(f"all runs in {comparison.directory / FILE}")
-    return EXIT_FAILED if failed else 0
+    return EXIT_FAILED if state.failed else 0
 
 
 def take_arms(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -113,7 +113,7 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets
-    from lightning_mmrl.app.run_folder import locked, writable
+    from lightning_mmrl.app.run_folder import EVALUATIONS, evaluation_lock, locked, writable
     from lightning_mmrl.models.folder import found_file
     from lightning_mmrl.training.console import ConsoleProgress
     from lightning_mmrl.training.group import joined
@@ -133,7 +133,7 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
             found = located(checkpoint, found_file, base)
             if not found.place.is_dir():
                 parts.encoder(found.place)  # an id that the hub lacks is refused before a dataset is generated
-            directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
+            directory = writable(Path(config.output_dir)) / config.run_name / EVALUATIONS / name
             parts.ensure_data()
             over = _comparable(parts, checkpoint, found, baseline) if group.leads else None
         evaluator = CheckpointEvaluator(parts, last_stage=name, afresh=True)
@@ -141,7 +141,7 @@ def evaluate(config: RunSettings, checkpoint: Path, baseline: Baseline | None = 
             if not group.leads:
                 evaluator.evaluate(found, directory, name, None)
                 return
-            with locked(directory.with_name(f".{name}.lock")), _run_of_mlflow(config, name) as run:
+            with locked(evaluation_lock(directory)), _run_of_mlflow(config, name) as run:
                 (directory / GAINS).unlink(missing_ok=True)
                 metrics = evaluator.evaluate(found, directory, name, run)
                 if run is not None:

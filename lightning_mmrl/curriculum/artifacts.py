@@ -31,6 +31,9 @@ VERSION = 2
 MOST_BYTES = 2**24
 """Maximum size of a seal in bytes; a seal of a thousand files needs a hundredth of this."""
 
+BEST = "best"
+"""Name of the folder of the weights with the best validation, below the folder of their stage, and of the fact in its
+seal that says which validation it is."""
 BESIDE = ("README.md", "LICENSE", ".gitattributes", ".DS_Store")
 """Files that a handoff may hold unsealed, because no loader reads them: `mmrl export` writes a card that its user may
 amend; the hub, git and file managers add the others."""

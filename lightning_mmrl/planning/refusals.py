@@ -10,7 +10,7 @@ from lightning_mmrl.planning.hints import RANKS, alternatives
 from lightning_mmrl.planning.memory import CONTEXT, FRAGMENTATION, Lengths
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.rollout.vllm.memory import check_share
-from lightning_mmrl.settings.rollout import engine_node, lag_of
+from lightning_mmrl.settings.rollout import POLICY_ITSELF, engine_node, lag_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
 
@@ -123,7 +123,7 @@ def _remedy(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths,
             if keys and stage_estimate(config, changed, shape, ranks, lengths).needed <= capacity:
                 return f"set {keys}"
     if engine_of(config, stage, shape) is not None:
-        policy = {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"}
+        policy = {"_target_": POLICY_ITSELF}
         alone = stage_estimate(replace(config, rollout=policy), stage, shape, ranks, lengths)
         if alone.needed <= capacity:
             return "set rollout=hf, or sample on other devices with rollout=vllm_server"

@@ -11,9 +11,10 @@ from typing import Any
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.evaluation.arms import Contrast, compare_arms, mean_over_folds, over_seeds
 from lightning_mmrl.evaluation.seeds import PairedT
-from lightning_mmrl.report.comparison import MEASURES, Plan, PlannedRun, read_plan
+from lightning_mmrl.report.comparison import Plan, PlannedRun, read_plan
 from lightning_mmrl.report.page import FAULTS
 from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
+from lightning_mmrl.settings.budget import MEASURES
 from lightning_mmrl.settings.stage import BASE
 
 AT = ("value", "base", "best")
@@ -131,10 +132,16 @@ class Summary:
         known = [each for each in spent if each is not None]
         return known if len(known) == len(spent) else []
 
-    def is_equal(self, arm: str) -> bool | None:
-        """Whether each run of an arm spent the budget within the tolerance; None if unknown."""
-        shares = self.shares(arm)
-        return all(abs(share - 1) <= self.plan.tolerance + _ROUNDING for share in shares) if shares else None
+    def is_equal(self, *arms: str) -> bool | None:
+        """Whether all runs of these arms spent the same; None if unknown.
+
+        Each is within the tolerance of the budget, and the largest and the smallest are no further apart.
+        """
+        known = [self.shares(arm) for arm in arms]
+        if not all(known):
+            return None
+        shares, most = [share for each in known for share in each], self.plan.tolerance + _ROUNDING
+        return max(shares) - min(shares) <= most and all(abs(share - 1) <= most for share in shares)
 
     @property
     def is_complete(self) -> bool:
@@ -160,7 +167,9 @@ class Summary:
                 | {"spent_shares": self.shares(arm), "equal_budget": self.is_equal(arm)}
                 for arm in self.plan.arms
             },
-            "differences": [each.plain() for each in self.contrasts],
+            "differences": [
+                each.plain() | {"equal_budget": self.is_equal(each.arm, each.over)} for each in self.contrasts
+            ],
             "differences_at_best_validation": [each.plain() for each in self.best_contrasts],
             "runs": [
                 {**asdict(cell), "spent": {measure: cell.spent(measure) for measure in MEASURES}} for cell in self.cells
@@ -319,13 +328,22 @@ def _run_notes(summary: Summary) -> list[str]:
 
 
 def _best_notes(summary: Summary, runs: Iterable[PlannedRun]) -> list[str]:
-    """Evaluations of the best validation that the plan names and that have no figure."""
-    named = {(run.arm, run.seed, run.fold) for run in runs if run.best is not None}
-    return [
-        f"{cell.title}: the evaluation of its weights with the best validation has no figure that can be read."
-        for cell in summary.cells
-        if (cell.arm, cell.seed, cell.fold) in named and cell.value is not None and cell.best is None
-    ]
+    """Evaluations of the best validation that failed, or that the plan names and that have no figure."""
+    told, planned = [], {(run.arm, run.seed, run.fold): run for run in runs}
+    for cell in summary.cells:
+        run = planned.get((cell.arm, cell.seed, cell.fold))
+        if run is None or cell.value is None or cell.best is not None:
+            continue
+        if run.best_exit_code:
+            told.append(
+                f"{cell.title}: its weights with the best validation were not evaluated; `mmrl evaluate` failed with "
+                f"exit code {run.best_exit_code}."
+            )
+        elif run.best is not None:
+            told.append(
+                f"{cell.title}: the evaluation of its weights with the best validation has no figure that can be read."
+            )
+    return told
 
 
 def _size_notes(found: Sequence[_Read]) -> list[str]:
@@ -357,17 +375,19 @@ def _pair_notes(summary: Summary) -> list[str]:
 
 
 def _budget_notes(summary: Summary) -> list[str]:
-    """Arms that did not spend the budget within the tolerance, or of which that is unknown."""
+    """Arms and pairs of arms that did not spend the same within the tolerance, or of which that is unknown."""
     told, measured = [], [arm for arm in summary.plan.arms if any(cell.value is not None for cell in summary.of(arm))]
     whole = "the budget" if summary.plan.total else f"what {summary.plan.baseline} spent on average"
-    for arm in measured:
-        shares, equal = summary.shares(arm), summary.is_equal(arm)
+    even = [arm for arm in measured if summary.is_equal(arm)]
+    pairs = [(each.over, each.arm) for each in summary.contrasts if {each.over, each.arm} <= {*even}]
+    for arms in [*((arm,) for arm in measured), *pairs]:
+        name, equal = " and ".join(arms), summary.is_equal(*arms)
         if equal is None:
-            told.append(f"{arm}: it is not known how much of {whole} it spent, in {summary.measure}.")
+            told.append(f"{name}: it is not known how much of {whole} it spent, in {summary.measure}.")
         elif not equal:
-            off = f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+            shares, most = [share for arm in arms for share in summary.shares(arm)], 100 * summary.plan.tolerance
             told.append(
-                f"{arm}: unequal budget, its runs spent {off} of {whole}, and {100 * summary.plan.tolerance:g} % off "
-                "was allowed."
+                f"{name}: unequal budget, runs spent {100 * min(shares):.1f} to {100 * max(shares):.1f} % of {whole}, "
+                f"and {most:g} % off it or apart was allowed."
             )
     return told

@@ -88,7 +88,8 @@ def _budget(summary: Summary) -> str:
     plan, unit = summary.plan, _UNITS[summary.measure]
     apart = sorted({stage for arm in plan.arms.values() for stage in arm.apart})
     counted = f"all stages but {', '.join(apart)}" if apart else "all stages"
-    marked = f"{UNEQUAL} marks a comparison with an arm of which a run is more than {100 * plan.tolerance:g} % off"
+    most = f"{100 * plan.tolerance:g} %"
+    marked = f"{UNEQUAL} marks arms whose runs are more than {most} apart, or one of them more than {most} off"
     if plan.total is None:
         return f"Budget: none was set; {marked} the mean of {plan.baseline} in {unit}, counted over {counted}."
     return f"Budget: {number_in(plan.total)} {unit} for each run, counted over {counted}; {marked}."
@@ -140,8 +141,9 @@ def clear(contrast: Contrast) -> str:
 
 
 def _equal(summary: Summary, *arms: str) -> str:
-    known = [summary.is_equal(arm) for arm in arms]
-    return UNEQUAL if False in known else "unknown" if None in known else "equal"
+    if any(summary.is_equal(arm) is False for arm in arms):
+        return UNEQUAL
+    return {True: "equal", False: UNEQUAL, None: "unknown"}[summary.is_equal(*arms)]
 
 
 def arms_grid(summary: Summary) -> Grid:

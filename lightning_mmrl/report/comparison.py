@@ -8,12 +8,11 @@ from typing import Any
 
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.files import read_json
+from lightning_mmrl.settings.budget import MEASURES
 
 FILE = "compare.json"
 VERSION = 1
-MEASURES = ("flops", "steps", "seconds")
-"""What a budget is given in."""
-_REMEDY = "restore it, or run the same `mmrl compare` again"
+_REMEDY = "restore it, or remove it and run the same `mmrl compare` again"
 Number = int | float
 
 
@@ -31,6 +30,7 @@ class Arm:
 class PlannedRun:
     """A run of the comparison; `exit_code` is None if it has not ended, and `best` if nothing was evaluated there.
 
+    `best_exit_code` is that of the evaluation of its best weights, apart from that of the run; None without one.
     `folder` and `best` are relative to the folder of the comparison. `shared` are the stages that it took over.
     """
 
@@ -41,6 +41,7 @@ class PlannedRun:
     exit_code: int | None
     shared: tuple[str, ...]
     best: str | None
+    best_exit_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ class Plan:
     """A comparison as it was planned, and the runs that began.
 
     `set_name` is the evaluation set, `metric` the name of a metric or None for the headline. `measure` and `total` are
-    the budget of each run, None without one. `folds` is (None,) without folds.
+    the budget of each run, None without one. `folds` is (None,) without folds. `tracking_id` is the run of
+    the comparison in the tracker.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Plan:
     folds: tuple[str | None, ...]
     runs: tuple[PlannedRun, ...]
     all_pairs: bool
+    tracking_id: str | None
 
     def within(self, place: str) -> Path | None:
         """A place that the file names, if it leads to the folder of the comparison."""
@@ -110,6 +113,7 @@ def read_plan(folder: Path) -> Plan:
         folds=whole.listed("folds", str, None) or (None,),
         runs=tuple(_run(part) for _, part in whole.parts("runs")),
         all_pairs=whole.get("all_pairs", bool, None) or False,
+        tracking_id=whole.get("tracking_id", str, None),
     )
     _check(path, plan)
     return plan
@@ -138,6 +142,7 @@ def _run(part: "_Part") -> PlannedRun:
         exit_code=part.get("exit_code", int, None),
         shared=part.listed("shared", str),
         best=part.get("best", str, None),
+        best_exit_code=part.get("best_exit_code", int, None),
     )
 
 

@@ -56,7 +56,8 @@ class CompareSettings:
     shares: dict[str, float] = setting(factory=dict)
     """Shares of the budget by stage, for arms that give none: in proportion, among the stages that the arm has."""
     tolerance: float = setting(0.02, at_least=0, below=1)
-    """Largest relative difference of what two arms spent that still counts as equal."""
+    """Largest share of the budget (without one, of the mean that the baseline spent) by which a run may be off it,
+    and by which the largest and the smallest run of two arms may be apart, that still counts as equal."""
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     """What the arms are compared by."""
     may_differ: list[str] = setting(factory=list, choices=MAY_DIFFER)

@@ -6,6 +6,9 @@ from typing import Any
 
 from lightning_mmrl.settings.setting import setting
 
+POLICY_ITSELF = "lightning_mmrl.rollout.hf.HFEngine.of"
+"""Target of an engine that is the policy itself."""
+
 
 @dataclass
 class RolloutSettings:

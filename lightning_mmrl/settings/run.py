@@ -8,6 +8,7 @@ from typing import Any
 from lightning_mmrl.settings.budget import BudgetSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
+from lightning_mmrl.settings.rollout import POLICY_ITSELF
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSettings
 
@@ -162,7 +163,7 @@ class RunSettings:
     """How much the stages may cost together; null: each runs all its steps."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision of evaluations, and of stages that say nothing else."""
-    rollout: Any = field(default_factory=lambda: {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"})
+    rollout: Any = field(default_factory=lambda: {"_target_": POLICY_ITSELF})
     """`_target_` of the engine that RL stages sample with."""
     state: StateSettings = field(default_factory=StateSettings)
     """States of unfinished stages."""

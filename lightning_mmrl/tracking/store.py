@@ -14,6 +14,8 @@ from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
 DATABASE = "mlflow.db"
 """Name of the database file in output_dir; configs/tracking/mlflow.yaml has the same name."""
+STORE = "MMRL_TRACKING_URI"
+"""Environment variable with the store of `mlflow run` for processes that `mmrl compare` starts under it."""
 
 _PREFIX = "sqlite:///"
 
@@ -22,6 +24,7 @@ def settle_tracking(config: RunSettings) -> RunSettings:
     """Returns the configuration with the tracking store that its runs go to.
 
     Under `mlflow run`, this is the store of MLflow's own run (MLFLOW_TRACKING_URI), so that the stages lie below it.
+    The same holds for the runs of a comparison that was called there.
 
     Raises:
         ConfigError: `tracking.uri` names another store than `mlflow run`, or a logger's package is not installed.
@@ -31,9 +34,9 @@ def settle_tracking(config: RunSettings) -> RunSettings:
             "tracking.loggers has tensorboard, but that package is not installed; pip install tensorboard, "
             "or leave it out"
         )
-    uri, theirs = config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI")
-    remember(uri or "", theirs or "")
-    if uri is None or not theirs or not os.environ.get("MLFLOW_RUN_ID"):
+    uri, theirs = config.tracking.uri, store_of_mlflow_run()
+    remember(uri or "", theirs or "", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if uri is None or theirs is None:
         return config
     default = f"{_PREFIX}{config.output_dir}/{DATABASE}"
     if absolute_sqlite(uri) not in (absolute_sqlite(theirs), absolute_sqlite(default)):
@@ -42,6 +45,12 @@ def settle_tracking(config: RunSettings) -> RunSettings:
             f"or choose the store with MLFLOW_TRACKING_URI={redact(uri)} mlflow run ..."
         )
     return replace(config, tracking=replace(config.tracking, uri=theirs))
+
+
+def store_of_mlflow_run() -> str | None:
+    """The store of the `mlflow run` that this process works for; None if it works for none."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") if os.environ.get("MLFLOW_RUN_ID") else os.environ.get(STORE)
+    return named or None
 
 
 def absolute_sqlite(uri: str) -> str:

@@ -26,7 +26,14 @@ _QUERY = re.compile(
 _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?)[^\s'\",}]+", re.IGNORECASE)
 
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MMRL_SERVER_KEY")
-_ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_ADDRESS_VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MMRL_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+)
 _SHORTEST = 4
 """Shorter secrets are cut in addresses only, because a secret like `a` is part of many words."""
 

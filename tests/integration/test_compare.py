@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from small_runs import SMALL
 
-from lightning_mmrl.app.compare import FILE
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.report.comparison import FILE
 from lightning_mmrl.types.records import HANDOFF
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the fixture starts five processes one after another

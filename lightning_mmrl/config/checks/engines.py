@@ -6,12 +6,11 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
-from lightning_mmrl.settings.rollout import RolloutSettings, lag_of
+from lightning_mmrl.settings.rollout import POLICY_ITSELF, RolloutSettings, lag_of
 from lightning_mmrl.settings.rules import check_rules, require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.speculation import SpeculationSettings
 
-HF = "lightning_mmrl.rollout.hf.HFEngine.of"
 CORRECTION = "lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection"
 
 
@@ -56,7 +55,7 @@ def _check_lag(config: RunSettings) -> None:
     lag, wanted = lag_of(config.rollout), "rollout.lag above 0"
     if not lag:
         return
-    if config.rollout["_target_"] != HF:
+    if config.rollout["_target_"] != POLICY_ITSELF:
         raise ConfigError(
             f"rollout.lag is {lag}, and only rollout=hf samples ahead, in a process of its own; take rollout=hf, or "
             "set rollout.lag=0"

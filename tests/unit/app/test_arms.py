@@ -216,6 +216,32 @@ def test_a_changed_key_of_a_shared_stage_is_shared_no_more():
     assert found == {("pretrain", ("a", "b", "c"))}, "the budget ends cold_start in one arm alone"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+rollout.seed=7",
+        "trainer.num_threads=3",
+        "trainer.devices=2",
+        "trainer.precision=64-true",
+        "stages.cold_start.trainer.precision=64-true",
+        "stages.cold_start.max_bad_steps=3",
+        "stages.cold_start.when_empty=skip",
+        "stages.cold_start.tokens_per_microbatch=64",
+        "+model.sharing=false",
+        "+data.media.max_duration_s=3",
+    ],
+)
+def test_arms_that_differ_beside_the_digests_train_their_own_weights(override):
+    plans = plan({"a": [SFT], "b": [SFT, override]}, may_differ=["base", "data"])
+    assert "cold_start" not in [name for each in segments(plans) for name in each.stages]
+
+
+def test_arms_that_differ_in_no_result_are_refused():
+    for override in ("state.keep=3", "tracking.system_every_s=null", "stages.reason.num_steps=3"):
+        with pytest.raises(ConfigError, match="arms a and b have the same configuration, or differ in stages that"):
+            plan({"a": [SFT], "b": [SFT, override]})
+
+
 def test_names_of_folds_are_given_once_and_have_a_place():
     with pytest.raises(ConfigError, match="folds has 1 twice"):
         folds_named(["1", "1"], ["x={fold}"])

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from lightning_mmrl.app import processes
 from lightning_mmrl.app.processes import Command, Pool, Task, is_locked
+from lightning_mmrl.errors import DiskError, StageError
 from lightning_mmrl.training.interruption import Interrupted
 
 
@@ -24,16 +25,16 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "sys", SimpleNamespace(executable=str(shell)))
     happened = []
 
-    def task(name, *scripts, waits_for=()):
+    def task(name, *scripts, waits_for=(), prepare=lambda: None):
         def begin():
             code = 0
             for script in scripts:
-                code = yield Command(arguments=[script], log=tmp_path / "logs" / name, lock=tmp_path / f"{name}.lock")
+                code = yield Command(arguments=[script], lock=tmp_path / f"{name}.lock", prepare=prepare)
                 if code:
                     break
             return code
 
-        return Task(name=name, begin=begin, waits_for=waits_for)
+        return Task(name=name, log=tmp_path / "logs" / name, begin=begin, waits_for=waits_for)
 
     def run(*tasks, parallel=1):
         pool = Pool(
@@ -107,3 +108,32 @@ def test_a_process_that_an_earlier_call_left_is_waited_for(lab):
     assert lab.run(lab.task("a", "exit 0")) == {"a": 0}
     assert time.monotonic() - began >= 0.5
     assert not is_locked(lab.folder / "a.lock")
+
+
+def test_an_error_before_a_process_or_between_two_ends_that_task_alone(lab):
+    def refuse():
+        raise DiskError("the disk is full", "make room")
+
+    def broken():
+        raise StageError("the folder is damaged")
+        yield
+
+    log = lab.folder / "logs" / "c"
+    tasks = [lab.task("a", "exit 0", prepare=refuse), Task(name="c", log=log, begin=broken), lab.task("b", "exit 0")]
+    assert lab.run(*tasks) == {"a": 2, "c": 2, "b": 0}
+    assert lab.happened == ["+a", "-a 2", "+c", "-c 2", "+b", "-b 0"]
+    assert (lab.folder / "logs" / "a").read_text() == "the disk is full; make room\n"
+    assert log.read_text() == "the folder is damaged\n"
+
+
+def test_a_process_that_holds_no_lock_yet_is_waited_for_after_its_caller_was_killed(lab):
+    """It takes the lock of its folder only after its imports."""
+    caller = os.fork()
+    if caller == 0:
+        lab.run(lab.task("a", f"touch {lab.folder}/up; sleep 1; touch {lab.folder}/done"))
+        os._exit(0)
+    while not (lab.folder / "up").exists():
+        time.sleep(0.02)
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    assert lab.run(lab.task("a", f"[ -e {lab.folder}/done ]")) == {"a": 0}

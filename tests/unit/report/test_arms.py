@@ -58,8 +58,17 @@ def test_an_arm_off_its_budget_is_said(tmp_path, operations, equal):
     arms = ArmsFolder(tmp_path / "orders", {"sft": SFT, "rl": RL}, operations={"rl": operations})
     found = summarize(arms.folder)
     assert (found.is_equal("sft"), found.is_equal("rl")) == (True, equal)
-    told = f"rl: unequal budget, its runs spent {operations / 10:.1f} to {operations / 10:.1f} % of the budget"
+    told = f"rl: unequal budget, runs spent {operations / 10:.1f} to {operations / 10:.1f} % of the budget"
     assert any(note.startswith(told) for note in found.notes) != equal
+
+
+def test_arms_that_are_off_in_two_directions_are_unequal_together(tmp_path):
+    arms = ArmsFolder(tmp_path / "orders", {"sft": SFT, "rl": RL}, operations={"sft": 985, "rl": 1015})
+    found = summarize(arms.folder)
+    assert (found.is_equal("sft"), found.is_equal("rl"), found.is_equal("rl", "sft")) == (True, True, False)
+    told = "sft and rl: unequal budget, runs spent 98.5 to 101.5 % of the budget, and 2 % off it or apart was allowed."
+    assert told in found.notes
+    assert [each["equal_budget"] for each in found.plain()["differences"]] == [False]
 
 
 def test_one_run_off_the_budget_is_enough(arms):
@@ -71,7 +80,7 @@ def test_one_run_off_the_budget_is_enough(arms):
     found = summarize(arms.folder)
     assert found.shares("rl") == [1.0, 1.1, 1.0]
     assert found.is_equal("rl") is False
-    assert "its runs spent 100.0 to 110.0 % of the budget, and 2 % off was allowed" in " ".join(found.notes)
+    assert "runs spent 100.0 to 110.0 % of the budget, and 2 % off it or apart was allowed" in " ".join(found.notes)
 
 
 def test_without_a_budget_arms_are_held_against_the_baseline(tmp_path):
@@ -196,6 +205,17 @@ def test_a_lost_evaluation_of_the_best_validation_is_said(arms):
     assert "rl, seed 1: the evaluation of its weights with the best validation has no figure" in " ".join(found.notes)
 
 
+def test_an_evaluation_of_the_best_validation_that_failed_costs_that_figure_alone(arms):
+    arms.content["runs"][4] |= {"best": None, "best_exit_code": 3}
+    arms.save()
+    found = summarize(arms.folder)
+    assert cell(found, "rl", 1).value == RL[1]
+    assert (found.contrasts[0].seeds, found.best_contrasts[0].seeds) == ((0, 1, 2), (0, 2))
+    assert found.notes[0] == (
+        "rl, seed 1: its weights with the best validation were not evaluated; `mmrl evaluate` failed with exit code 3."
+    )
+
+
 @pytest.mark.parametrize("seeds", [{0: 0.5}, {}])
 def test_one_seed_or_none_has_no_interval_and_one_arm_no_comparison(tmp_path, seeds):
     alone = ArmsFolder(tmp_path / "alone", {"sft": seeds})
@@ -257,7 +277,7 @@ KEYS = ("version", "name", "question", "exploratory", "command", "baseline", "me
 def test_a_plan_that_lacks_a_key_gets_one_sentence(arms, key):
     del arms.content[key]
     arms.save()
-    with pytest.raises(DataError, match=rf"compare.json has no key {key}; restore it, or run"):
+    with pytest.raises(DataError, match=rf"compare.json has no key {key}; restore it, or remove"):
         summarize(arms.folder)
 
 

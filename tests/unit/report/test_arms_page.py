@@ -79,9 +79,7 @@ def test_an_unequal_budget_is_marked_in_every_table(arms):
         assert [row[-1] for row in grid.rows if row[0] == "bad"] == ["UNEQUAL"]
         assert {row[-1] for row in grid.rows if row[0] != "bad"} == {"equal"}
     assert ("span", {"class": "sign less"}) in page_of(arms.folder).elements
-    assert (
-        "bad: unequal budget, its runs spent 110.0 to 110.0 % of the budget" in (arms.folder / "table.md").read_text()
-    )
+    assert "bad: unequal budget, runs spent 110.0 to 110.0 % of the budget" in (arms.folder / "table.md").read_text()
 
 
 def test_the_policy_names_the_style_and_allows_nothing_else(arms):
@@ -150,7 +148,7 @@ def test_the_caption_says_unit_interval_correction_and_budget(arms):
         "Bonferroni intervals, which hold all 2 true differences at once in at least 95 % of such tables",
         "1,000 operations of training and sampling over logical tokens for each run",
         "counted over all stages but pretrain",
-        "UNEQUAL marks a comparison with an arm of which a run is more than 2 % off.",
+        "UNEQUAL marks arms whose runs are more than 2 % apart, or one of them more than 2 % off.",
     ):
         assert part in told, part
 

@@ -13,12 +13,12 @@ from lightning_mmrl.tracking import flushing
 from lightning_mmrl.tracking import store as tracking
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import note_store
-from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking, spool_folder
+from lightning_mmrl.tracking.store import STORE, deliver_leftovers, settle_tracking, spool_folder
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", STORE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,6 +44,12 @@ def test_under_mlflow_run_its_store_wins_over_the_default(mlflow_run, tmp_path, 
     assert store("output_dir=/x") == "sqlite:///theirs.db"
     assert store(f"tracking.uri=sqlite:///{tmp_path}/theirs.db") == "sqlite:///theirs.db"
     assert store("tracking=none") is None
+
+
+def test_a_run_of_a_comparison_goes_to_the_store_of_the_mlflow_run_above_it(monkeypatch):
+    monkeypatch.setenv(STORE, "sqlite:///theirs.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
+    assert store("output_dir=/x") == "sqlite:///theirs.db"
 
 
 def test_an_address_that_contradicts_mlflow_run_is_refused(mlflow_run, monkeypatch):
