@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import lightning_mmrl.settings
 from lightning_mmrl.registry.kinds import kind_named, kind_names
+from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.settings.rollout import RolloutSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import RunSettings
@@ -28,7 +29,7 @@ MODULES = [
 
 
 def sections(kind=RunSettings):
-    """All settings classes of a run."""
+    """All settings classes of a run, or of another file of keys."""
     yield kind
     for annotation in get_type_hints(kind).values():
         for inner in (annotation, *get_args(annotation)):
@@ -40,7 +41,13 @@ KINDS = [DataStageSettings, *(kind_named(name, "kind").settings for name in kind
 # The node of an engine has other keys for each engine, so no class of a run holds these.
 OF_AN_ENGINE = (RolloutSettings, SpeculationSettings)
 SECTIONS = sorted(
-    {*sections(), *(each for kind in KINDS for each in sections(kind)), *OF_AN_ENGINE}, key=lambda kind: kind.__name__
+    {
+        *sections(),
+        *sections(CompareSettings),
+        *(each for kind in KINDS for each in sections(kind)),
+        *OF_AN_ENGINE,
+    },
+    key=lambda kind: kind.__name__,
 )
 
 
@@ -66,7 +73,7 @@ def test_a_key_without_documentation_would_show():
     assert dict(documented("class A:\n    x: int = 1\n    y: int = 2\n    'why'\n")) == {"A.x": "", "A.y": "why"}
 
 
-def test_all_classes_of_the_modules_are_sections_of_a_run():
+def test_all_classes_of_the_modules_are_sections_of_a_run_or_of_a_comparison():
     declared = {
         each for module in MODULES for each in vars(module).values() if isinstance(each, type) and is_dataclass(each)
     }
