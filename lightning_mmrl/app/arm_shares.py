@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def with_shares(settings: CompareSettings, runs: Sequence["ArmRun"]) -> CompareSettings:
-    """The comparison, in which each arm that gives no shares has those of all arms, of the stages that it has.
+    """Fills in the shares of arms that give none: those of the comparison, of the stages that the arm trains.
 
     Raises:
         ConfigError: No arm has one of the stages, a share is not above 0, or an arm has a share for none of its stages.

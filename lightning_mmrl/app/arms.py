@@ -42,7 +42,7 @@ NO_PART_OF_A_STAGE = ("evaluation_sets", "gate")
 class ArmRun:
     """One arm with one seed on one fold.
 
-    `arguments` are those of `mmrl train` but for `run_name`, and `folder` is the folder of the comparison in the
+    `arguments` are all arguments of `mmrl train` except `run_name`. `folder` is the comparison's folder within the
     configuration's `output_dir`.
     """
 

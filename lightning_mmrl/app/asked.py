@@ -1,4 +1,4 @@
-"""What an evaluation asks a checkpoint: each set, and each variant of a set."""
+"""The evaluations of a checkpoint: one for each set, and one for each variant of a set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
