@@ -32,6 +32,15 @@ def fixed_seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_missing():
+    """What one test left unwritten is not told at the end of a command that another test runs."""
+    from lightning_mmrl.files import take_missing
+
+    yield
+    take_missing()
+
+
 def pytest_report_header(config):
     if chosen := config.getoption("markexpr"):
         return f"Only tests that are {chosen!r} run; `make test-all`, or pytest without -m, runs the others too."

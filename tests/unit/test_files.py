@@ -117,7 +117,6 @@ def test_an_error_that_is_no_disk_s_stays(tmp_path):
 
 
 def test_what_can_be_done_without_is_said_once_and_counted(tmp_path, caplog):
-    take_missing()
     for number in range(4):
         with caplog.at_level(logging.WARNING), dispensable("rollout tables", tmp_path):
             if number != 2:

@@ -104,7 +104,6 @@ def test_a_disk_that_refuses_the_index_costs_a_warning(tmp_path, caplog, monkeyp
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    take_missing()
     (tmp_path / "a").write_bytes(b"a")
     monkeypatch.setattr(os, "write", refuse)
     with caplog.at_level(logging.WARNING):

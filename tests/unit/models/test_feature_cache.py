@@ -150,7 +150,6 @@ def test_files_of_dead_writers_are_removed_and_those_of_live_ones_are_not(tmp_pa
 
 @pytest.mark.parametrize("where", [(os, "replace"), (Path, "open")], ids=["rename", "open"])
 def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, caplog, monkeypatch):
-    take_missing()
     store = cache(tmp_path)
     store.put("a", PRECISION, features())
 
@@ -172,7 +171,6 @@ def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, capl
 
 
 def test_a_folder_that_cannot_be_made_or_read_costs_one_warning(tmp_path, caplog):
-    take_missing()
     (tmp_path / "file").write_text("")
     store = cache(tmp_path / "file" / "below")
     for key in "ab":
