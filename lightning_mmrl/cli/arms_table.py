@@ -6,7 +6,7 @@ from rich.table import Table
 
 from lightning_mmrl.report.arms import Summary
 from lightning_mmrl.report.arms_page import FIGURE, PAGE, RESULTS, TABLE
-from lightning_mmrl.report.arms_tables import EXPLORATORY, INCOMPLETE, Grid, main_grids
+from lightning_mmrl.report.arms_tables import EXPLORATORY, INCOMPLETE, Grid, main_grids, verdict
 from lightning_mmrl.training.console import PlainConsole
 
 
@@ -29,6 +29,8 @@ def print_summary(summary: Summary, console: PlainConsole) -> None:
             console.print(f"  {line}", soft_wrap=True)
     for note in summary.notes:
         console.print(note, soft_wrap=True)
+    if told := verdict(summary):
+        console.print(told, soft_wrap=True)
 
 
 def _table(grid: Grid) -> Table:

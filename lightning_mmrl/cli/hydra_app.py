@@ -65,7 +65,7 @@ def take_flags(
         The given flags with their values, and all other arguments.
 
     Raises:
-        ConfigError: A flag has no value.
+        ConfigError: A flag has no value, or two.
     """
     found: dict[str, str] = {}
     others: list[str] = []
@@ -73,9 +73,11 @@ def take_flags(
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name in valued:
-            found[name] = value if equals else next(rest, "")
-            if not found[name]:
+            given = value if equals else next(rest, "")
+            if not given:
                 raise ConfigError(f"{name} has no value; write {name} NAME")
+            if found.setdefault(name, given) != given:
+                raise ConfigError(f"{name} is given twice, as {found[name]} and as {given}; give it once")
         elif argument in switches:
             found[argument] = ""
         else:

@@ -52,8 +52,8 @@ def run(arguments: Sequence[str]) -> int:
 def _compared(options: argparse.Namespace) -> int:
     from lightning_mmrl.cli.arms_table import print_comparison, print_summary
     from lightning_mmrl.errors import ConfigError
-    from lightning_mmrl.report.arms import summarize
     from lightning_mmrl.report.arms_page import write_comparison
+    from lightning_mmrl.report.arms_read import summarize
     from lightning_mmrl.training.console import report_console
 
     if len(options.runs) > 1 or options.out or options.media or options.media_root:

@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lightning_mmrl.files import write_whole
-from lightning_mmrl.report.arms import Cell, Summary, summarize
+from lightning_mmrl.report.arms import Cell, Summary
 from lightning_mmrl.report.arms_figure import STYLES, figure, figure_caption, figure_file
+from lightning_mmrl.report.arms_read import summarize
 from lightning_mmrl.report.arms_tables import (
     EXPLORATORY,
     INCOMPLETE,
@@ -19,6 +20,7 @@ from lightning_mmrl.report.arms_tables import (
     main_grids,
     markdown,
     other_grids,
+    verdict,
 )
 from lightning_mmrl.report.document import PLAIN_STYLES, document
 from lightning_mmrl.report.markup import Html, folded, joined, table, tag
@@ -67,6 +69,7 @@ def comparison_page(summary: Summary) -> str:
     marks = [EXPLORATORY] * plan.exploratory + [INCOMPLETE] * (not summary.is_complete)
     facts = {
         "Question": plan.question or "not given",
+        "Found": verdict(summary) or "nothing yet",
         "Measured": f"{summary.metric or 'the headline'} on {plan.set_name}",
         "Baseline": plan.baseline,
         "Seeds": ", ".join(map(str, plan.seeds)),

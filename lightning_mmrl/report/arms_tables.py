@@ -54,6 +54,30 @@ def other_grids(summary: Summary) -> list[Grid]:
     ]
 
 
+VERDICTS = {
+    "more": "clearly more",
+    "less": "clearly less",
+    "not clear": "no clear difference",
+    "no interval": "nothing to test by",
+}
+"""In words the values of `clear`, in the order in which a verdict has them."""
+
+
+def verdict(summary: Summary) -> str:
+    """The table of differences in one sentence; empty if nothing is compared."""
+    if not summary.contrasts:
+        return ""
+    arms: dict[str, list[str]] = {}
+    for each in summary.contrasts:
+        name = f"{each.arm} over {each.over}" if summary.plan.all_pairs else each.arm
+        told = [] if each.mean is None else [f"{100 * each.mean:+.1f}"]
+        told += [f"{UNEQUAL} budget"] if _equal(summary, each.arm, each.over) == UNEQUAL else []
+        arms.setdefault(clear(each), []).append(f"{name} ({', '.join(told)})" if told else name)
+    found = "; ".join(f"{words}: {', '.join(arms[sign])}" for sign, words in VERDICTS.items() if sign in arms)
+    against = "between arms" if summary.plan.all_pairs else f"against {summary.plan.baseline}"
+    return f"{'' if summary.is_complete else 'So far, '}{_metric(summary)} {against}, in points: {found}."
+
+
 def caption(summary: Summary) -> tuple[str, ...]:
     """Explains the table of differences: measure, unit, interval, correction, power and budget."""
     plan, number_of = summary.plan, len(summary.contrasts)
@@ -308,6 +332,8 @@ def markdown(summary: Summary) -> str:
         lines += [EXPLORATORY, ""]
     if not summary.is_complete:
         lines += [INCOMPLETE, ""]
+    if told := verdict(summary):
+        lines += [_plain(told), ""]
     for grid in all_grids(summary):
         lines += [f"## {_plain(grid.title)}", "", *_markdown(grid), ""]
         lines += [*(f"- {_plain(each)}" for each in grid.caption), ""] if grid.caption else []

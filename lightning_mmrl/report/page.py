@@ -14,6 +14,7 @@ from lightning_mmrl.report.answers import evaluated_groups
 from lightning_mmrl.report.breakdown import breakdown_section
 from lightning_mmrl.report.curves import curves_section
 from lightning_mmrl.report.document import PLAIN_STYLES, document
+from lightning_mmrl.report.doubts import doubts_of
 from lightning_mmrl.report.flows import costs_section, distribution_section, routing_section
 from lightning_mmrl.report.glance import glance_section
 from lightning_mmrl.report.graph import curriculum_section
@@ -144,11 +145,12 @@ def _section(key: str, title: str, content: Html) -> Html:
 
 
 def _missing(runs: Sequence[RunFiles]) -> Html:
-    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in dict.fromkeys(run.missing)]
+    found = {run.name: [*dict.fromkeys(run.missing), *doubts_of(run)] for run in runs}
+    notes = [f"{name}: {note}" if len(runs) > 1 else note for name, each in found.items() for note in each]
     if not notes:
         return Html("")
     listed = tag("ul", *(tag("li", note) for note in notes))
-    return tag("section", tag("h2", "What is missing"), listed, id="missing", class_="part")
+    return tag("section", tag("h2", "What is missing or in doubt"), listed, id="missing", class_="part")
 
 
 def _facts(run: RunFiles) -> Html:

@@ -32,6 +32,10 @@ REFUSED = {
         [*GIVEN, *ARMS, "--budget", "flop=3"],
         "--budget flop=3: budget.flop: unknown key; did you",
     ),
+    "budget twice": (
+        [*GIVEN, *ARMS, "--budget=flops=1", "--budget=flops=2"],
+        "--budget is given twice, as flops=1 and",
+    ),
     "parallel": ([*GIVEN, *ARMS, "--parallel", "0"], "--parallel is '0'; give a whole number"),
     "baseline": ([*GIVEN, *ARMS, "--baseline", "stf"], "baseline is 'stf', which is no choice; did you mean 'sft'?"),
     "name": ([*GIVEN, *ARMS, "--name", "a/b"], "--name is a/b; it must be letters"),

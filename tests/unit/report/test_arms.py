@@ -10,7 +10,7 @@ from run_folders import RunFolder
 from scipy import stats
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.report.arms import summarize
+from lightning_mmrl.report.arms_read import summarize
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS
 
 SFT, RL = {0: 0.5, 1: 0.6, 2: 0.4}, {0: 0.55, 1: 0.7, 2: 0.6}

@@ -11,10 +11,10 @@ from arm_folders import ArmsFolder
 from parsed_page import Parsed
 
 from lightning_mmrl.cli.arms_table import print_comparison
-from lightning_mmrl.report.arms import summarize
 from lightning_mmrl.report.arms_figure import Scale
 from lightning_mmrl.report.arms_page import comparison_page, write_comparison
-from lightning_mmrl.report.arms_tables import all_grids, caption, markdown, number_in, p_value
+from lightning_mmrl.report.arms_read import summarize
+from lightning_mmrl.report.arms_tables import UNEQUAL, all_grids, caption, markdown, number_in, p_value, verdict
 from lightning_mmrl.training.console import PlainConsole
 
 SFT = {0: 0.5, 1: 0.6, 2: 0.4}
@@ -162,6 +162,41 @@ def test_one_comparison_needs_no_correction_and_claims_none(tmp_path):
     told = " ".join(grid.caption)
     assert "There is one comparison, so nothing is corrected." in told
     assert "Holm" not in told + (arms.folder / "report.html").read_text()
+
+
+CLEAR = {0: 0.4, 1: 0.5, 2: 0.6, 3: 0.5}
+VERDICTS = [
+    ({"better": 0.2, "worse": -0.2}, "clearly more: better (+20.2); clearly less: worse (-19.8)."),
+    ({"noisy": None}, "no clear difference: noisy (+0.3)."),
+]
+
+
+@pytest.mark.parametrize(("by", "told"), VERDICTS)
+def test_the_verdict_is_one_sentence_wherever_the_table_is(tmp_path, capsys, by, told):
+    wobble = {0: 0.002, 1: 0.004, 2: 0.003, 3: 0.001}
+    noise = {0: 0.31, 1: -0.3, 2: 0.202, 3: -0.2}
+    others = {
+        name: {seed: CLEAR[seed] + (noise[seed] if step is None else step + wobble[seed]) for seed in CLEAR}
+        for name, step in by.items()
+    }
+    arms = ArmsFolder(tmp_path / "orders", {"base": CLEAR, **others})
+    expected = f"uar on test against base, in points: {told}"
+    summary = write_comparison(arms.folder)
+    assert verdict(summary) == expected
+    assert expected in " ".join(page_of(arms.folder).text)
+    assert expected in (arms.folder / "table.md").read_text()
+    print_comparison(summary, PlainConsole(width=400))
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_the_verdict_says_what_weakens_it(arms):
+    assert verdict(write_comparison(arms.folder)).count(UNEQUAL) == 1
+    arms.content["runs"][0]["exit_code"] = None
+    arms.content["all_pairs"] = True
+    arms.save()
+    told = verdict(write_comparison(arms.folder))
+    assert told.startswith("So far, uar on test between arms, in points: ")
+    assert "bad over rl" in told
 
 
 def test_all_pairs_name_both_arms(arms):
