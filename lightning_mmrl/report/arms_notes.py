@@ -10,7 +10,7 @@ MOST_NAMED = 4
 
 def notes_of(summary: Summary) -> list[str]:
     """All sentences, of which none is left if nothing failed, is missing, doubtful or unequal."""
-    parts = (_run_notes, _doubt_notes, _best_notes, _size_notes, _pair_notes, _budget_notes)
+    parts = (_run_notes, _left_out_notes, _doubt_notes, _best_notes, _size_notes, _pair_notes, _budget_notes)
     return [note for part in parts for note in part(summary)]
 
 
@@ -22,6 +22,16 @@ def _run_notes(summary: Summary) -> list[str]:
         told.append("Runs that failed are left out; if bad training made them fail, their arm looks better than it is.")
     coming_runs = [f"{number} of {len(summary.cells)} runs: {problem}." for problem, number in coming.items()]
     return [*told, *coming_runs]
+
+
+def _left_out_notes(summary: Summary) -> list[str]:
+    """Runs in the folder that the plan no longer has: to leave out seeds or arms after a look at them is no secret."""
+    plan = summary.plan
+    planned = {place for run in plan.runs if (place := plan.within(run.folder)) is not None}
+    beside = {each for folder in {place.parent for place in planned} if folder.is_dir() for each in folder.iterdir()}
+    names = sorted(each.name for each in beside - planned if each.is_dir())
+    shown = f"{', '.join(names[:MOST_NAMED])}{' and others' if len(names) > MOST_NAMED else ''}"
+    return [f"Runs in the folder that are no part of this comparison, {len(names)}: {shown}."] if names else []
 
 
 def _doubt_notes(summary: Summary) -> list[str]:

@@ -259,6 +259,14 @@ def test_a_damaged_run_costs_its_own_figure_alone(arms, file, content):
     assert cell(found, "rl", 0).value == 0.55
 
 
+def test_finished_runs_that_the_plan_leaves_out_are_named(arms):
+    arms.content["seeds"] = [0, 1]
+    arms.content["runs"] = [run for run in arms.content["runs"] if run["seed"] != 2]
+    arms.save()
+    told = "Runs in the folder that are no part of this comparison, 2: rl-seed2, sft-seed2."
+    assert summarize(arms.folder).notes == (told,)
+
+
 def test_costs_that_are_no_numbers_are_unknown(arms):
     arms.content["budget"] = {"seconds": 20.0}
     arms.save()
