@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from bench_speculation import batches
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,7 +97,7 @@ class Run:
         if not features:
             return 0.0, 0.0
         with FlopCounterMode(display=False) as backward:
-            sum(each.sum() for each in features.values()).backward()
+            torch.stack([each.sum() for each in features.values()]).sum().backward()
         passed, size = forward.get_total_flops(), len(prompts.samples)
         return passed / size, (passed + backward.get_total_flops()) / size
 
