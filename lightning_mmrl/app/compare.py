@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning_mmrl.app.arm_best import (
@@ -39,6 +40,8 @@ from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import duration, printable
 
 LOGS = "logs"
+A_PROCESS_S = 1.0
+"""A task that took less started no process: what it would have done was there already."""
 _AFTER = "budget.after"
 """Key of a stage's content with the stages before it whose costs count."""
 
@@ -120,7 +123,7 @@ class State:
             "name": comparison.name,
             "question": settings.question,
             "exploratory": settings.exploratory,
-            "command": [redact(argument) for argument in comparison.command],
+            "command": ["mmrl", *(redact(argument) for argument in comparison.command)],
             "baseline": comparison.baseline,
             "all_pairs": settings.all_pairs,
             "measure": {"set": settings.measure.set, "metric": settings.measure.metric},
@@ -246,7 +249,7 @@ class _Work:
         self._state = state
         self._say = say
         self._codes: dict[str, int] = {}
-        self._seconds: list[float] = []
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}  # of runs, and of stages that they share
         self._tasks: list[Task] = []
         self._parallel = 1
 
@@ -310,7 +313,8 @@ class _Work:
     def _on_end(self, ended: Ended) -> None:
         name, codes = ended.task.name, self._state.codes
         self._codes[name] = ended.code
-        self._seconds.append(ended.seconds)
+        if ended.seconds >= A_PROCESS_S:
+            self._seconds[name in codes].append(ended.seconds)
         if name in codes:
             codes[name] = ended.code
             self._state.write(self._comparison)
@@ -324,11 +328,18 @@ class _Work:
                 f", but the evaluation of its best weights failed with exit code {best}: {_last_line(self.log(name))}"
             )
         done, failed = sum(code == 0 for code in codes.values()), sum(bool(code) for code in codes.values())
-        rest = len(self._tasks) - len(self._codes)
-        ahead = rest * sum(self._seconds) / len(self._seconds) / min(self._parallel, max(rest, 1))
-        left = f", about {duration(ahead)} left" if rest else ""
+        ahead = self._ahead()
+        left = f", about {duration(ahead)} left" if ahead else ""
         counts = f"{done} of {len(codes)} runs finished" + (f", {failed} failed" if failed else "")
         self._say(f"{name}: {how} ({counts}{left})")
+
+    def _ahead(self) -> float | None:
+        """Seconds that the tasks which have not ended may take; None if none are left, or no run was timed yet."""
+        rest = [task.name in self._state.codes for task in self._tasks if task.name not in self._codes]
+        if not rest or not self._seconds[True]:
+            return None
+        means = {kind: fmean(times) for kind, times in self._seconds.items() if times}
+        return sum(means.get(kind, means[True]) for kind in rest) / min(self._parallel, len(rest))
 
 
 def _last_line(log: Path) -> str:

@@ -117,6 +117,16 @@ class MediaEncoder:
         self._rows.clear()
         return rows
 
+    def recount(self, rows: Mapping[str, int], *, backward: bool) -> None:
+        """Counts rows that were counted already as rows with a backward pass, or as rows without one.
+
+        A pass whose gradient may come later counts without one until it comes. Rows that were taken in between become
+        negative here, so that the sum over a step is right.
+        """
+        for kind, number in rows.items():
+            sign = 1 if backward else -1
+            self._rows.update({f"{kind}{GRADIENT}": sign * number, kind: -sign * number})
+
     @torch.no_grad()
     def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
         """Reads features from disk; only prompts whose features are not there enter the towers."""
@@ -212,7 +222,9 @@ class TowerGraph:
         with torch.enable_grad():
             media = encoder.with_features(prompts).media
         self._outputs = dict(media.tensors)
-        self._ranks = encoder.ranks
+        self._encoder, self._ranks = encoder, encoder.ranks
+        self._rows = {kind: sum(counts) for kind, counts in media.counts.items()} if encoder.towers_train else {}
+        encoder.recount(self._rows, backward=False)
         self._gradients: dict[str, Tensor] = {}
         self._spent = False
         detached = {key: output.detach() for key, output in self._outputs.items()}
@@ -240,6 +252,8 @@ class TowerGraph:
         outputs = [self._outputs[key] for key in self._gradients]
         gradients = [gradient.to(self._outputs[key].dtype) for key, gradient in self._gradients.items()]
         self._spent, self._outputs, self._gradients = True, {}, {}
+        if outputs:
+            self._encoder.recount(self._rows, backward=True)
         torch.autograd.backward(outputs, gradients)
 
     def _collect(self, key: str, rows: list[int], leaf: Tensor) -> None:

@@ -20,7 +20,10 @@ def _run_notes(summary: Summary) -> list[str]:
     told = [f"{cell.title}: {cell.problem}." for cell in summary.cells if cell.problem and cell.problem not in coming]
     if any(cell.problem and cell.problem.startswith(FAILED) for cell in summary.cells):
         told.append("Runs that failed are left out; if bad training made them fail, their arm looks better than it is.")
-    coming_runs = [f"{number} of {len(summary.cells)} runs: {problem}." for problem, number in coming.items()]
+    coming_runs = [
+        f"{number} of {len(summary.cells)} runs {problem if number == 1 else problem.replace('has', 'have', 1)}."
+        for problem, number in coming.items()
+    ]
     return [*told, *coming_runs]
 
 

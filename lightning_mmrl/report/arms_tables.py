@@ -58,7 +58,7 @@ VERDICTS = {
     "more": "clearly more",
     "less": "clearly less",
     "not clear": "no clear difference",
-    "no interval": "nothing to test by",
+    "no interval": "no test possible",
 }
 """In words the values of `clear`, in the order in which a verdict has them."""
 

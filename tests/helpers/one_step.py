@@ -26,11 +26,10 @@ class CountsEvens:
         return sum(ord(letter) % 2 == 0 for letter in completion.text) / max(1, len(completion.text))
 
 
-def rewards():
-    """Of even characters alone."""
-    return InlineRewards(
-        WeightedReward(components={"evens": CountsEvens()}, settings=RewardSettings(weights={"evens": 1.0}))
-    )
+def rewards(component=None):
+    """Of one component alone; without one, of even characters."""
+    components = {"evens": component or CountsEvens()}
+    return InlineRewards(WeightedReward(components=components, settings=RewardSettings(weights={"evens": 1.0})))
 
 
 def settings(folder):

@@ -45,8 +45,15 @@ def without_attention(counts):
     return replace(counts, passes=passes)
 
 
+def same_for_all(sample, completion):
+    return 1.0
+
+
 def counted(kind, checkpoint, folder, settings, rule=None):
-    """The operations of one step: counted by tokens, as if of a stage `rule` if that is given, and by torch."""
+    """The operations of one step: counted by tokens, as if of a stage `rule` if that is given, and by torch.
+
+    The answers of `grpo without a signal` all have the same reward.
+    """
     encoder, policy = omni.load(checkpoint, dtype=torch.float32)
     policy.freeze(settings.freeze)
     if settings.adapter is not None:
@@ -67,7 +74,8 @@ def counted(kind, checkpoint, folder, settings, rule=None):
             settings=AlgorithmSettings(group_size=4),
         )
         engine = omni.engine(encoder, policy, max_new_tokens=12)
-        module = GRPOModule(policy, engine, one_step.rewards(), algorithm=algorithm, **common)
+        rewards = one_step.rewards(*([same_for_all] if kind == "grpo without a signal" else []))
+        module = GRPOModule(policy, engine, rewards, algorithm=algorithm, **common)
         batch = omni.prompts(encoder)
     module._report = lambda values, step: None
     with FlopCounterMode(display=False) as torchs:
@@ -77,7 +85,8 @@ def counted(kind, checkpoint, folder, settings, rule=None):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [*(("sft", name) for name in STAGES), ("grpo", "all trains"), ("grpo", "text frozen"), ("grpo", "towers frozen")],
+    [*(("sft", name) for name in STAGES), ("grpo", "all trains"), ("grpo", "text frozen"), ("grpo", "towers frozen")]
+    + [("grpo without a signal", name) for name in ("all trains", "text frozen", "towers frozen")],
 )
 def test_a_step_counts_the_operations_that_torch_saw(checkpoint, tmp_path, kind, name):
     ours, torchs = counted(kind, checkpoint, tmp_path, StageSettings(num_steps=1, **STAGES[name]))

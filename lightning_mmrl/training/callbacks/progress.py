@@ -36,7 +36,8 @@ class StageProgress(Callback):
     ) -> None:
         """Advances by one step."""
         total = pl_module.ending.expected_steps(batch_idx + 1)
-        shown = (format_metrics(pl_module.latest, SHOWN | pl_module.headline), format_costs(pl_module.latest))
+        costs = format_costs(step_metrics(pl_module.costs.step))  # `latest` keeps phases that other steps had
+        shown = (format_metrics(pl_module.latest, SHOWN | pl_module.headline), costs)
         self._console.update(self._title, batch_idx + 1, total, "  ".join(filter(None, shown)))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -120,9 +120,9 @@ def test_failed_and_missing_runs_leave_their_pairs_alone(tmp_path):
     told = " ".join(found.notes)
     for part in (
         "rl, seed 1: failed with exit code 1.",
-        "1 of 12 runs: has not ended.",
+        "1 of 12 runs has not ended.",
         "late, seed 2: cannot be read:",
-        "3 of 12 runs: has not begun.",
+        "3 of 12 runs have not begun.",
         "if bad training made them fail",
         "rl over sft: paired over the 2 of 4 seeds that both have (seeds 0, 2).",
         "late over sft: one seed in common, which has no interval (seeds 1).",
@@ -137,7 +137,7 @@ def test_runs_that_are_planned_and_not_begun_are_counted(arms):
         shutil.rmtree(arms.folder / run["folder"])
     arms.save()
     found = summarize(arms.folder)
-    assert found.notes[0] == "5 of 6 runs: has not begun."
+    assert found.notes[0] == "5 of 6 runs have not begun."
     assert [note for note in found.notes if "seed 1" in note] == []
 
 

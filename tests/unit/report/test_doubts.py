@@ -72,6 +72,25 @@ def test_the_page_of_a_run_says_what_makes_an_evaluation_worthless(run, evaluati
     assert f"<li>After reason: {told}.</li>" in page([read_run(run)])
 
 
+CONSTANT = [
+    ([("happy", "happy"), ("sad", "happy")], "happy is always recognized on test and no other label ever, as by a"),
+    ([("happy", "sad"), ("sad", None)], "no answer on test is right"),
+    ([("happy", "happy"), ("happy", "sad"), ("sad", "happy")], None),
+    ([("happy", "happy"), ("sad", "sad")], None),
+]
+
+
+@pytest.mark.parametrize(("answers", "told"), CONSTANT)
+def test_a_constant_answer_is_told_of_stages_and_not_of_the_base_model(tmp_path, answers, told):
+    made = RunFolder(tmp_path / "run", order=("reason",))
+    made.evaluate("base", answers)
+    made.finish("reason")
+    made.evaluate("reason", answers)
+    found = doubts_of(read_run(made.folder))
+    assert len(found) == (told is not None)
+    assert all(each.startswith(f"After reason: {told}") for each in found)
+
+
 @pytest.mark.parametrize(("result", "told"), STAGES)
 @pytest.mark.parametrize("stage", ["pretrain", "reason"])
 def test_a_comparison_repeats_what_makes_a_stage_of_an_arm_worthless(arms, result, told, stage):
