@@ -46,7 +46,7 @@ once. The same command continues: finished runs are kept, stopped ones go on, fa
   --baseline NAME        the arm that the others are compared with
   --seeds 0-7            seeds of each arm: 0-7, or 0,2,4
   --folds SET            a folder of folds, as mmrl folds takes it, or names that {fold} in an override stands for
-  --budget flops=1e13    what each arm may spend after the stages that all arms share; or steps=N, or seconds=N
+  --budget flops=1e12    what each arm may spend after the stages that all arms share; or steps=N, or seconds=N
   --shares A=0.3,B=0.7   how the stages A and B share the budget, in each arm that has both; without it,
                          the last trained stage of an arm gets what its other stages leave
   --parallel N           processes at a time (default 1); give trainer.num_threads, or they share the processors
@@ -60,7 +60,7 @@ exit code is 1 if a run failed; the others are run all the same. Logs of the run
 examples:
   mmrl compare compare=NAME --plan
   mmrl compare experiment=own_clips data.root=emotions --arm sft_then_rl='order=[cold_start,reason]' \\
-      --arm rl_then_sft='order=[reason,cold_start]' --shares cold_start=0.3,reason=0.7 --budget flops=1e13 --seeds 0-2
+      --arm rl_then_sft='order=[reason,cold_start]' --shares cold_start=0.3,reason=0.7 --budget flops=1e12 --seeds 0-2
   mmrl compare compare=NAME --seeds 0-7 --parallel 2 trainer.num_threads=1
 """
 VALUED = ("--baseline", "--seeds", "--folds", "--budget", "--shares", "--parallel", "--output-dir", "--name")
