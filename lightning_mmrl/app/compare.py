@@ -328,18 +328,23 @@ class _Work:
                 f", but the evaluation of its best weights failed with exit code {best}: {_last_line(self.log(name))}"
             )
         done, failed = sum(code == 0 for code in codes.values()), sum(bool(code) for code in codes.values())
-        ahead = self._ahead()
+        rest = [task.name in codes for task in self._tasks if task.name not in self._codes]
+        ahead = seconds_left(rest, self._seconds, self._parallel)
         left = f", about {duration(ahead)} left" if ahead else ""
         counts = f"{done} of {len(codes)} runs finished" + (f", {failed} failed" if failed else "")
         self._say(f"{name}: {how} ({counts}{left})")
 
-    def _ahead(self) -> float | None:
-        """Seconds that the tasks which have not ended may take; None if none are left, or no run was timed yet."""
-        rest = [task.name in self._state.codes for task in self._tasks if task.name not in self._codes]
-        if not rest or not self._seconds[True]:
-            return None
-        means = {kind: fmean(times) for kind, times in self._seconds.items() if times}
-        return sum(means.get(kind, means[True]) for kind in rest) / min(self._parallel, len(rest))
+
+def seconds_left(rest: Sequence[bool], took: Mapping[bool, Sequence[float]], parallel: int) -> float | None:
+    """Seconds that tasks may still take: for each, whether it is a run, by the means of both kinds so far.
+
+    >>> seconds_left([True, True, False], {True: [60.0, 80.0], False: [20.0]}, 2), seconds_left([True], {True: []}, 2)
+    (80.0, None)
+    """
+    if not rest or not took[True]:
+        return None
+    means = {kind: fmean(times) for kind, times in took.items() if times}
+    return sum(means.get(kind, means[True]) for kind in rest) / min(parallel, len(rest))
 
 
 def _last_line(log: Path) -> str:

@@ -219,6 +219,7 @@ class TowerGraph:
     """
 
     def __init__(self, encoder: MediaEncoder, prompts: PromptBatch) -> None:
+        assert isinstance(prompts.media, MediaInputs), "the towers have run already"
         with torch.enable_grad():
             media = encoder.with_features(prompts).media
         self._outputs = dict(media.tensors)
@@ -251,9 +252,9 @@ class TowerGraph:
                     self._gradients[key] = torch.zeros_like(self._outputs[key])
         outputs = [self._outputs[key] for key in self._gradients]
         gradients = [gradient.to(self._outputs[key].dtype) for key, gradient in self._gradients.items()]
+        ran = {kind: self._rows[kind] for kind in self._gradients if kind in self._rows}
+        self._encoder.recount(ran, backward=True)
         self._spent, self._outputs, self._gradients = True, {}, {}
-        if outputs:
-            self._encoder.recount(self._rows, backward=True)
         torch.autograd.backward(outputs, gradients)
 
     def _collect(self, key: str, rows: list[int], leaf: Tensor) -> None:

@@ -9,7 +9,7 @@ MOST_NAMED = 4
 
 
 def notes_of(summary: Summary) -> list[str]:
-    """All sentences, of which none is left if nothing failed, is missing, doubtful or unequal."""
+    """All sentences; none if nothing failed, is missing, doubtful or unequal."""
     parts = (_run_notes, _left_out_notes, _doubt_notes, _best_notes, _size_notes, _pair_notes, _budget_notes)
     return [note for part in parts for note in part(summary)]
 
@@ -28,7 +28,7 @@ def _run_notes(summary: Summary) -> list[str]:
 
 
 def _left_out_notes(summary: Summary) -> list[str]:
-    """Runs in the folder that the plan no longer has: to leave out seeds or arms after a look at them is no secret."""
+    """Runs in the folder that the plan no longer has, such as seeds that somebody left out after a look at them."""
     plan = summary.plan
     planned = {place for run in plan.runs if (place := plan.within(run.folder)) is not None}
     beside = {each for folder in {place.parent for place in planned} if folder.is_dir() for each in folder.iterdir()}

@@ -10,7 +10,7 @@ from lightning_mmrl.evaluation.arms import LEVEL, POWER, Contrast
 from lightning_mmrl.report.arms import Cell, Summary, mean_of
 from lightning_mmrl.report.markup import duration, number, visible
 
-UNEQUAL = "UNEQUAL"
+EQUAL, UNEQUAL = "equal", "UNEQUAL"
 _UNITS = {
     "flops": "operations of training and sampling over logical tokens",
     "steps": "optimizer steps (of RL: iterations)",
@@ -71,11 +71,14 @@ def verdict(summary: Summary) -> str:
     for each in summary.contrasts:
         name = f"{each.arm} over {each.over}" if summary.plan.all_pairs else each.arm
         told = [] if each.mean is None else [f"{100 * each.mean:+.1f}"]
-        told += [f"{UNEQUAL} budget"] if _equal(summary, each.arm, each.over) == UNEQUAL else []
+        budget = _equal(summary, each.arm, each.over)
+        told += [f"{budget} budget"] if budget != EQUAL else []
         arms.setdefault(clear(each), []).append(f"{name} ({', '.join(told)})" if told else name)
     found = "; ".join(f"{words}: {', '.join(arms[sign])}" for sign, words in VERDICTS.items() if sign in arms)
     against = "between arms" if summary.plan.all_pairs else f"against {summary.plan.baseline}"
-    return f"{'' if summary.is_complete else 'So far, '}{_metric(summary)} {against}, in points: {found}."
+    marks = [*(["exploratory"] if summary.plan.exploratory else []), *([] if summary.is_complete else ["so far"])]
+    begin = f"{', '.join(marks)}: ".capitalize() if marks else ""
+    return f"{begin}{_metric(summary)} {against}, in points: {found}."
 
 
 def caption(summary: Summary) -> tuple[str, ...]:
@@ -167,7 +170,7 @@ def clear(contrast: Contrast) -> str:
 def _equal(summary: Summary, *arms: str) -> str:
     if any(summary.is_equal(arm) is False for arm in arms):
         return UNEQUAL
-    return {True: "equal", False: UNEQUAL, None: "unknown"}[summary.is_equal(*arms)]
+    return {True: EQUAL, False: UNEQUAL, None: "unknown"}[summary.is_equal(*arms)]
 
 
 def arms_grid(summary: Summary) -> Grid:

@@ -1,5 +1,6 @@
 """Towers run and differentiated once give the gradient of running them inside every microbatch; controls fail."""
 
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,6 +13,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from lightning_mmrl.models.encoders import MediaEncoder, TowerGraph
+from lightning_mmrl.types.costs import GRADIENT
 
 MODELING = {"qwen2_5_omni": modeling_qwen2_5_omni, "qwen2_5_vl": modeling_qwen2_5_vl, "qwen3_vl": modeling_qwen3_vl}
 MICROBATCHES = ([0, 1], [1, 3], [2], [4, 1, 0], [3])
@@ -215,3 +217,27 @@ def test_sampling_sees_features_without_gradient_and_the_graph_serves_one_update
     for again in (graph.backward, lambda: graph.leaf([0])):
         with pytest.raises(RuntimeError, match="differentiated already; another update needs another run"):
             again()
+
+
+def tower_rows(kinds, batch, graph):
+    """The names under which rows of these kinds count after a backward pass through them."""
+    counts = {kind: sum(each) for kind, each in graph.prompts.media.counts.items()}
+    with_gradient = {f"{kind}{GRADIENT}": number for kind, number in counts.items() if kind in kinds}
+    return with_gradient | {kind: number for kind, number in counts.items() if kind not in kinds}
+
+
+@pytest.mark.parametrize("taken_between", [False, True])
+def test_rows_count_with_a_backward_pass_only_where_it_ran(model, taken_between):
+    _, backbone, batch = model
+    for rows in ([], *([row] for row in range(len(batch.samples)))):
+        encoder = MediaEncoder(backbone)
+        graph = TowerGraph(encoder, batch)
+        found = Counter(encoder.take_rows() if taken_between else {})
+        if rows:
+            prompts = graph.leaf(rows)
+            score(backbone, prompts, prompts.media.tensors, 0).backward()
+            graph.backward()
+        kinds = {kind for kind, each in graph.prompts.media.counts.items() if any(each[row] for row in rows)}
+        found.update(encoder.take_rows())
+        assert {name: number for name, number in found.items() if number} == tower_rows(kinds, batch, graph)
+        gradients(backbone)

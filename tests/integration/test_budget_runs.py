@@ -29,6 +29,7 @@ RUN = (
     "stages.reason.data.batch_size=4",
     "stages.reason.algorithm.group_size=2",
     "stages.reason.sampling.max_new_tokens=24",
+    "stages.reason.rollout_table_every=1",
     # Some groups have a signal from it, and others none, whatever the model knows.
     "+stages.reason.rewards.components.length._target_=lightning_mmrl.rewards.repetition.Repetition",
     "+stages.reason.rewards.components.length.n=1",
@@ -55,6 +56,16 @@ def counted(run, stage):
 @pytest.mark.parametrize("stage", ["cold_start", "reason"])
 def test_the_operations_of_a_stage_are_those_of_what_it_logged(run, stage):
     assert counted(run, stage) == pytest.approx(Run(run).operations(stage), rel=0.02)  # lengths are means of a step
+
+
+def test_the_logged_tokens_are_those_of_the_completions(run):
+    (folder,) = run.glob("stages/*-reason")
+    lines = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    generated = [line["reason/tokens/generated"] for line in lines if "reason/tokens/generated" in line]
+    assert len(generated) == finished(run, "reason")["num_steps"]
+    for step, tokens in enumerate(generated, start=1):
+        rows = [json.loads(line) for line in (folder / f"rollouts/iteration_{step:06d}.jsonl").read_text().splitlines()]
+        assert sum(each["num_tokens"] for row in rows for each in row["responses"]) == tokens
 
 
 def test_a_recount_that_leaves_a_part_out_is_noticed(run):

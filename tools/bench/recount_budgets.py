@@ -2,12 +2,12 @@
 
     python tools/bench/recount_budgets.py runs/order
 
-A run counts its operations while it trains. This recount knows nothing of that counter: it takes the tokens of each
-step from metrics.jsonl, the sizes of the text model from the config.json of a handoff, and the operations of a prompt
-in the towers from torch's own counter around one batch. An update costs three forward passes; an iteration of RL writes
-its completions, reads all prompts once, and those of groups with a signal once more, and runs the towers once for both.
+A run counts its operations while it trains. This recount has other formulas: it takes the tokens of each step from
+metrics.jsonl, the sizes of the text model from the config.json of a handoff, and the operations of a prompt in the
+towers from torch's own counter around one batch. An update costs three forward passes; an iteration of RL writes its
+completions, reads all prompts once, and those of groups with a signal once more, and runs the towers once for both.
 Prints a line for each finished run, and exits with 1 if one is more than 2 % off. `--without towers` leaves a part out,
-which must be noticed.
+which must be noticed. Stages with frozen parts, adapters or a reference policy are refused: they cost something else.
 """
 
 import argparse
@@ -108,6 +108,9 @@ class Run:
             return 0.0
         if "handoff" not in result["artifacts"]:
             return self._drawn(stage, settings["num_completions"], towers[0])
+        penalty = ((settings.get("algorithm") or {}).get("kl") or {}).get("coefficient")
+        if settings["freeze"] or settings["adapter"] or penalty:
+            raise SystemExit(f"{self.folder}: {stage} has freeze, adapter or kl, whose operations are not recounted")
         size = settings["data"]["batch_size"]
         group = (settings.get("algorithm") or {}).get("group_size")
         tokens = [self._logged(stage, f"tokens/{name}") for name in ("prompt", "completion", "generated")]
@@ -118,7 +121,8 @@ class Run:
         for step, prompt in tokens[0].items():
             moved = round(signal[step] * size)
             read = prompt * size / (size + moved)
-            total += self._passes(size, read, size * group, tokens[2][step] if sampling else 0) + towers[1] * size
+            total += self._passes(size, read, size * group, tokens[2][step] if sampling else 0)
+            total += (towers[1] if moved else towers[0]) * size
             total += 3 * self._passes(moved, prompt - read, moved * group, tokens[1][step])
         return total
 

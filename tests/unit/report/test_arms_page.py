@@ -195,7 +195,10 @@ def test_the_verdict_says_what_weakens_it(arms):
     arms.content["all_pairs"] = True
     arms.save()
     told = verdict(write_comparison(arms.folder))
-    assert told.startswith("So far, uar on test between arms, in points: ")
+    assert told.startswith("So far: uar on test between arms, in points: ")
+    arms.content["exploratory"] = True
+    arms.save()
+    assert verdict(write_comparison(arms.folder)).startswith("Exploratory, so far: uar on test between arms")
     assert "bad over rl" in told
 
 
