@@ -163,7 +163,8 @@ class CheckpointEvaluator:
             }
             bound = bound_of(config, checkpoint, self._engine_node(), of_results)
             kept = kept_answers(directory, bound, lambda line: parts.console.say(f"evaluating {stage}: {line}"))
-        exclusions = self._exclusions(directory, anew=not kept.goes_on)
+        holds = kept.goes_on or kept.batches.keys() >= asked.keys()  # all answers are there, and nothing is read again
+        exclusions = self._exclusions(directory, anew=not holds)
         return _Loaded(
             policy=policy,
             encoder=encoder,

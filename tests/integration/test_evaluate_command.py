@@ -130,11 +130,13 @@ def test_an_adapter_over_its_base_answers_as_the_handoff_with_it_merged(here, ca
     assert "gained over runs/whole:cold_start" in capsys.readouterr().out
     (gain,) = json.loads((folder / "gains.json").read_text())["gains"]
     assert (gain["difference"]["estimate"], gain["unpaired"]) == (0.0, [])
+    decisions = (folder / "exclusions.jsonl").read_bytes()
     # Asked again with another number of resamples, it gives the same answers without asking the model.
     assert main(["evaluate", f"{stage}/handoff/adapter", *settings, "evaluation.num_resamples=60"]) == 0
     assert here == [4, 4, 2]
     assert "the answers on test are those of an earlier evaluation" in capsys.readouterr().err
     assert (folder / "test.jsonl").read_bytes() == wanted["test.jsonl"]
+    assert (folder / "exclusions.jsonl").read_bytes() == decisions
     assert json.loads((folder / "evaluation.json").read_text()) != json.loads(wanted["evaluation.json"])
 
 
