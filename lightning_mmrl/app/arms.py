@@ -15,6 +15,7 @@ from lightning_mmrl.config.specs import base_evaluation, flattened, manifest_dig
 from lightning_mmrl.curriculum.changes import changed_keys
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.tasks import task_of_result, task_outlines
+from lightning_mmrl.report.comparison import RUNS
 from lightning_mmrl.settings.budget import MEASURES, BudgetSettings
 from lightning_mmrl.settings.compare import BASE, DATA, EVALUATION, CompareSettings
 from lightning_mmrl.settings.rules import one_of, require
@@ -26,9 +27,9 @@ Compose = Callable[[Sequence[str]], RunSettings]
 """Composes and validates arguments of `mmrl train`."""
 OWN = {"output_dir": "give --output-dir", "run_name": "give --name", "seed": "give --seeds"}
 """Keys that the comparison sets itself, and what sets them."""
-RUNS, SHARED, BEST = "runs", "shared", "best"
-"""Folders of a comparison: of the arms' runs, of runs that train what several arms share, and of evaluations of the
-best weights."""
+SHARED, BEST = "shared", "best"
+"""Folders of a comparison beside `RUNS`: of runs that train what several arms share, and of evaluations of the best
+weights."""
 FOLD = "{fold}"
 """Stands for the fold in an override."""
 MOST_SHOWN = 6

@@ -16,7 +16,7 @@ from lightning_mmrl.app.arm_best import (
     is_evaluated,
     note_evaluated,
 )
-from lightning_mmrl.app.arms import RUNS, ArmRun
+from lightning_mmrl.app.arms import ArmRun
 from lightning_mmrl.app.processes import Command, Ended, Pool, Steps, Task
 from lightning_mmrl.app.run_folder import LOCK, locked, writable
 from lightning_mmrl.app.shared_stages import Segment, begin, begun_with, folders_of, manifest_of, segment_of
@@ -29,7 +29,7 @@ from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.files import write_json
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.report.arms_page import write_comparison
-from lightning_mmrl.report.comparison import FILE, VERSION, read_plan
+from lightning_mmrl.report.comparison import FILE, RUNS, VERSION, read_plan
 from lightning_mmrl.settings.compare import CompareSettings
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX
 from lightning_mmrl.tracking.mlflow import ABOVE

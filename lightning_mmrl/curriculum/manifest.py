@@ -97,7 +97,7 @@ class Manifest:
             stages = {
                 name: FinishedStage(
                     digest=entry["digest"],
-                    content=entry["content"],
+                    content=_of_kind("content", entry["content"], dict),
                     result=_result(entry["result"], version),
                     training_metrics=entry["training_metrics"],
                     evaluation=entry["evaluation"],
@@ -118,8 +118,28 @@ def _result(entry: Mapping[str, Any], version: int) -> StageResult:
         made, read = {HANDOFF: {"path": path, "digest": digest, "seal": seal}}, {WEIGHTS: values.pop("input_digest")}
         values |= {"artifacts": made, "inputs": read}
     artifacts = {name: Artifact(**artifact) for name, artifact in values.pop("artifacts").items()}
+    for made in artifacts.values():
+        _of_kind("path", made.path, str)
+    for key, kind in _KINDS.items():
+        if values.get(key) is not None:
+            _of_kind(key, values[key], kind)
     costs = values.pop("costs", None)
     return StageResult(artifacts=artifacts, costs=None if costs is None else StageCosts.read(costs), **values)
+
+
+_KINDS = {"num_steps": int, "num_skipped": int, "changed": bool, "idle": bool}
+
+
+def _of_kind(key: str, value: Any, kind: type) -> Any:
+    """The value, if it is of its kind; a number must be a count.
+
+    Raises:
+        TypeError: It is not.
+    """
+    is_count = kind is not int or (type(value) is int and 0 <= value < 2**63)
+    if not isinstance(value, kind) or not is_count:
+        raise TypeError(f"{key} is {value!r:.60}")
+    return value
 
 
 def tracked_runs(directory: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from lightning_mmrl.report.arms import FAILED, NOT_BEGUN, NOT_ENDED, Summary
+from lightning_mmrl.report.comparison import RUNS
 
 MOST_NAMED = 4
 """Runs with the same doubt that are named; more of them are counted."""
@@ -29,10 +30,10 @@ def _run_notes(summary: Summary) -> list[str]:
 
 def _left_out_notes(summary: Summary) -> list[str]:
     """Runs in the folder that the plan no longer has, such as seeds that somebody left out after a look at them."""
-    plan = summary.plan
-    planned = {place for run in plan.runs if (place := plan.within(run.folder)) is not None}
-    beside = {each for folder in {place.parent for place in planned} if folder.is_dir() for each in folder.iterdir()}
-    names = sorted(each.name for each in beside - planned if each.is_dir())
+    plan, place = summary.plan, summary.plan.folder / RUNS
+    planned = {found.resolve() for run in plan.runs if (found := plan.within(run.folder)) is not None}
+    found = [each for each in place.iterdir() if each.is_dir() and not each.is_symlink()] if place.is_dir() else []
+    names = sorted(each.name for each in found if each.resolve() not in planned)
     shown = f"{', '.join(names[:MOST_NAMED])}{' and others' if len(names) > MOST_NAMED else ''}"
     return [f"Runs in the folder that are no part of this comparison, {len(names)}: {shown}."] if names else []
 

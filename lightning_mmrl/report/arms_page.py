@@ -69,7 +69,7 @@ def comparison_page(summary: Summary) -> str:
     marks = [EXPLORATORY] * plan.exploratory + [INCOMPLETE] * (not summary.is_complete)
     facts = {
         "Question": plan.question or "not given",
-        "Found": verdict(summary) or "nothing yet",
+        "Found": verdict(summary) or "one arm, and nothing to compare it with",
         "Measured": f"{summary.metric or 'the headline'} on {plan.set_name}",
         "Baseline": plan.baseline,
         "Seeds": ", ".join(map(str, plan.seeds)),

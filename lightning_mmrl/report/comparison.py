@@ -1,6 +1,5 @@
 """Reads the plan and the state of a comparison of arms, `compare.json`, which anyone may have written."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,10 @@ from lightning_mmrl.files import read_json
 from lightning_mmrl.settings.budget import MEASURES
 
 FILE = "compare.json"
+RUNS = "runs"
+"""Folder of a comparison with the runs of its arms."""
+SMALLEST, LARGEST = 1e-9, 1e40
+"""Bounds of a budget that somebody may have meant."""
 VERSION = 1
 _REMEDY = "restore it, or remove it and run the same `mmrl compare` again"
 Number = int | float
@@ -74,7 +77,10 @@ class Plan:
     def within(self, place: str) -> Path | None:
         """A place that the file names, if it leads to the folder of the comparison."""
         path = self.folder / place
-        return path if path.resolve().is_relative_to(self.folder.resolve()) else None
+        try:
+            return path if path.resolve().is_relative_to(self.folder.resolve()) else None
+        except (OSError, ValueError):  # no name of a file
+            return None
 
 
 def read_plan(folder: Path) -> Plan:
@@ -107,7 +113,7 @@ def read_plan(folder: Path) -> Plan:
         metric=measure.get("metric", str, None),
         measure=None if budget is None else _measure(path, budget),
         total=None if budget is None else float(next(iter(budget.values()))),
-        tolerance=float(whole.get("tolerance", Number)),
+        tolerance=_tolerance(path, whole.get("tolerance", Number)),
         arms={name: _arm(part) for name, part in whole.part("arms").parts()},
         seeds=whole.listed("seeds", int),
         folds=whole.listed("folds", str, None) or (None,),
@@ -122,9 +128,15 @@ def read_plan(folder: Path) -> Plan:
 def _measure(path: Path, budget: Mapping[str, Any]) -> str:
     known = [name for name in MEASURES if name in budget]
     total = budget.get(known[0]) if known else None
-    if len(budget) != 1 or isinstance(total, bool) or not isinstance(total, Number) or not 0 < total < math.inf:
+    if len(budget) != 1 or isinstance(total, bool) or not isinstance(total, Number) or not SMALLEST < total < LARGEST:
         raise DataError(f"{path}: budget is {budget}; it must be one of {', '.join(MEASURES)} above 0; {_REMEDY}")
     return known[0]
+
+
+def _tolerance(path: Path, value: Number) -> float:
+    if not 0 <= value < 1:
+        raise DataError(f"{path}: tolerance is {value!r:.60}; it must be at least 0 and below 1; {_REMEDY}")
+    return float(value)
 
 
 def _arm(part: "_Part") -> Arm:
@@ -150,8 +162,11 @@ def _check(path: Path, plan: Plan) -> None:
     """Refuses a plan that contradicts itself."""
     if plan.baseline not in plan.arms:
         raise DataError(f"{path}: baseline is {plan.baseline!r}, and the arms are {', '.join(plan.arms)}; {_REMEDY}")
+    if not plan.seeds:
+        raise DataError(f"{path}: seeds is empty; {_REMEDY}")
     cells = [(run.arm, run.seed, run.fold) for run in plan.runs]
-    for key, values in (("seeds", plan.seeds), ("folds", plan.folds), ("runs", cells)):
+    folders = [run.folder for run in plan.runs]
+    for key, values in (("seeds", plan.seeds), ("folds", plan.folds), ("runs", cells), ("runs.folder", folders)):
         if len(set(values)) < len(values):
             raise DataError(f"{path}: {key} has an entry twice; {_REMEDY}")
     for arm, seed, fold in cells:

@@ -9,6 +9,9 @@ from lightning_mmrl.settings.stage import BASE
 MANY_CUT = 0.5
 """Share of answers ended by the length limit from which a result says little of the model."""
 
+ALMOST_ALL = 0.95
+"""Recall of the one recognized label from which the answers are taken for constant."""
+
 
 def doubts_of(run: RunFiles) -> list[str]:
     """Sentences on all stages of a run and on their evaluations, those with less input apart."""
@@ -37,15 +40,15 @@ def evaluation_doubts(each: Evaluated) -> Iterator[str]:
     if each.stage != BASE and each.num_samples > 1:
         yield from _constant(each)
     truncated = each.more.get("truncated")
-    if isinstance(truncated, float) and truncated >= MANY_CUT:
+    if isinstance(truncated, int | float) and truncated >= MANY_CUT:
         yield f"the length limit cut off {100 * truncated:.0f} % of the answers on {each.name}"
 
 
 def _constant(each: Evaluated) -> Iterator[str]:
     """A closed label set of which no label is recognized, or one alone, as a constant answer would."""
     recalls = {label: each.metrics[RECALL + label] for label in labels_of(each)}
-    found = [label for label, recall in recalls.items() if recall > 0]
+    found = [label for label, recall in recalls.items() if recall != 0]  # one that is not finite may be right
     if len(recalls) > 1 and not found:
         yield f"no answer on {each.name} is right"
-    if len(recalls) > 1 and len(found) == 1 and recalls[found[0]] == 1:
-        yield f"{found[0]} is always recognized on {each.name} and no other label ever, as by a constant answer"
+    if len(recalls) > 1 and len(found) == 1 and recalls[found[0]] >= ALMOST_ALL:
+        yield f"{found[0]} is the only label that is recognized on {each.name}, as by a constant answer"

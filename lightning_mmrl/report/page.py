@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 MOST_RUNS = 2
-FAULTS = (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError)
+FAULTS = (MmrlError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 """Errors of a builder that meets a file with unexpected content."""
 TERMS = (
     "A group is one prompt with its answers: the G answers that a stage sampled while it trained, or the answers that "

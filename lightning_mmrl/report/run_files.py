@@ -1,5 +1,6 @@
 """Reads what a run left in its folder; a missing or damaged part is named, and the rest is read all the same."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -298,7 +299,7 @@ def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...],
         if stage.folder is None:
             continue
         place = stage.folder / "evaluation"
-        if (place / SUMMARY).is_file() and _inside(place / SUMMARY, folder, missing):
+        if os.path.lexists(place / SUMMARY) and _inside(place / SUMMARY, folder, missing):
             places[stage.name] = place
         elif stage.trains:
             missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
@@ -316,7 +317,7 @@ def results_in(place: Path, stage: str, missing: list[str]) -> list[Evaluated]:
         ]
     except MmrlError as error:
         missing.append(f"{error}.")
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         missing.append(f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}.")
     return []
 
@@ -325,10 +326,10 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
     return Evaluated(
         stage=stage,
         name=str(name),
-        num_samples=int(entry["num_samples"]),
+        num_samples=int(_number(entry["num_samples"])),
         num_left_out=len(entry.get("left_out", ())),
         headline=str(entry.get("task", {}).get("headline", CLOSED_LABELS)),
-        metrics={str(key): float(value) for key, value in entry["metrics"].items()},
+        metrics={str(key): _number(value) for key, value in entry["metrics"].items()},
         intervals={
             str(key): {part: float(value[part]) for part in ("estimate", "low", "high", "level")}
             | {"unit": str(value.get("unit", "sample")), "reliable": value.get("reliable") is not False}
@@ -338,6 +339,17 @@ def _one(stage: str, name: str, entry: Mapping[str, Any], place: Path) -> Evalua
         folder=place,
         more={str(key): value for key, value in entry.items() if key not in ("metrics", "intervals", "task")},
     )
+
+
+def _number(value: Any) -> float:
+    """A number of a file.
+
+    Raises:
+        TypeError: It is another value, such as true, or a number as text.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.60} is no number")
+    return float(value)
 
 
 def _gains(folder: Path, missing: list[str]) -> list[Mapping[str, Any]]:

@@ -57,6 +57,41 @@ def test_a_damaged_manifest_is_refused_and_kept(content, sentence, tmp_path):
     assert (tmp_path / FILE).read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_skipped", value) for value in ("3", [1], True, 1.5, -4, 10**400)),
+        *(("num_steps", value) for value in ("many", 1.0)),
+        *((key, value) for key in ("changed", "idle") for value in ("false", 0)),
+    ],
+)
+def test_a_value_of_the_wrong_kind_damages_the_manifest(key, value, tmp_path):
+    finished = FinishedStage(digest="d", content={"seed": 0}, result=RESULT, training_metrics={})
+    Manifest(stages={"warm": finished}).write(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    content["stages"]["warm"]["result"][key] = value
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(StageError, match=rf"{FILE} is damaged \(TypeError\(.{key} is "):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "key"), [(("warm",), "content"), (("warm", "result", "artifacts", "handoff"), "path")]
+)
+@pytest.mark.parametrize("value", [None, 5, ["x"]])
+def test_contents_and_paths_of_the_wrong_kind_damage_the_manifest(place, key, value, tmp_path):
+    finished = FinishedStage(digest="d", content={"seed": 0}, result=RESULT, training_metrics={})
+    Manifest(stages={"warm": finished}).write(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    entry = content["stages"]
+    for name in place:
+        entry = entry[name]
+    entry[key] = value
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(StageError, match=rf"{FILE} is damaged"):
+        Manifest.read(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(TypeError):

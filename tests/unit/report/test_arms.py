@@ -216,14 +216,13 @@ def test_an_evaluation_of_the_best_validation_that_failed_costs_that_figure_alon
     )
 
 
-@pytest.mark.parametrize("seeds", [{0: 0.5}, {}])
-def test_one_seed_or_none_has_no_interval_and_one_arm_no_comparison(tmp_path, seeds):
-    alone = ArmsFolder(tmp_path / "alone", {"sft": seeds})
+def test_one_seed_has_no_interval_and_one_arm_no_comparison(tmp_path):
+    alone = ArmsFolder(tmp_path / "alone", {"sft": {0: 0.5}})
     assert summarize(alone.folder).contrasts == ()
-    pair = ArmsFolder(tmp_path / "pair", {"sft": seeds, "rl": seeds})
+    pair = ArmsFolder(tmp_path / "pair", {"sft": {0: 0.5}, "rl": {0: 0.5}})
     [contrast] = summarize(pair.folder).contrasts
     assert contrast.found is None
-    assert contrast.why_not.startswith("one seed" if seeds else "no seed")
+    assert contrast.why_not.startswith("one seed")
 
 
 def test_folders_outside_the_comparison_are_not_read(arms):
@@ -248,6 +247,13 @@ def test_folders_outside_the_comparison_are_not_read(arms):
         ("config.yaml", "[1"),
         ("stages/02-reason/evaluation/evaluation.json", '{"test": {}}'),
         ("stages/02-reason/evaluation/evaluation.json", "[]"),
+        *(
+            (
+                "stages/02-reason/evaluation/evaluation.json",
+                f'{{"test": {{"num_samples": {size}, "metrics": {{"uar": {value}}}, "intervals": {{}}}}}}',
+            )
+            for size, value in ((4, "true"), (4, '"0.5"'), (4, "1" + 400 * "0"), ("Infinity", 0.5), ("true", 0.5))
+        ),
     ],
 )
 def test_a_damaged_run_costs_its_own_figure_alone(arms, file, content):
@@ -306,6 +312,10 @@ def test_a_plan_that_lacks_a_key_gets_one_sentence(arms, key):
         ({"budget": {"flops": 1, "steps": 2}}, "it must be one of"),
         ({"budget": {"flops": -1}}, "it must be one of"),
         ({"budget": {"flops": math.nan}}, "it must be one of"),
+        ({"budget": {"flops": 10**400}}, "it must be one of"),
+        ({"budget": {"flops": 5e-324}}, "it must be one of"),
+        *(({"tolerance": value}, "it must be at least 0 and below 1") for value in (-1, math.nan, 10**400)),
+        ({"seeds": []}, "seeds is empty"),
     ],
 )
 def test_a_plan_that_contradicts_itself_gets_one_sentence(arms, keys, sentence):
@@ -314,6 +324,29 @@ def test_a_plan_that_contradicts_itself_gets_one_sentence(arms, keys, sentence):
     with pytest.raises(DataError) as caught:
         summarize(arms.folder)
     assert sentence in str(caught.value)
+
+
+def test_two_runs_in_one_folder_are_refused(arms):
+    arms.content["runs"][1]["folder"] = arms.content["runs"][0]["folder"]
+    arms.save()
+    with pytest.raises(DataError, match=r"runs\.folder has an entry twice"):
+        summarize(arms.folder)
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "r" * 300, "../out"])
+def test_a_folder_that_is_none_costs_its_run(arms, folder):
+    arms.content["runs"][1]["folder"] = folder
+    arms.save()
+    found = summarize(arms.folder)
+    assert sum(each.value is None for each in found.cells) == 1
+    assert any(note.startswith("Runs in the folder that are no part of this comparison, 1: ") for note in found.notes)
+
+
+def test_an_evaluation_that_is_a_folder_is_not_called_a_missing_one(arms):
+    path = arms.folder / "runs" / "rl-seed1" / "stages/02-reason/evaluation/evaluation.json"
+    path.unlink()
+    path.mkdir()
+    assert "cannot be read" in cell(summarize(arms.folder), "rl", 1).problem
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", "[" * 100_000])

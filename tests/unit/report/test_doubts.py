@@ -73,7 +73,7 @@ def test_the_page_of_a_run_says_what_makes_an_evaluation_worthless(run, evaluati
 
 
 CONSTANT = [
-    ([("happy", "happy"), ("sad", "happy")], "happy is always recognized on test and no other label ever, as by a"),
+    ([("happy", "happy"), ("sad", "happy")], "happy is the only label that is recognized on test, as by a"),
     ([("happy", "sad"), ("sad", None)], "no answer on test is right"),
     ([("happy", "happy"), ("happy", "sad"), ("sad", "happy")], None),
     ([("happy", "happy"), ("sad", "sad")], None),

@@ -39,7 +39,7 @@ def test_a_whole_run_shows_every_section(run):
     found = parsed(run.folder)
     sections = ["scores", "curriculum", "curves", "modalities", "confusion", "costs", "answers", "rollouts"]
     assert [each for each in found.ids() if each in {*sections, "missing"}] == ["missing", *sections]
-    doubt = "After cold_start: happy is always recognized on test and no other label ever, as by a constant answer."
+    doubt = "After cold_start: happy is the only label that is recognized on test, as by a constant answer."
     assert doubt in found.text
     text = " ".join(found.text)
     for part in ("all 2 stages finished", "3", "train.jsonl abcdef012345", "[+10.0, +90.0]", "1 min 1 s", "generate"):
