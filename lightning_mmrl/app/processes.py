@@ -156,6 +156,9 @@ class Pool:
                     self._fill(waiting)
                     if self._received and not self._processes:
                         break
+                    if waiting and not self._running:
+                        names = sorted({name for task in waiting for name in task.waits_for} - self._codes.keys())
+                        raise RuntimeError(f"{len(waiting)} tasks wait for {', '.join(names)}, which is none of them")
                     time.sleep(_PAUSE_S)
                     for running in tuple(self._running):
                         self._look(running)

@@ -96,8 +96,7 @@ def segments(runs: Sequence[ArmRun]) -> list[Segment]:
     by_place: dict[tuple[int, str | None], list[tuple[ArmRun, Steps]]] = {}
     for run in runs:
         by_place.setdefault((run.seed, run.fold), []).append((run, _steps(run)))
-    found = [each for pairs in by_place.values() for each in _grown(pairs, 0, None)]
-    return [each for each in found if each.until != BASE_MODEL or each.runs[0].base_evaluation()]
+    return [each for pairs in by_place.values() for each in _grown(pairs, 0, None)]
 
 
 def _steps(run: ArmRun) -> Steps:
@@ -117,6 +116,9 @@ def _grown(pairs: Sequence[tuple[ArmRun, Steps]], depth: int, above: Segment | N
         while all(path[end : end + 1] == first[end : end + 1] != [] for _, path in group):
             end += 1
         segment = Segment(runs=tuple(run for run, _ in group), until=first[end - 1][0], above=above)
+        if segment.until == BASE_MODEL and not segment.runs[0].base_evaluation():
+            yield from _grown(group, end, above)  # nothing is evaluated, and nothing waits for that
+            continue
         yield segment
         yield from _grown(group, end, segment)
 
