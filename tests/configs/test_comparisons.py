@@ -19,4 +19,5 @@ def test_a_comparison_composes_and_shares_what_it_can(name):
     settings = replace(settings, seeds=settings.seeds[:1])
     runs = planned(settings, [], name, {None: []}, lambda arguments: compose(list(arguments)))
     assert [run.arm for run in runs] == list(settings.arms)
-    assert all(len(each.runs) > 1 for each in segments(runs))
+    found = segments(runs)
+    assert all(len(each.runs) > 1 and (each.above is None or each.above in found) for each in found)

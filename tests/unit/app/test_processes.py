@@ -137,3 +137,13 @@ def test_a_process_that_holds_no_lock_yet_is_waited_for_after_its_caller_was_kil
     os.kill(caller, signal.SIGKILL)
     os.waitpid(caller, 0)
     assert lab.run(lab.task("a", f"[ -e {lab.folder}/done ]")) == {"a": 0}
+
+
+def test_tasks_that_wait_for_none_are_an_error_and_no_wait_for_ever(lab):
+    with pytest.raises(RuntimeError, match="2 tasks wait for lost, other, which is none of them"):
+        lab.run(
+            lab.task("a", "exit 0"),
+            lab.task("b", "exit 0", waits_for=["lost", "a"]),
+            lab.task("c", waits_for=["other"]),
+        )
+    assert lab.happened == ["+a", "-a 0"]

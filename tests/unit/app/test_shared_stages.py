@@ -64,6 +64,16 @@ def test_a_base_is_shared_by_itself_if_nothing_follows_and_not_at_all_if_it_is_n
     assert shared(Run("a", "p c", base=""), Run("b", "p r", base="")) == {"p": (["p"], ["a", "b"])}
 
 
+@pytest.mark.parametrize("base", ["", "b"])
+def test_a_segment_follows_one_that_there_is(base):
+    """Arms that begin apart have in common a base model at most, and without an evaluation of it nothing."""
+    runs = [Run("a", "c", base=base), *(Run(arm, stages, base=base) for arm, stages in (("b", "r c"), ("d", "r x")))]
+    found = segments(runs)
+    assert [each.until for each in found] == (["base", "r"] if base else ["r"])
+    assert all(each.above is None or each.above in found for each in found)
+    assert found[-1].own == ["r"]
+
+
 def test_a_stage_that_is_run_under_other_conditions_is_not_shared():
     runs = [Run("hf", "p c", conditions="1"), Run("vllm", "p c", conditions="2"), Run("again", "p c", conditions="1")]
     assert shared(*runs) == {"p": (["p"], ["hf", "vllm", "again"]), "c": (["c"], ["hf", "again"])}
