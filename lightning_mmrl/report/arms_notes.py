@@ -16,7 +16,7 @@ def notes_of(summary: Summary) -> list[str]:
 
 
 def _run_notes(summary: Summary) -> list[str]:
-    """Runs without a value; those that are still to come are only counted."""
+    """Names the runs without a value, and counts those that have not begun or not ended."""
     coming = Counter(cell.problem for cell in summary.cells if cell.problem in (NOT_BEGUN, NOT_ENDED))
     told = [f"{cell.title}: {cell.problem}." for cell in summary.cells if cell.problem and cell.problem not in coming]
     if any(cell.problem and cell.problem.startswith(FAILED) for cell in summary.cells):

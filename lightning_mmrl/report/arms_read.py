@@ -22,7 +22,7 @@ def summarize(folder: Path, other: tuple[str, str] | None = None) -> Summary:
 
     Args:
         folder: The folder of the comparison.
-        other: Set and metric in the place of those that the comparison states; the result is then exploratory.
+        other: Another set and metric than the comparison states; its result is exploratory.
 
     Raises:
         DataError: The folder is none of a comparison, or its plan is damaged.

@@ -26,7 +26,7 @@ def stage_doubts(stage: StageFiles) -> Iterator[str]:
     if result is None or not stage.trains:
         return
     if result.idle:
-        yield "nothing was left to train on, so its weights are those that it started from"
+        yield "nothing was left to train on, and its weights stayed as they were"
     elif result.changed is False:
         yield "no weight changed"
     if result.num_skipped:

@@ -5,7 +5,7 @@
 A run counts its operations while it trains. This recount has other formulas: it takes the tokens of each step from
 metrics.jsonl, the sizes of the text model from the config.json of a handoff, and the operations of a prompt in the
 towers from torch's own counter around one batch. An update costs three forward passes; an iteration of RL writes its
-completions, reads all prompts once, and those of groups with a signal once more, and runs the towers once for both.
+completions and reads all prompts; its update reads the prompts with a signal again. The towers run once for both.
 Prints a line for each finished run, and exits with 1 if one is more than 2 % off. `--without towers` leaves a part out,
 which must be noticed. Stages with frozen parts, adapters or a reference policy are refused: they cost something else.
 """
@@ -102,7 +102,7 @@ class Run:
         return passed / size, (passed + backward.get_total_flops()) / size
 
     def operations(self, stage: str, towers: Towers = (0.0, 0.0), sampling: bool = True) -> float:
-        """What a stage spent; 0 for one that neither trains nor samples."""
+        """The operations of a stage, which are 0 if it neither trains nor samples."""
         result, settings = self.results[stage], self.settings["stages"][stage]
         if not result["costs"]:
             return 0.0

@@ -17,7 +17,7 @@ from lightning_mmrl.report.run_files import read_run
 ANSWERS = [("happy", "happy"), ("sad", "sad")]
 STAGES = [
     ({"changed": False}, "no weight changed"),
-    ({"changed": False, "idle": True}, "nothing was left to train on, so its weights are those that it started from"),
+    ({"changed": False, "idle": True}, "nothing was left to train on, and its weights stayed as they were"),
     ({"num_skipped": 3}, "3 of 7 steps were skipped"),
 ]
 RESULTS = [
