@@ -95,12 +95,14 @@ class Manifest:
                     f"{VERSION}; start a new run directory"
                 )
             stages = {
-                name: FinishedStage(
-                    digest=entry["digest"],
-                    content=_of_kind("content", entry["content"], dict),
-                    result=_result(entry["result"], version),
-                    training_metrics=entry["training_metrics"],
-                    evaluation=entry["evaluation"],
+                name: _whole(
+                    FinishedStage(
+                        digest=entry["digest"],
+                        content=_of_kind("content", entry["content"], dict),
+                        result=_result(entry["result"], version),
+                        training_metrics=entry["training_metrics"],
+                        evaluation=entry["evaluation"],
+                    )
                 )
                 for name, entry in content["stages"].items()
             }
@@ -109,6 +111,18 @@ class Manifest:
             return cls(stages=stages, base=None if base is None else EvaluatedBase(**base), **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
+
+
+def _whole(stage: FinishedStage) -> FinishedStage:
+    """The stage, if it names what it made; else the value of an earlier stage would be taken for its own.
+
+    Raises:
+        ValueError: It names no artifact, or it was evaluated and names no weights.
+    """
+    made = stage.result.artifacts
+    if not made or (stage.evaluation is not None and HANDOFF not in made):
+        raise ValueError(f"finished stage {stage.result.name} has no {HANDOFF if made else 'artifacts'}")
+    return stage
 
 
 def _result(entry: Mapping[str, Any], version: int) -> StageResult:

@@ -29,6 +29,7 @@ from lightning_mmrl.curriculum.selection import (
     due_actions,
     is_stale,
     refuse_changes,
+    refuse_lost,
 )
 from lightning_mmrl.errors import DiskError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun, Tracker
@@ -91,7 +92,7 @@ class StageOrchestrator:
 
         Raises:
             ConfigError: A finished stage was configured differently, or the selection cannot run.
-            StageError: A handoff is missing or changed.
+            StageError: An artifact is missing or changed.
             GateError: The metrics of a stage do not meet its gate.
         """
         self._selection = selection = selection or Selection()
@@ -99,6 +100,7 @@ class StageOrchestrator:
         due = due_actions(self._stages, self._manifest, selection)
         self._waiting = again = {name for name, action in due.items() if action == "run"}
         check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
+        refuse_lost(self._stages, self._manifest, due, self._directory)
         if not selection.allow_changes:
             refuse_changes(self._stages, self._manifest, due, self._directory)
             named = (selection.only_stage, selection.from_stage)

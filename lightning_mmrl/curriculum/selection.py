@@ -7,8 +7,8 @@ from typing import Literal
 
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_descendants
-from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Edge, StageSpec
 
@@ -134,6 +134,27 @@ def changed_stages(
         for name, content in kept.items()
         if due.get(name) != "run" and not same_content(content, now[name])
     }
+
+
+def refuse_lost(stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action], directory: Path) -> None:
+    """Refuses to go on without an artifact that a kept stage should have made: one that a stage reads or evaluates.
+
+    Raises:
+        StageError: The manifest names no such artifact.
+    """
+    wanted = [
+        (edge.stage, edge.artifact)
+        for spec in stages
+        for edge in (spec.inputs.values() if due.get(spec.name) == "run" else ())
+    ]
+    wanted += [(name, HANDOFF) for name, action in due.items() if action == "evaluate"]
+    for name, artifact in wanted:
+        kept = manifest.stages.get(name) if due.get(name) != "run" else None
+        if kept is not None and artifact not in kept.result.artifacts:
+            raise StageError(
+                f"{directory / FILE}: finished stage {name} has no {artifact}, which is needed now; restore the file, "
+                f"or run the stage again with --from-stage {name}"
+            )
 
 
 def refuse_changes(stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action], directory: Path) -> None:

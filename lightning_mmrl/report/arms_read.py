@@ -9,7 +9,7 @@ from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.evaluation.arms import compare_arms
 from lightning_mmrl.report.arms import AT, FAILED, NOT_BEGUN, NOT_ENDED, Cell, StageSpent, Summary
 from lightning_mmrl.report.arms_notes import notes_of
-from lightning_mmrl.report.comparison import Arm, Plan, PlannedRun, read_plan
+from lightning_mmrl.report.comparison import Plan, PlannedRun, read_plan
 from lightning_mmrl.report.doubts import evaluation_doubts, stage_doubts
 from lightning_mmrl.report.page import FAULTS
 from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
@@ -70,8 +70,7 @@ def _read(plan: Plan, cell: Cell, run: PlannedRun | None) -> _Read:
         cell = replace(cell, stages=stages, problem=_ended(run) or _unfinished(files, arm.order))
         if cell.problem:
             return _Read(cell=cell, results={})
-        results = _results(plan, run, files)
-        return _Read(cell=_with_value(cell, files, arm, results), results=results)
+        return _with_results(cell, plan, run, files)
     except MmrlError as error:
         return _Read(cell=replace(cell, problem=_ended(run) or f"cannot be read: {error}"), results={})
     except FAULTS as error:
@@ -96,28 +95,25 @@ def _unfinished(files: RunFiles, order: Sequence[str]) -> str | None:
     return None if any(stages[name].trains for name in order) else "has no stage that trains"
 
 
-def _results(plan: Plan, run: PlannedRun, files: RunFiles) -> dict[str, Evaluated]:
+def _with_results(cell: Cell, plan: Plan, run: PlannedRun, files: RunFiles) -> _Read:
+    """A run with its results, the size of its evaluation and the doubts about it, or with the damage that cost it."""
     arm = plan.arms[run.arm]
-    trained = [stage for stage in files.stages if stage.trains and stage.name in arm.order]
-    first = next((stage for stage in trained if stage.name not in arm.apart), None)
-    at = {"value": trained[-1].name, "base": _start(first, trained)}
+    ran = [stage for stage in files.stages if stage.name in arm.order]
+    trained = [stage for stage in ran if stage.trains]
+    last, first = trained[-1].name, next((stage for stage in trained if stage.name not in arm.apart), None)
+    at = {"value": last, "base": _start(first, trained)}
     known = {each.stage: each for each in files.evaluated if each.name == plan.set_name}
-    found = {key: known[stage] for key, stage in at.items() if stage in known}
+    results = {key: known[stage] for key, stage in at.items() if stage in known}
     if run.best is not None and plan.within(f"{run.best}/{SUMMARY}") is not None:
-        best = results_in(plan.folder / run.best, at["value"], files.missing)
-        found.update(("best", each) for each in best if each.name == plan.set_name)
-    return found
-
-
-def _with_value(cell: Cell, files: RunFiles, arm: Arm, results: Mapping[str, Evaluated]) -> Cell:
-    """A run with the size of its evaluation and the doubts about it, or with the damage for which it has none."""
+        best = results_in(plan.folder / run.best, last, files.missing)
+        results.update(("best", each) for each in best if each.name == plan.set_name)
     if "value" in results:
-        value, ran = results["value"], [stage for stage in files.stages if stage.name in arm.order]
-        found = [f"{stage.name}: {doubt}" for stage in ran for doubt in stage_doubts(stage)]
-        return replace(cell, num_samples=value.num_samples, doubts=(*found, *evaluation_doubts(value)))
-    last = next((stage.folder for stage in reversed(files.stages) if stage.trains and stage.name in arm.order), None)
-    damaged = next((note for note in files.missing if SUMMARY in note and str(last) in note), None)
-    return cell if damaged is None else replace(cell, problem=f"cannot be read: {damaged.rstrip('.')}")
+        doubts = [f"{stage.name}: {doubt}" for stage in ran for doubt in stage_doubts(stage)]
+        doubts += evaluation_doubts(results["value"])
+        cell = replace(cell, num_samples=results["value"].num_samples, doubts=tuple(doubts))
+    elif last in files.damaged:
+        cell = replace(cell, problem=f"cannot be read: {files.damaged[last].rstrip('.')}")
+    return _Read(cell=cell, results=results)
 
 
 def _start(first: StageFiles | None, trained: Sequence[StageFiles]) -> str:

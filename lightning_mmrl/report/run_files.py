@@ -79,9 +79,9 @@ class RunFiles:
     """What a run left on disk.
 
     `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
-    could not be read. `answers` keeps files of predictions that were read, None for one that cannot be
-    read. `number` is the place of the run on its page. Without `is_known` the manifest could not be
-    read, so that it is not known which stages are finished.
+    could not be read; `damaged` has the sentence for each stage whose evaluation could not be read. `answers` keeps
+    files of predictions that were read, None for one that cannot be read. `number` is the place of the run on its page.
+    Without `is_known` the manifest could not be read, so that it is not known which stages are finished.
     """
 
     folder: Path
@@ -93,6 +93,7 @@ class RunFiles:
     gains: tuple[Mapping[str, Any], ...]
     starts: tuple[Mapping[str, Any], ...] = ()
     missing: list[str] = field(default_factory=list)
+    damaged: Mapping[str, str] = field(default_factory=dict)
     answers: dict[Path, Sequence[Judgement] | None] = field(default_factory=dict)
     number: int = 0
     is_known: bool = True
@@ -174,7 +175,8 @@ def read_run(folder: Path) -> RunFiles:
     stages = tuple(_stages(folder, manifest or Manifest(), settings, missing))
     if not stages:
         missing.append("No stage has begun.")
-    evaluated = tuple(_evaluated(folder, manifest or Manifest(), stages, missing))
+    damaged: dict[str, str] = {}
+    evaluated = tuple(_evaluated(folder, manifest or Manifest(), stages, missing, damaged))
     if not evaluated:
         missing.append("No stage was evaluated, so there are no scores; give the configuration evaluation sets.")
     return RunFiles(
@@ -188,6 +190,7 @@ def read_run(folder: Path) -> RunFiles:
         gains=tuple(_gains(folder, missing)) if evaluated else (),
         starts=tuple(_starts(folder, missing)),
         missing=missing,
+        damaged=damaged,
     )
 
 
@@ -292,7 +295,13 @@ def _inside(place: Path, folder: Path, missing: list[str]) -> bool:
     return inside
 
 
-def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...], missing: list[str]) -> list[Evaluated]:
+def _evaluated(
+    folder: Path,
+    manifest: Manifest,
+    stages: tuple[StageFiles, ...],
+    missing: list[str],
+    damaged: dict[str, str],
+) -> list[Evaluated]:
     base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
     places = {BASE: base} if (base / SUMMARY).is_file() and _inside(base, folder, missing) else {}
     for stage in stages:
@@ -303,7 +312,13 @@ def _evaluated(folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...],
             places[stage.name] = place
         elif stage.trains:
             missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
-    return [each for name, place in places.items() for each in results_in(place, name, missing)]
+    found: list[Evaluated] = []
+    for name, place in places.items():
+        notes: list[str] = []
+        found += results_in(place, name, notes)
+        damaged.update((name, note) for note in notes)
+        missing += notes
+    return found
 
 
 def results_in(place: Path, stage: str, missing: list[str]) -> list[Evaluated]:

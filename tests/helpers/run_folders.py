@@ -82,7 +82,8 @@ class RunFolder:
             costs=costs,
         )
         content = {"seed": 3, "stage.kind": kind, "data.train.jsonl": "abcdef0123456789", "starts_from": start}
-        done = FinishedStage(digest="d", content=content, result=result, training_metrics={}, evaluation="e")
+        evaluation = "e" if HANDOFF in artifacts else None
+        done = FinishedStage(digest="d", content=content, result=result, training_metrics={}, evaluation=evaluation)
         self.manifest = Manifest(stages={**self.manifest.stages, stage: done}, base=self.manifest.base)
         self.save()
         return {name: made.digest for name, made in artifacts.items()}

@@ -26,7 +26,7 @@ from lightning_mmrl.planning.hints import hints
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape, shape_of
 from lightning_mmrl.settings.data import DataSettings, StageDataSettings
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import HANDOFF, Artifact, StageResult
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,8 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
     config = compose(["data.root=set"])
     cold_start, _ = stage_specs(config, manifest_digests(config))
-    result = StageResult(name="x", artifacts={}, inputs={}, metrics={}, seconds={})
+    made = {HANDOFF: Artifact(path="stages/00-x/handoff", digest="0")}
+    result = StageResult(name="x", artifacts=made, inputs={}, metrics={}, seconds={})
     finished = FinishedStage(
         digest=cold_start.digest,
         content=cold_start.content,

@@ -298,3 +298,16 @@ def test_a_stage_that_reads_other_data_now_is_not_taken_for_stale():
     assert not is_stale(specs[2], Manifest(stages={**done, "again": finished("again", **old)}))
     now = old | {"stage.data.sources.own.stage": "draw2"}
     assert is_stale(specs[2], Manifest(stages={**done, "again": finished("again", **now)})), "the negative control"
+
+
+def test_an_artifact_that_the_manifest_lost_is_named_before_anything_runs(lab):
+    run(lab, ["warm", "draw"])
+    path = lab.directory / FILE
+    content = json.loads(path.read_text())
+    del content["stages"]["draw"]["result"]["artifacts"]["own"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(StageError, match=r"stage draw has no own, which is needed now; .* --from-stage draw"):
+        run(lab)
+    assert lab.happened == []
+    run(lab, selection=Selection(from_stage="draw"))
+    assert lab.happened[1] == "sample draw", "the way out that the sentence names"

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -98,3 +99,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         write_json(tmp_path / "a.json", {"new": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [({}, "has no artifacts"), ({"pairs": Artifact(path="stages/00-warm/artifacts/pairs", digest="a")}, "no handoff")],
+)
+def test_an_evaluated_stage_without_weights_damages_the_manifest(made, sentence, tmp_path):
+    finished = FinishedStage(digest="d", content={}, result=RESULT, training_metrics={}, evaluation="e")
+    Manifest(stages={"warm": replace(finished, result=replace(RESULT, artifacts=made))}).write(tmp_path)
+    with pytest.raises(StageError, match=rf"{FILE} is damaged .*finished stage warm .*{sentence}"):
+        Manifest.read(tmp_path)

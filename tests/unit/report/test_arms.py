@@ -265,6 +265,17 @@ def test_a_damaged_run_costs_its_own_figure_alone(arms, file, content):
     assert cell(found, "rl", 0).value == 0.55
 
 
+@pytest.mark.parametrize("left", [{}, {"pairs": {"path": "stages/02-reason/artifacts/pairs", "digest": "a"}}])
+def test_the_value_of_an_earlier_stage_is_not_taken_where_the_last_one_lost_its_weights(arms, left):
+    path = arms.folder / "runs" / "rl-seed1" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["stages"]["reason"]["result"]["artifacts"] = left
+    path.write_text(json.dumps(content))
+    found = cell(summarize(arms.folder), "rl", 1)
+    assert found.value is None
+    assert "finished stage reason has no" in found.problem
+
+
 def test_finished_runs_that_the_plan_leaves_out_are_named(arms):
     arms.content["seeds"] = [0, 1]
     arms.content["runs"] = [run for run in arms.content["runs"] if run["seed"] != 2]
