@@ -1,6 +1,7 @@
 """Reads the runs of a comparison, each with what it reached and cost, or with the reason for which it has no value."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def summarize(folder: Path, other: tuple[str, str] | None = None) -> Summary:
         for seed in plan.seeds
         for fold in plan.folds
     ]
-    metric = plan.metric or next((each.results["value"].headline for each in found if "value" in each.results), None)
+    metric = plan.metric or _headline(found)
     cells = [_measured(each, plan, metric) for each in found]
     summary = Summary(plan=plan, metric=metric, cells=tuple(cells), contrasts=(), best_contrasts=(), notes=())
     values, best = summary.by_seed(), summary.by_seed("best")
@@ -51,6 +52,12 @@ def summarize(folder: Path, other: tuple[str, str] | None = None) -> Summary:
 class _Read:
     cell: Cell
     results: Mapping[str, Evaluated]
+
+
+def _headline(found: Sequence[_Read]) -> str | None:
+    """The headline of most runs; the first one among those of equally many, None without a value."""
+    headlines = Counter(each.results["value"].headline for each in found if "value" in each.results)
+    return next(iter(headlines.most_common(1)), (None, 0))[0]
 
 
 def _read(plan: Plan, cell: Cell, run: PlannedRun | None) -> _Read:

@@ -165,6 +165,17 @@ def test_a_named_metric_is_compared(arms):
     assert cell(summarize(arms.folder), "rl", 0).problem == "has no metric wer on test"
 
 
+def test_the_headline_is_that_of_most_runs_and_one_odd_run_is_named(arms):
+    path = arms.folder / "runs" / "sft-seed0" / "stages" / "02-reason" / "evaluation" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["test"]["task"] = {"headline": "accuracy"}
+    path.write_text(json.dumps(content))
+    found = summarize(arms.folder)
+    assert found.metric == "uar"
+    assert [each.title for each in found.cells if each.problem] == ["sft, seed 0"]
+    assert cell(found, "sft", 0).problem == "is measured by accuracy, others by uar"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_none(arms, value):
     set_uar(arms.folder / "runs" / "rl-seed1" / "stages" / "02-reason" / "evaluation", value)
