@@ -114,14 +114,13 @@ class Manifest:
 
 
 def _whole(stage: FinishedStage) -> FinishedStage:
-    """The stage, if it names what it made; else the value of an earlier stage would be taken for its own.
+    """The stage, unless it lost its weights; the value of an earlier stage would then be taken for its own.
 
     Raises:
-        ValueError: It names no artifact, or it was evaluated and names no weights.
+        ValueError: It was evaluated, and names no weights.
     """
-    made = stage.result.artifacts
-    if not made or (stage.evaluation is not None and HANDOFF not in made):
-        raise ValueError(f"finished stage {stage.result.name} has no {HANDOFF if made else 'artifacts'}")
+    if stage.evaluation is not None and HANDOFF not in stage.result.artifacts:
+        raise ValueError(f"stage {stage.result.name} was evaluated and has no {HANDOFF}")
     return stage
 
 

@@ -284,7 +284,7 @@ def test_the_value_of_an_earlier_stage_is_not_taken_where_the_last_one_lost_its_
     path.write_text(json.dumps(content))
     found = cell(summarize(arms.folder), "rl", 1)
     assert found.value is None
-    assert "finished stage reason has no" in found.problem
+    assert "stage reason was evaluated and has no handoff" in found.problem
 
 
 def test_finished_runs_that_the_plan_leaves_out_are_named(arms):
