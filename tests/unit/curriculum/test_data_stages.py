@@ -311,3 +311,14 @@ def test_an_artifact_that_the_manifest_lost_is_named_before_anything_runs(lab):
     assert lab.happened == []
     run(lab, selection=Selection(from_stage="draw"))
     assert lab.happened[1] == "sample draw", "the way out that the sentence names"
+
+
+def test_lost_weights_that_are_not_evaluated_yet_are_named(lab):
+    run(lab, ["warm", "draw"])
+    path = lab.directory / FILE
+    content = json.loads(path.read_text())
+    content["stages"]["warm"]["evaluation"] = None
+    content["stages"]["warm"]["result"]["artifacts"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(StageError, match=r"stage warm has no handoff, which is needed now; .* --from-stage warm"):
+        run(lab, ["warm", "draw"])
