@@ -102,6 +102,11 @@ class ArmRun:
         return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
+    def outline(self) -> dict[str, Any]:
+        """The stages in order, those that train, and what the budget does with them."""
+        return {"order": list(self.config.order), "trained": list(self.config.trained), **self.budgeted}
+
+    @property
     def budgeted(self) -> dict[str, Any]:
         """The stages that the budget does not count, and the share of each that it ends; both empty without one."""
         budget = self.config.budget

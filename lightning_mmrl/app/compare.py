@@ -113,8 +113,7 @@ class State:
         arms = {
             name: {
                 "overrides": [redact(each) for each in arm.overrides],
-                "order": list(first[name].config.order),
-                **first[name].budgeted,
+                **first[name].outline,
             }
             for name, arm in settings.arms.items()
         }

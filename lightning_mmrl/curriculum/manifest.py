@@ -114,10 +114,10 @@ class Manifest:
 
 
 def _whole(stage: FinishedStage) -> FinishedStage:
-    """The stage, unless it lost its weights; the value of an earlier stage would then be taken for its own.
+    """Returns the stage if it has the weights that were evaluated; else reports would take an earlier stage's value.
 
     Raises:
-        ValueError: It was evaluated, and names no weights.
+        ValueError: It was evaluated, and has no weights.
     """
     if stage.evaluation is not None and HANDOFF not in stage.result.artifacts:
         raise ValueError(f"stage {stage.result.name} was evaluated and has no {HANDOFF}")

@@ -100,13 +100,13 @@ class StageOrchestrator:
         due = due_actions(self._stages, self._manifest, selection)
         self._waiting = again = {name for name, action in due.items() if action == "run"}
         check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
-        refuse_lost(self._stages, self._manifest, due, self._directory)
         if not selection.allow_changes:
             refuse_changes(self._stages, self._manifest, due, self._directory)
             named = (selection.only_stage, selection.from_stage)
             unfinished = [spec for spec in self._stages if spec.name in due and spec.name not in named]
             folders = {spec.name: stage_folder(self._directory, spec) for spec in unfinished}
             refuse_changed_attempts(folders, self._stages)
+        refuse_lost(self._stages, self._manifest, due, self._directory)
         read = {edge.stage for spec in self._stages if spec.name in again for edge in spec.inputs.values()}
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:

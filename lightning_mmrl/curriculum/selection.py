@@ -137,10 +137,12 @@ def changed_stages(
 
 
 def refuse_lost(stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action], directory: Path) -> None:
-    """Refuses to go on without an artifact that a kept stage should have made: one that a stage reads or evaluates.
+    """Refuses a run that needs an artifact which the manifest lacks.
+
+    Needed are the inputs of stages that run, and the weights of stages that are evaluated.
 
     Raises:
-        StageError: The manifest names no such artifact.
+        StageError: Naming the stage that should have made it, and the artifact.
     """
     wanted = [
         (edge.stage, edge.artifact)
@@ -152,8 +154,9 @@ def refuse_lost(stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[st
         kept = manifest.stages.get(name) if due.get(name) != "run" else None
         if kept is not None and artifact not in kept.result.artifacts:
             raise StageError(
-                f"{directory / FILE}: finished stage {name} has no {artifact}, which is needed now; restore the file, "
-                f"or run the stage again with --from-stage {name}"
+                f"{directory / FILE}: finished stage {name} has no {artifact}, which is needed now; the file "
+                "is damaged, or the stage made none when it ran; restore the file, or run the stage again with "
+                f"--from-stage {name}"
             )
 
 

@@ -10,7 +10,7 @@ from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.evaluation.arms import compare_arms
 from lightning_mmrl.report.arms import AT, FAILED, NOT_BEGUN, NOT_ENDED, Cell, StageSpent, Summary
 from lightning_mmrl.report.arms_notes import notes_of
-from lightning_mmrl.report.comparison import Plan, PlannedRun, read_plan
+from lightning_mmrl.report.comparison import Arm, Plan, PlannedRun, read_plan
 from lightning_mmrl.report.doubts import evaluation_doubts, stage_doubts
 from lightning_mmrl.report.page import FAULTS
 from lightning_mmrl.report.run_files import SUMMARY, Evaluated, RunFiles, StageFiles, read_run, results_in
@@ -55,7 +55,7 @@ class _Read:
 
 
 def _headline(found: Sequence[_Read]) -> str | None:
-    """The headline of most runs; the first one among those of equally many, None without a value."""
+    """The headline of most runs, the first one in case of a tie; None if no run has a value."""
     headlines = Counter(each.results["value"].headline for each in found if "value" in each.results)
     return next(iter(headlines.most_common(1)), (None, 0))[0]
 
@@ -74,7 +74,7 @@ def _read(plan: Plan, cell: Cell, run: PlannedRun | None) -> _Read:
     try:
         files = read_run(place)
         stages = tuple(_spent(stage, stage.name not in arm.apart) for stage in files.stages if stage.result)
-        cell = replace(cell, stages=stages, problem=_ended(run) or _unfinished(files, arm.order))
+        cell = replace(cell, stages=stages, problem=_ended(run) or _unfinished(files, arm))
         if cell.problem:
             return _Read(cell=cell, results={})
         return _with_results(cell, plan, run, files)
@@ -91,15 +91,18 @@ def _ended(run: PlannedRun) -> str | None:
     return f"{FAILED} {run.exit_code}" if run.exit_code else None
 
 
-def _unfinished(files: RunFiles, order: Sequence[str]) -> str | None:
+def _unfinished(files: RunFiles, arm: Arm) -> str | None:
     """The reason for which a run that ended is not whole."""
     if not files.is_known:
         return f"cannot be read: {files.missing[0].rstrip('.')}"
     stages = {stage.name: stage for stage in files.stages}
-    lacking = [name for name in order if name not in stages or stages[name].result is None]
+    lacking = [name for name in arm.order if name not in stages or stages[name].result is None]
     if lacking:
         return f"is damaged: its manifest has no finished {', '.join(lacking)}"
-    return None if any(stages[name].trains for name in order) else "has no stage that trains"
+    lost = [name for name in arm.trained if not stages[name].trains]
+    if lost:
+        return f"is damaged: its manifest has no weights of {', '.join(lost)}"
+    return None if any(stages[name].trains for name in arm.order) else "has no stage that trains"
 
 
 def _with_results(cell: Cell, plan: Plan, run: PlannedRun, files: RunFiles) -> _Read:
@@ -118,8 +121,8 @@ def _with_results(cell: Cell, plan: Plan, run: PlannedRun, files: RunFiles) -> _
         doubts = [f"{stage.name}: {doubt}" for stage in ran for doubt in stage_doubts(stage)]
         doubts += evaluation_doubts(results["value"])
         cell = replace(cell, num_samples=results["value"].num_samples, doubts=tuple(doubts))
-    elif last in files.damaged:
-        cell = replace(cell, problem=f"cannot be read: {files.damaged[last].rstrip('.')}")
+    elif damage := files.damaged.get((last, plan.set_name)) or files.damaged.get((last, None)):
+        cell = replace(cell, problem=f"cannot be read: {damage.rstrip('.')}")
     return _Read(cell=cell, results=results)
 
 

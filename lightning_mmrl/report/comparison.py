@@ -21,10 +21,14 @@ Number = int | float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One arm: its overrides, its stages in order, and which of them the budget leaves out or ends."""
+    """One arm: its overrides, its stages in order, and which of them train; which the budget leaves out or ends.
+
+    Files of earlier versions do not say which stages train; `trained` is empty then.
+    """
 
     overrides: tuple[str, ...]
     order: tuple[str, ...]
+    trained: tuple[str, ...]
     apart: tuple[str, ...]
     shares: Mapping[str, float]
 
@@ -142,7 +146,8 @@ def _tolerance(path: Path, value: Number) -> float:
 def _arm(part: "_Part") -> Arm:
     shares = {name: float(part.part("shares").get(name, Number)) for name in part.get("shares", dict)}
     texts = {key: part.listed(key, str) for key in ("overrides", "order", "apart")}
-    return Arm(**texts, shares=shares)
+    trained = () if part.get("trained", list, None) is None else part.listed("trained", str)
+    return Arm(**texts, trained=trained, shares=shares)
 
 
 def _run(part: "_Part") -> PlannedRun:

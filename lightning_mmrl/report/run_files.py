@@ -28,6 +28,8 @@ _SHAPES = {"order": list, "stages": dict, "model": dict, "data": dict, "evaluati
 _NEEDED = ("run_name", "order", "stages", "evaluation")
 """Keys that every configuration has."""
 _WRITE_AGAIN = "evaluate the stage again"
+Result = tuple[str, str | None]
+"""A stage and a set on which it was evaluated; None stands for all its sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +81,9 @@ class RunFiles:
     """What a run left on disk.
 
     `starts` has the commit and the versions of each start. `missing` says in one sentence each what was not there or
-    could not be read; `damaged` has the sentence for each stage whose evaluation could not be read. `answers` keeps
-    files of predictions that were read, None for one that cannot be read. `number` is the place of the run on its page.
-    Without `is_known` the manifest could not be read, so that it is not known which stages are finished.
+    could not be read; `damaged` has the sentence for each evaluation that could not be read. `answers` keeps files of
+    predictions that were read, None for one that cannot be read. `number` is the place of the run on its page. Without
+    `is_known` the manifest could not be read, so that it is not known which stages are finished.
     """
 
     folder: Path
@@ -93,7 +95,7 @@ class RunFiles:
     gains: tuple[Mapping[str, Any], ...]
     starts: tuple[Mapping[str, Any], ...] = ()
     missing: list[str] = field(default_factory=list)
-    damaged: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[Result, str] = field(default_factory=dict)
     answers: dict[Path, Sequence[Judgement] | None] = field(default_factory=dict)
     number: int = 0
     is_known: bool = True
@@ -175,7 +177,7 @@ def read_run(folder: Path) -> RunFiles:
     stages = tuple(_stages(folder, manifest or Manifest(), settings, missing))
     if not stages:
         missing.append("No stage has begun.")
-    damaged: dict[str, str] = {}
+    damaged: dict[Result, str] = {}
     evaluated = tuple(_evaluated(folder, manifest or Manifest(), stages, missing, damaged))
     if not evaluated:
         missing.append("No stage was evaluated, so there are no scores; give the configuration evaluation sets.")
@@ -296,44 +298,41 @@ def _inside(place: Path, folder: Path, missing: list[str]) -> bool:
 
 
 def _evaluated(
-    folder: Path,
-    manifest: Manifest,
-    stages: tuple[StageFiles, ...],
-    missing: list[str],
-    damaged: dict[str, str],
+    folder: Path, manifest: Manifest, stages: tuple[StageFiles, ...], missing: list[str], damaged: dict[Result, str]
 ) -> list[Evaluated]:
     base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
     places = {BASE: base} if (base / SUMMARY).is_file() and _inside(base, folder, missing) else {}
     for stage in stages:
-        if stage.folder is None:
+        place = None if stage.folder is None else stage.folder / "evaluation"
+        if place is None:
             continue
-        place = stage.folder / "evaluation"
-        if os.path.lexists(place / SUMMARY) and _inside(place / SUMMARY, folder, missing):
+        if not os.path.lexists(place / SUMMARY):
+            missing += [f"Stage {stage.name} is trained and not evaluated yet."] if stage.trains else []
+        elif _inside(place / SUMMARY, folder, missing):
             places[stage.name] = place
-        elif stage.trains:
-            missing.append(f"Stage {stage.name} is trained and not evaluated yet.")
-    found: list[Evaluated] = []
-    for name, place in places.items():
-        notes: list[str] = []
-        found += results_in(place, name, notes)
-        damaged.update((name, note) for note in notes)
-        missing += notes
-    return found
+        else:
+            damaged[stage.name, None] = missing[-1]
+    return [each for name, place in places.items() for each in results_in(place, name, missing, damaged)]
 
 
-def results_in(place: Path, stage: str, missing: list[str]) -> list[Evaluated]:
-    """The results of an evaluation by set; none, with a note, if they cannot be read."""
+def results_in(
+    place: Path, stage: str, missing: list[str], damaged: dict[Result, str] | None = None
+) -> list[Evaluated]:
+    """The results of an evaluation by set; none, with a note in `missing` and in `damaged`, if they cannot be read."""
+    damaged, found = {} if damaged is None else damaged, []
     try:
-        entries = read_json(place / SUMMARY, _WRITE_AGAIN)
-        return [
-            _one(stage, key, entry, place)
-            for key, entry in entries.items()
-            if _inside(place / f"{key}.jsonl", place, missing)
-        ]
+        for key, entry in read_json(place / SUMMARY, _WRITE_AGAIN).items():
+            if _inside(place / f"{key}.jsonl", place, missing):
+                found.append(_one(stage, key, entry, place))
+            else:
+                damaged[stage, str(key)] = missing[-1]
+        return found
     except MmrlError as error:
-        missing.append(f"{error}.")
+        note = f"{error}."
     except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        missing.append(f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}.")
+        note = f"{place / SUMMARY} is damaged ({type(error).__name__}); {_WRITE_AGAIN}."
+    missing.append(note)
+    damaged[stage, None] = note
     return []
 
 

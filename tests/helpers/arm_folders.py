@@ -36,7 +36,8 @@ class ArmsFolder:
                 for fold in self.folds:
                     given = value if fold is None or value is None else value[fold]
                     self.runs.append(self._run(arm, seed, fold, given, (operations or {}).get(arm, 1000), best))
-        order = {"order": ["pretrain", "cold_start", "reason"], "apart": ["pretrain"]}
+        stages = ["pretrain", "cold_start", "reason"]
+        order = {"order": stages, "trained": stages, "apart": ["pretrain"]}
         self.content = {
             "version": 1,
             "name": folder.name,

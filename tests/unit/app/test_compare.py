@@ -16,6 +16,7 @@ from lightning_mmrl.config.comparisons import comparison_of
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.artifacts import write_artifact
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.report.comparison import read_plan
 from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS
 
@@ -124,6 +125,13 @@ def test_under_mlflow_run_all_runs_go_to_its_store(lab, monkeypatch, under):
     assert opened == ["sqlite:////theirs.db" if under else own]
     expected = "sqlite:////theirs.db/" if under else "/"
     assert set((lab.folder / "stores").read_text().splitlines()) == {expected}
+
+
+def test_the_plan_says_which_stages_of_an_arm_train(lab):
+    lab.run({"drawn": ["order=[pretrain,draw]", "+stage@stages.draw=sample"], "rl": [RL]})
+    arms = read_plan(lab.folder).arms
+    assert (arms["drawn"].order, arms["drawn"].trained) == (("pretrain", "draw"), ("pretrain",))
+    assert arms["rl"].trained == arms["rl"].order
 
 
 def test_a_damaged_plan_is_refused_and_the_way_out_works(lab):

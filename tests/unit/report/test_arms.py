@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -277,14 +278,46 @@ def test_a_damaged_run_costs_its_own_figure_alone(arms, file, content):
 
 
 @pytest.mark.parametrize("left", [{}, {"pairs": {"path": "stages/02-reason/artifacts/pairs", "digest": "a"}}])
-def test_the_value_of_an_earlier_stage_is_not_taken_where_the_last_one_lost_its_weights(arms, left):
+@pytest.mark.parametrize(
+    ("evaluation", "problem"),
+    [("e", "stage reason was evaluated and has no handoff"), (None, "its manifest has no weights of reason")],
+)
+def test_the_value_of_an_earlier_stage_is_not_taken_where_the_last_one_lost_its_weights(
+    arms, left, evaluation, problem
+):
     path = arms.folder / "runs" / "rl-seed1" / "manifest.json"
     content = json.loads(path.read_text())
+    content["stages"]["reason"]["evaluation"] = evaluation
     content["stages"]["reason"]["result"]["artifacts"] = left
     path.write_text(json.dumps(content))
     found = cell(summarize(arms.folder), "rl", 1)
     assert found.value is None
-    assert "stage reason was evaluated and has no handoff" in found.problem
+    assert problem in found.problem
+
+
+def test_a_plan_of_an_earlier_version_does_not_say_which_stages_train(arms):
+    for arm in arms.content["arms"].values():
+        del arm["trained"]
+    arms.save()
+    assert cell(summarize(arms.folder), "rl", 1).value == 0.7
+
+
+@pytest.mark.parametrize("leads_out", ["evaluation.json", "test.jsonl"])
+def test_an_evaluation_that_leads_out_is_not_called_a_missing_one(arms, leads_out):
+    place = arms.folder / "runs" / "rl-seed1" / "stages" / "02-reason" / "evaluation"
+    (place / leads_out).rename(arms.folder.parent / leads_out)
+    (place / leads_out).symlink_to(arms.folder.parent / leads_out)
+    found = cell(summarize(arms.folder), "rl", 1)
+    assert found.value is None
+    assert re.search(rf"cannot be read: .*{leads_out} leads out of", found.problem)
+
+
+def test_damage_to_another_set_is_not_the_reason_why_the_measured_one_is_missing(arms):
+    place = arms.folder / "runs" / "rl-seed1" / "stages" / "02-reason" / "evaluation"
+    content = json.loads((place / "evaluation.json").read_text())
+    (place / "evaluation.json").write_text(json.dumps({"ood": content["test"]}))
+    (place / "ood.jsonl").symlink_to(arms.folder.parent / "elsewhere.jsonl")
+    assert cell(summarize(arms.folder), "rl", 1).problem == "was not evaluated on test after its last trained stage"
 
 
 def test_finished_runs_that_the_plan_leaves_out_are_named(arms):
