@@ -103,7 +103,7 @@ class ArmRun:
 
     @property
     def outline(self) -> dict[str, Any]:
-        """The stages in order, those that train, and what the budget does with them."""
+        """The order of the stages, the names of those that train, and `budgeted`."""
         return {"order": list(self.config.order), "trained": list(self.config.trained), **self.budgeted}
 
     @property

@@ -16,7 +16,7 @@ def notes_of(summary: Summary) -> list[str]:
 
 
 def _run_notes(summary: Summary) -> list[str]:
-    """Names the runs without a value, and counts those that have not begun or not ended."""
+    """Names the runs without a value. Runs that are still to come or still running are only counted."""
     coming = Counter(cell.problem for cell in summary.cells if cell.problem in (NOT_BEGUN, NOT_ENDED))
     told = [f"{cell.title}: {cell.problem}." for cell in summary.cells if cell.problem and cell.problem not in coming]
     if any(cell.problem and cell.problem.startswith(FAILED) for cell in summary.cells):

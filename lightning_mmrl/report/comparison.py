@@ -21,9 +21,10 @@ Number = int | float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One arm: its overrides, its stages in order, and which of them train; which the budget leaves out or ends.
+    """One arm: its overrides, the order of its stages, and those that train.
 
-    Files of earlier versions do not say which stages train; `trained` is empty then.
+    `apart` are the stages that the budget leaves out, `shares` the parts of the budget by the stage that it ends.
+    Files of earlier versions do not say which stages train; `trained` is then empty.
     """
 
     overrides: tuple[str, ...]

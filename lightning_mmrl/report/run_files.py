@@ -303,9 +303,9 @@ def _evaluated(
     base = folder / (f"{BASE}/evaluation" if manifest.base is None else manifest.base.path)
     places = {BASE: base} if (base / SUMMARY).is_file() and _inside(base, folder, missing) else {}
     for stage in stages:
-        place = None if stage.folder is None else stage.folder / "evaluation"
-        if place is None:
+        if stage.folder is None:
             continue
+        place = stage.folder / "evaluation"
         if not os.path.lexists(place / SUMMARY):
             missing += [f"Stage {stage.name} is trained and not evaluated yet."] if stage.trains else []
         elif _inside(place / SUMMARY, folder, missing):
